@@ -1,0 +1,175 @@
+"""The records that cross the policy's border: what it is told and what it answers.
+
+Times are floats: ``now`` and every ``*_s`` in seconds on one monotonic clock that the caller owns,
+every ``*_ms`` a duration in milliseconds. Nothing here reads a clock.
+
+Words, as the field uses them: *accepted* tokens are draft tokens that the target confirmed; the
+*recovered* token is the target's own token at the first rejection; the *bonus* token is the
+target's own token after a full accept; *emitted* = accepted + that one token (fewer only where the
+output ends inside the block).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from specpilot.control.stop import StopRule
+
+
+class StopCause(StrEnum):
+    """Why a request ended. Every admitted request ends with exactly one of these."""
+
+    EOS = "eos"
+    STOP = "stop"
+    MAX_TOKENS = "max_tokens"
+    BUDGET = "budget"
+    DEADLINE = "deadline"
+    POLICY = "policy"
+    CANCELLED = "cancelled"
+    ERROR = "error"
+
+    @property
+    def complete(self) -> bool:
+        """Whether the suggestion ran to its own end (EOS, stop string, max_tokens)."""
+        return self in (StopCause.EOS, StopCause.STOP, StopCause.MAX_TOKENS)
+
+
+class Binding(StrEnum):
+    """What bound a decision: the constraint or signal without which it would have been different."""
+
+    BUDGET = "budget"
+    DEADLINE = "deadline"
+    DRAFT_COST = "draft_cost"
+    CONFIDENCE = "confidence"
+    LENGTH = "length"
+    BREAKER = "breaker"
+    PROBE = "probe"
+    MAX = "max"
+
+
+@dataclass(frozen=True, slots=True)
+class RequestInfo:
+    """What the policy may know of a request when it arrives.
+
+    ``arrival_s`` is the *scheduled* arrival (latency counts from it, queueing included); ``None``
+    means "now". ``cached_tokens`` is how many prompt tokens the target's KV cache already holds.
+    ``slo_ms`` overrides the configured end-to-end SLO; ``max_draft`` caps τ for this request (0
+    switches speculation off); ``prefill_passes`` is how many target passes the prompt needs before
+    its last one (0 unless the engine chunks prefill).
+    """
+
+    request_id: str
+    prompt_tokens: int
+    max_tokens: int
+    arrival_s: float | None = None
+    cached_tokens: int = 0
+    slo_ms: float | None = None
+    max_draft: int | None = None
+    prefill_passes: int = 0
+    drafter: str = "draft_model"
+    tenant: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The answer to :meth:`Controller.admit`: admitted, or refused with a reason that says why."""
+
+    admitted: bool
+    deadline_s: float
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why a plan is what it is: what bound it, and the numbers behind it."""
+
+    binding: Binding
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
+
+    def __str__(self) -> str:
+        numbers = " ".join(f"{key}={value:.3g}" for key, value in self.numbers.items())
+        return " ".join(part for part in (self.binding.value, numbers, self.note) if part)
+
+
+@dataclass(frozen=True, slots=True)
+class CyclePlan:
+    """One cycle for one request: at most ``max_draft`` tokens deep and ``max_nodes`` in all.
+
+    A chain has ``max_nodes == max_draft``. ``max_draft == 0`` is plain target decoding. The drafter
+    runs ``stop`` by itself; ``deadline_s`` is when the pass must have ended.
+    """
+
+    cycle_id: int
+    request_id: str
+    max_draft: int
+    max_nodes: int
+    stop: StopRule
+    deadline_s: float
+    from_pool: bool
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedStop:
+    """The request gets no further pass: it ends now with what is verified."""
+
+    request_id: str
+    cause: StopCause
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """The answer to :meth:`Controller.plan`: each request asked about is in exactly one of the two."""
+
+    cycles: tuple[CyclePlan, ...]
+    stops: tuple[PlannedStop, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CycleOutcome:
+    """What one cycle did, as the engine measured it.
+
+    ``drafted`` counts draft steps whose distribution was computed, ``proposed`` the tokens sent to
+    verification (``proposed <= drafted``: the last one computed may be dropped), ``accepted`` the
+    accepted draft tokens (the bonus/recovered token not counted), ``emitted`` the tokens appended.
+    ``confidences`` holds max q for each of the ``drafted`` positions. ``draft_ms`` covers the
+    ``drafted`` steps, ``draft_prefill_ms`` the tokens the draft's cache had to catch up with
+    (``draft_prefill_tokens``). ``verified_tokens`` is the width of the target pass for this request
+    (uncached prompt + block), ``context_tokens`` what its KV cache already held. ``ended`` is set
+    when the output ended in this cycle. ``draft_fault`` says what went wrong with the drafter.
+    """
+
+    cycle_id: int
+    drafted: int
+    proposed: int
+    accepted: int
+    emitted: int
+    confidences: tuple[float, ...] = ()
+    draft_ms: float = 0.0
+    draft_prefill_ms: float = 0.0
+    draft_prefill_tokens: int = 0
+    verify_ms: float = 0.0
+    verified_tokens: int = 1
+    context_tokens: int = 0
+    batch_size: int = 1
+    host_ms: float = 0.0
+    ended: StopCause | None = None
+    draft_fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSummary:
+    """A finished request's account."""
+
+    request_id: str
+    cause: StopCause
+    emitted_tokens: int
+    target_passes: int
+    pool_passes: int
+    cycles: int
+    e2e_ms: float
+    met_slo: bool

@@ -1,0 +1,1 @@
+"""Causal language models with rollback-able KV caches, one module an engine."""
