@@ -1,0 +1,1 @@
+"""The cycle: draft → verify → accept → commit, and the rules of acceptance."""

@@ -1,0 +1,1 @@
+"""Targets: what verifies blocks and has the last word on every token."""
