@@ -1,0 +1,81 @@
+"""The seam between the controller (which enforces the promises) and a planner (which chooses τ).
+
+The controller owns admission, the pass ledger, deadlines and the circuit breaker, so every planner
+— specpilot's own or a published rule used as a baseline — plays under exactly the same constraints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from specpilot.control.stop import StopRule
+from specpilot.control.types import CycleOutcome, Reason
+
+
+@dataclass(frozen=True, slots=True)
+class CycleView:
+    """What a planner may look at when it chooses one cycle of one request.
+
+    ``context_tokens`` counts prompt and output so far; ``new_context_tokens`` of them are not in the
+    target's cache yet (the prompt before the first pass, one token later). ``remaining_tokens`` are
+    still wanted (max_tokens − emitted); ``own_passes`` are the request's own unspent passes, this one
+    included if it is not drawn from the pool (``from_pool``). ``max_draft`` is the cap on τ from the
+    configuration, the request, the context limit and the deadline. ``time_left_ms`` is until the
+    request's internal deadline. ``waiting`` counts other requests that have a cycle to run now.
+    ``pass_price`` is λ in tokens, ``speculation_allowed`` is False while the drafter's breaker is open.
+    """
+
+    request_id: str
+    drafter: str
+    prompt_tokens: int
+    context_tokens: int
+    new_context_tokens: int
+    emitted_tokens: int
+    remaining_tokens: int
+    cycle_index: int
+    own_passes: int
+    from_pool: bool
+    max_draft: int
+    time_left_ms: float
+    waiting: int
+    pass_price: float
+    speculation_allowed: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A planner's answer: how deep to draft at most, when to stop by itself, and why.
+
+    ``bid_tokens`` is the expected gain of this pass in tokens; the controller grants a pass from the
+    pool only for a bid that is worth its price. ``end`` asks to end the request instead.
+    """
+
+    max_draft: int
+    stop: StopRule
+    reason: Reason
+    bid_tokens: float = 1.0
+    end: bool = False
+
+
+class Planner(Protocol):
+    """Chooses τ. Pure: no clock, random source or I/O; the same calls give the same answers."""
+
+    @property
+    def name(self) -> str: ...
+
+    def admitted(self, request_id: str, prompt_tokens: int, *, now: float) -> None:
+        """A request was admitted."""
+        ...
+
+    def choose(self, view: CycleView, *, now: float) -> Choice:
+        """Plan one cycle. ``choice.max_draft`` must not exceed ``view.max_draft``."""
+        ...
+
+    def observe(self, view: CycleView, outcome: CycleOutcome, *, now: float) -> None:
+        """Learn from a finished cycle; ``view`` is what :meth:`choose` saw."""
+        ...
+
+    def finished(self, request_id: str, *, now: float) -> None:
+        """The request has ended; forget what belongs to it alone."""
+        ...
