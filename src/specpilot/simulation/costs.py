@@ -12,6 +12,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ class Table:
     def __post_init__(self) -> None:
         if not self.at or len(self.at) != len(self.ms):
             raise ValueError(f"at: {len(self.at)} points for {len(self.ms)} times; give one time per point")
-        if any(b <= a for a, b in zip(self.at, self.at[1:], strict=False)):
+        if any(b <= a for a, b in pairwise(self.at)):
             raise ValueError(f"at: {list(self.at)} is not strictly ascending; sort the points")
         if not all(math.isfinite(value) and value >= 0.0 for value in self.ms):
             raise ValueError(f"ms: {list(self.ms)} has a time that is not ≥ 0 and finite; give milliseconds")
@@ -64,7 +65,7 @@ class EngineCosts:
 
     def __post_init__(self) -> None:
         widths = [width for width, _ in self.verify]
-        if not widths or any(b <= a for a, b in zip(widths, widths[1:], strict=False)):
+        if not widths or any(b <= a for a, b in pairwise(widths)):
             raise ValueError(
                 f"verify: widths {widths} are not strictly ascending and at least one; sort them"
             )
@@ -135,9 +136,7 @@ class EngineCosts:
             ValueError: naming the field, its value, the allowed range and the remedy.
         """
         if record.get("version") != VERSION:
-            raise ValueError(
-                f"version: {record.get('version')!r} is not {VERSION}; record the costs anew with this program"
-            )
+            raise ValueError(f"version: {record.get('version')!r} is not {VERSION}; record the costs anew")
         rows = record.get("verify_ms")
         if not isinstance(rows, list):
             raise ValueError("verify_ms: there is no list; give objects with new_tokens, at and ms")

@@ -1,0 +1,162 @@
+"""Recording: bits, ranks and endings of a toy pair whose tokens can be computed by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import count
+
+import numpy as np
+import pytest
+
+from specpilot.models.base import FloatArray, ForwardItem
+from specpilot.simulation.measure import measure_costs
+from specpilot.simulation.record import Recorder
+
+VOCAB = 16
+EOS = 0
+
+
+class ToyCache:
+    """Remembers tokens; there are no keys and values."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+
+    @property
+    def token_ids(self) -> Sequence[int]:
+        return self.tokens
+
+    @property
+    def nbytes(self) -> int:
+        return 0
+
+    def truncate(self, length: int) -> None:
+        del self.tokens[length:]
+
+    def keep_path(self, length: int, rows: Sequence[int]) -> None:
+        self.tokens = self.tokens[:length] + [self.tokens[row] for row in rows]
+
+
+class ToyLM:
+    """Next token = ``follow(previous token, position)``, with a logit of 2 over a runner-up of 1."""
+
+    name = "toy"
+    vocab_size = VOCAB
+    eos_token_ids = frozenset({EOS})
+
+    def __init__(self, follow: Callable[[int, int], int], context_limit: int = 64) -> None:
+        self.follow = follow
+        self.context_limit = context_limit
+        self.passes = 0
+
+    def new_cache(self) -> ToyCache:
+        return ToyCache()
+
+    def forward(self, items: Sequence[ForwardItem]) -> list[FloatArray]:
+        self.passes += 1
+        answers = []
+        for item in items:
+            cache = item.cache
+            assert isinstance(cache, ToyCache)
+            rows = np.zeros((len(item.token_ids), VOCAB), dtype=np.float32)
+            for index, token in enumerate(item.token_ids):
+                cache.tokens.append(token)
+                nxt = self.follow(token, len(cache.tokens))
+                rows[index, nxt] = 2.0
+                rows[index, (nxt + 1) % VOCAB] = 1.0
+            answers.append(rows[item.logits_from :])
+        return answers
+
+
+def count_up(token: int, position: int) -> int:
+    """5 follows 4; 0 (EOS) follows 15."""
+    return (token + 1) % VOCAB
+
+
+def count_up_but_for_fours(token: int, position: int) -> int:
+    """Like :func:`count_up`, wrong after every multiple of four."""
+    return (token + (3 if token % 4 == 0 else 1)) % VOCAB
+
+
+@pytest.fixture
+def toy_pair() -> tuple[ToyLM, ToyLM]:
+    """(target, draft)."""
+    return ToyLM(count_up), ToyLM(count_up_but_for_fours)
+
+
+Pair = tuple[ToyLM, ToyLM]
+
+
+def test_bits_against_the_known_pair(toy_pair: Pair) -> None:
+    recording = Recorder(*toy_pair).record("a", [2, 3], 8, label="count")
+    assert recording.token_ids == (4, 5, 6, 7, 8, 9, 10, 11)
+    # The draft errs after 4 and after 8.
+    assert recording.trace.agree == (1, 0, 1, 1, 1, 0, 1, 1)
+    # It then says token + 3 and, second, token + 4; the right one is further down, among the equals.
+    assert recording.trace.rank is not None
+    assert recording.trace.rank[0] == 0
+    assert recording.trace.rank[1] == 2
+    assert recording.trace.margin_target == (1.0,) * 8
+    assert recording.trace.ended == "max_tokens"
+    assert recording.trace.label == "count"
+    assert recording.inconsistent == 0
+
+
+def test_eos_ends_it_and_counts(toy_pair: Pair) -> None:
+    recording = Recorder(*toy_pair).record("a", [12], 8)
+    assert recording.token_ids == (13, 14, 15, 0)
+    assert recording.trace.ended == "eos"
+    assert recording.trace.agree == (0, 1, 1, 1)
+
+
+def test_the_next_request_reuses_the_caches_and_is_the_same(toy_pair: Pair) -> None:
+    recorder = Recorder(*toy_pair)
+    recorder.record("a", [2, 3], 4)
+    again = recorder.record("b", [2, 3, 4, 5], 4)
+    fresh = Recorder(*toy_pair).record("b", [2, 3, 4, 5], 4)
+    assert again == fresh
+
+
+def test_an_inconsistent_engine_is_counted(toy_pair: Pair) -> None:
+    class Moody(ToyLM):
+        """Says something else in a wide pass."""
+
+        def forward(self, items: Sequence[ForwardItem]) -> list[FloatArray]:
+            self.follow = (lambda t, p: 9) if len(items[0].token_ids) > 3 else count_up
+            return super().forward(items)
+
+    recording = Recorder(Moody(count_up), toy_pair[1]).record("a", [2], 6)
+    assert recording.token_ids == (3, 4, 5, 6, 7, 8)
+    assert recording.inconsistent == 6  # the wide pass says 9 everywhere
+
+
+def test_bad_requests(toy_pair: Pair) -> None:
+    recorder = Recorder(*toy_pair)
+    with pytest.raises(ValueError, match="max_tokens: 0"):
+        recorder.record("a", [1], 0)
+    with pytest.raises(ValueError, match="64 tokens leave no room"):
+        recorder.record("a", [1] * 64, 4)
+    other = ToyLM(count_up)
+    other.vocab_size = 17
+    with pytest.raises(ValueError, match="must share one tokenizer"):
+        Recorder(toy_pair[0], other)
+
+
+def test_costs_are_measured_per_shape() -> None:
+    # A clock that ticks 1 ms per reading: every pass takes 1 ms.
+    ticks = count()
+    pair = ToyLM(count_up, 600), ToyLM(count_up, 600)
+    costs = measure_costs(*pair, rounds=1, engine="toy", clock=lambda: next(ticks) / 1000.0)
+    assert costs.verify_ms(1, 0) == pytest.approx(1.0)
+    assert costs.verify_ms(300, 0) == pytest.approx(1.0)
+    assert costs.verify_ms(8, 384) == pytest.approx(1.0)
+    assert costs.draft_step(200) == pytest.approx(1.0)
+    assert costs.draft_prefill(100) == pytest.approx(1.0)
+    assert costs.engine == "toy"
+
+
+def test_a_short_context_measures_what_fits() -> None:
+    costs = measure_costs(ToyLM(count_up, 40), ToyLM(count_up, 40), rounds=1)
+    assert [width for width, _ in costs.verify] == [1, 2, 4, 8, 16, 32]
+    with pytest.raises(ValueError, match="rounds: 0"):
+        measure_costs(ToyLM(count_up), ToyLM(count_up), rounds=0)
