@@ -1,0 +1,53 @@
+# make demo   the main job from end to end on the bundled pair (creates its own virtual environment)
+# make test   the tests, in a virtual environment of their own with every engine
+# make lint   formatting, lint rules, types, import boundaries
+# make bench  the benchmarks
+#
+# Only Python (3.11 or newer) and git are needed. A stamp file says that an environment is up to date with
+# pyproject.toml and constraints.txt, so that a second call starts at once.
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+DEMO_STAMP := $(VENV)/.installed-demo
+DEV_STAMP := $(VENV)/.installed-dev
+DEFINITION := pyproject.toml constraints.txt
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help demo test lint bench clean
+help:
+	@sed -n 's/^# //p' Makefile | head -4
+
+# The environment is made anew where Python was upgraded under it: a broken one cannot run pip.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is older than Python 3.11; try: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(DEMO_STAMP): $(DEFINITION) | $(BIN)/python
+	$(PIP) --editable '.[demo]'
+	@touch $@
+
+$(DEV_STAMP): $(DEFINITION) | $(BIN)/python
+	$(PIP) --editable '.[dev]'
+	@touch $@ $(DEMO_STAMP)
+
+demo: $(DEMO_STAMP)
+	$(BIN)/specpilot demo --report demo-report.html $(ARGS)
+
+test: $(DEV_STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(DEV_STAMP)
+	$(BIN)/ruff format --check src tests benchmarks training
+	$(BIN)/ruff check src tests benchmarks training
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(DEV_STAMP)
+	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr,rounds $(ARGS)
+
+clean:
+	rm -rf $(VENV) demo-report.html
