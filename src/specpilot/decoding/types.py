@@ -23,10 +23,14 @@ class Block:
 
     def __post_init__(self) -> None:
         if len(self.token_ids) != len(self.parents):
-            raise ValueError(f"parents: {len(self.parents)} for {len(self.token_ids)} tokens; give one per token")
+            raise ValueError(
+                f"parents: {len(self.parents)} for {len(self.token_ids)} tokens; give one per token"
+            )
         for index, parent in enumerate(self.parents):
             if not -1 <= parent < index:
-                raise ValueError(f"parents[{index}]: {parent} is not in −1…{index - 1}; order parents before children")
+                raise ValueError(
+                    f"parents[{index}]: {parent} is not in −1…{index - 1}; order parents before children"
+                )
 
     @classmethod
     def chain(cls, token_ids: Sequence[int]) -> Block:
@@ -37,6 +41,16 @@ class Block:
     def is_chain(self) -> bool:
         """Whether every node is the child of the one before."""
         return all(parent == index - 1 for index, parent in enumerate(self.parents))
+
+    @property
+    def depth(self) -> int:
+        """Length of the longest path."""
+        if self.is_chain:
+            return len(self.token_ids)
+        depths: list[int] = []
+        for parent in self.parents:
+            depths.append(1 if parent < 0 else depths[parent] + 1)
+        return max(depths, default=0)
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -107,7 +121,8 @@ class Verification:
 class Acceptance:
     """What verification accepted: ``path`` are the block's accepted node indices from the root on,
     ``next_token`` the target's own token after them (recovered if a proposed token was rejected,
-    bonus if the path ran to a leaf)."""
+    bonus if the path ran to a leaf).
+    """
 
     path: tuple[int, ...]
     next_token: int

@@ -21,7 +21,8 @@ class TargetCapabilities:
 @dataclass(frozen=True, slots=True)
 class VerifyItem:
     """One request's part of a target pass: ``context`` (prompt plus output so far; the uncached rest
-    of it is prefilled in the same pass) and the block to be verified behind it."""
+    of it is prefilled in the same pass) and the block to be verified behind it.
+    """
 
     request_id: str
     context: Sequence[int]
@@ -52,7 +53,7 @@ class Target(Protocol):
         ...
 
     def commit(self, request_id: str, path: Sequence[int]) -> None:
-        """Keep the cache rows of the context and of the accepted ``path`` of the last block; drop the rest."""
+        """Keep the cache rows of the context and of the last block's accepted ``path``; drop the rest."""
         ...
 
     def close(self, request_id: str) -> None:

@@ -1,0 +1,291 @@
+"""The rules of acceptance: which drafted tokens stand, and the target's own token after them.
+
+===============  =================================  ==========================================  =======
+rule             drafter draws                      target accepts                              blocks
+===============  =================================  ==========================================  =======
+Greedy           argmax q                           the child equal to argmax p                 trees
+Rejection        x ~ q                              with probability min(1, p(x)/q(x))          chains
+Coupled          argmax of q under shared noise     the child equal to argmax p under the noise trees
+Deterministic    argmax q (or anything fixed)       draws x ~ p, follows the child equal to x   trees
+===============  =================================  ==========================================  =======
+
+All four are lossless: what is emitted is distributed as the target alone would have it. Rejection has
+the highest acceptance of the three that sample, but is only right where the proposals *are* samples of
+the q it is told; tree children and looked-up tokens are not, hence Deterministic. Coupled makes the text
+a function of prompt and seed, whatever was drafted.
+
+A drafter uses a rule in two steps, with the stop rule's question between them: :meth:`look` computes the
+distribution and its confidence, and only if the position is kept does :meth:`draw` draw the token
+(invariant I4: whether a position is proposed must not depend on its sample).
+
+A rule belongs to one request: those that draw hold its random state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from specpilot.decoding.distribution import DoubleArray, draw, probabilities, top_token
+from specpilot.decoding.types import Acceptance, Block, SamplingParams
+from specpilot.models.base import FloatArray
+
+
+@dataclass(frozen=True, slots=True)
+class DraftStep:
+    """One draft position before its token is drawn.
+
+    ``position`` is absolute (prompt and output counted, from 0), ``top`` the draft's likeliest token,
+    ``confidence`` the largest probability of the distribution that is drawn from, ``q`` that
+    distribution (vocab,), where the rule draws from one.
+    """
+
+    position: int
+    top: int
+    confidence: float
+    q: DoubleArray | None = None
+
+
+class AcceptanceRule(Protocol):
+    """How one request's tokens are drawn and accepted."""
+
+    @property
+    def needs_q(self) -> bool:
+        """Whether :meth:`accept` must be given the q rows that the tokens were drawn from."""
+        ...
+
+    def look(self, logits: FloatArray, position: int) -> DraftStep:
+        """The draft's distribution at an absolute position, from its ``logits`` (vocab,)."""
+        ...
+
+    def draw(self, step: DraftStep) -> int:
+        """The drafter's token for that position."""
+        ...
+
+    def accept(
+        self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
+    ) -> Acceptance:
+        """Judge a block.
+
+        Args:
+            block: what was proposed.
+            q: rows (len(block), vocab) that the tokens were drawn from, where ``needs_q``.
+            target_logits: (len(block) + 1, vocab); row 0 after the context, row i + 1 after node i.
+            position: absolute position of the first token after the context.
+        """
+        ...
+
+
+class Greedy:
+    """The target's likeliest token, always. Confidence is the draft's raw softmax maximum."""
+
+    needs_q = False
+
+    def look(self, logits: FloatArray, position: int) -> DraftStep:
+        """Argmax and its raw softmax probability."""
+        top, confidence = top_token(logits)
+        return DraftStep(position, top, confidence)
+
+    def draw(self, step: DraftStep) -> int:
+        """The draft's likeliest token."""
+        return step.top
+
+    def accept(
+        self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
+    ) -> Acceptance:
+        """Follow the child equal to the target's argmax."""
+        best = target_logits.argmax(axis=1).tolist()
+        return _follow(block, lambda row, depth: int(best[row]))
+
+
+class Rejection:
+    """Speculative sampling (Leviathan et al. 2023; Chen et al. 2023) for chains drawn from q.
+
+    A token x is accepted with probability min(1, p(x)/q(x)); at the first rejection the recovered token
+    is drawn from the normalised positive part of p − q.
+    """
+
+    needs_q = True
+
+    def __init__(self, params: SamplingParams, rng: np.random.Generator | None = None) -> None:
+        self._params = params
+        self._rng = rng if rng is not None else np.random.default_rng()
+
+    def look(self, logits: FloatArray, position: int) -> DraftStep:
+        """The shaped distribution and its maximum."""
+        return _shaped(logits, position, self._params)
+
+    def draw(self, step: DraftStep) -> int:
+        """A sample of q."""
+        return draw(_drawn_from(step), self._rng.random())
+
+    def accept(
+        self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
+    ) -> Acceptance:
+        """Accept the chain's tokens one by one against their q rows.
+
+        Raises:
+            ValueError: for a tree, or without one q row per token.
+        """
+        if not block.is_chain:
+            raise ValueError("block: a tree's children are no samples of q; use the Deterministic rule")
+        rows = () if q is None else q
+        if len(rows) != len(block):
+            raise ValueError(
+                f"q: {len(rows)} rows for {len(block)} tokens; give the q each was drawn from, "
+                "or use the Deterministic rule for tokens that were not drawn"
+            )
+        for index, (token, row) in enumerate(zip(block.token_ids, rows, strict=True)):
+            p = probabilities(target_logits[index], self._params)
+            # Not p/q ≥ u: so a vanishing q cannot divide by zero.
+            if self._rng.random() * float(row[token]) < p[token]:
+                continue
+            residual = np.maximum(p - row, 0.0)
+            if not residual.sum() > 0.0:  # p and q equal up to rounding: any of p's tokens will do
+                residual = p
+            return Acceptance(tuple(range(index)), draw(residual, self._rng.random()))
+        p = probabilities(target_logits[len(block)], self._params)
+        return Acceptance(tuple(range(len(block))), draw(p, self._rng.random()))
+
+
+class Coupled:
+    """Drafter-invariant sampling (Daliri et al. 2024): draft and target share their noise.
+
+    At absolute position t both take the argmax of their own log-probabilities plus the same Gumbel
+    noise, which is keyed by (seed, t) and nothing else. The target's token is then a sample of p that
+    does not depend on what was drafted, and the two are equal with probability at least
+    (1 − TV(p, q)) / (1 + TV(p, q)).
+
+    The noise comes from the counter-based generator Philox, read as raw words: these are stable across
+    numpy versions, platforms and processes.
+    """
+
+    needs_q = False
+
+    def __init__(self, params: SamplingParams, seed: int | None = None) -> None:
+        chosen = params.seed if seed is None else seed
+        if chosen is None:
+            raise ValueError("seed: None is not an integer; coupled sampling is keyed by a seed")
+        self._params = params
+        self._key = np.array([chosen & _WORD, (chosen >> 64) & _WORD], dtype=np.uint64)
+        self._noise: dict[int, DoubleArray] = {}
+
+    def look(self, logits: FloatArray, position: int) -> DraftStep:
+        """The shaped distribution and its maximum."""
+        return _shaped(logits, position, self._params)
+
+    def draw(self, step: DraftStep) -> int:
+        """Argmax of q under the noise of the step's position."""
+        return self._pick(_drawn_from(step), step.position)
+
+    def accept(
+        self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
+    ) -> Acceptance:
+        """Follow the child equal to the argmax of p under the same noise."""
+        accepted = _follow(
+            block,
+            lambda row, depth: self._pick(probabilities(target_logits[row], self._params), position + depth),
+        )
+        # Noise of positions now settled is not asked for again.
+        settled = position + len(accepted.path)
+        for known in [known for known in self._noise if known <= settled]:
+            del self._noise[known]
+        return accepted
+
+    def _pick(self, weights: DoubleArray, position: int) -> int:
+        """argmax(log w + Gumbel) = argmax(w / Exponential), which needs no logarithm of w."""
+        noise = self._noise.get(position)
+        if noise is None or noise.size != weights.size:
+            noise = self._noise[position] = self._exponentials(weights.size, position)
+        return int((weights / noise).argmax())
+
+    def _exponentials(self, size: int, position: int) -> DoubleArray:
+        # The position is the counter's third word: the lower two are left to count within the row.
+        counter = np.array([0, 0, position, 0], dtype=np.uint64)
+        words = np.random.Philox(key=self._key, counter=counter).random_raw(size)
+        # 52 bits plus a half lie strictly between 0 and 1, and so does their logarithm below 0.
+        uniform = ((words >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+        return np.asarray(-np.log(uniform), dtype=np.float64)
+
+
+class Deterministic:
+    """Candidates that are no samples of q: top-k children of a tree, tokens looked up in the prompt.
+
+    The target draws from p as if it were alone and follows the child that it drew, if there is one: exactly
+    lossless, and acceptance is p's mass on the children.
+    """
+
+    needs_q = False
+
+    def __init__(self, params: SamplingParams, rng: np.random.Generator | None = None) -> None:
+        self._params = params
+        self._rng = rng if rng is not None else np.random.default_rng()
+
+    def look(self, logits: FloatArray, position: int) -> DraftStep:
+        """The shaped distribution and its maximum."""
+        return _shaped(logits, position, self._params)
+
+    def draw(self, step: DraftStep) -> int:
+        """The draft's likeliest token: it has the best chance to be what the target draws."""
+        return step.top
+
+    def accept(
+        self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
+    ) -> Acceptance:
+        """Follow the child equal to the target's draw."""
+        return _follow(
+            block,
+            lambda row, depth: draw(probabilities(target_logits[row], self._params), self._rng.random()),
+        )
+
+
+def make_rule(
+    params: SamplingParams, *, sampled: bool = True, rng: np.random.Generator | None = None
+) -> AcceptanceRule:
+    """The rule for a request.
+
+    Args:
+        params: temperature 0 is greedy; a seed means coupled sampling.
+        sampled: whether the drafter's proposals are drawn with the rule (a draft model's chains), not
+            chosen otherwise (trees, prompt lookup).
+        rng: random state for the rules that need one; default: fresh from the operating system.
+    """
+    if params.temperature == 0.0:
+        return Greedy()
+    if params.seed is not None:
+        return Coupled(params)
+    return Rejection(params, rng) if sampled else Deterministic(params, rng)
+
+
+_WORD = (1 << 64) - 1
+
+
+def _follow(block: Block, choose: Callable[[int, int], int]) -> Acceptance:
+    """Walk down the tree along the target's tokens; ``choose(row, depth)`` is its token after a node."""
+    children: dict[tuple[int, int], int] = {}
+    for node, key in enumerate(zip(block.parents, block.token_ids, strict=True)):
+        children.setdefault(key, node)
+    path: list[int] = []
+    node = -1
+    while True:
+        token = choose(node + 1, len(path))
+        child = children.get((node, token))
+        if child is None:
+            return Acceptance(tuple(path), token)
+        path.append(child)
+        node = child
+
+
+def _shaped(logits: FloatArray, position: int, params: SamplingParams) -> DraftStep:
+    q = probabilities(logits, params)
+    top = int(q.argmax())
+    return DraftStep(position, top, float(q[top]), q)
+
+
+def _drawn_from(step: DraftStep) -> DoubleArray:
+    if step.q is None:
+        raise ValueError("step.q: None is not a distribution; pass on what this rule's look() returned")
+    return step.q

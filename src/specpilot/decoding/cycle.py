@@ -1,0 +1,223 @@
+"""One cycle for a batch of requests: draft → verify (one target pass for all) → accept → commit → emit.
+
+The part of a live run that touches models; *which* requests run and how long they draft is decided
+elsewhere (:mod:`specpilot.decoding.loop`, the controller). What can go wrong and what then happens:
+
+* the drafter fails in any way: this very cycle decodes with the target alone, and says so;
+* the target's pass fails: the requests in that pass end with ``error``, all others are unharmed;
+* one request's acceptance or commit fails: that request alone ends with ``error``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from specpilot.control.types import CycleOutcome, CyclePlan, StopCause
+from specpilot.decoding.request import CycleDetail, DecodingRequest
+from specpilot.decoding.types import Draft, Verification
+from specpilot.drafters.base import Drafter, DraftItem
+from specpilot.drafters.guarded import GuardedDrafter
+from specpilot.targets.base import Target, VerifyItem
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """One request's part of the cycle that is running."""
+
+    plan: CyclePlan
+    request: DecodingRequest
+    draft: Draft
+
+
+class LiveExecutor:
+    """Runs cycles on a real target and drafter (the ``Executor`` of live runs).
+
+    Args:
+        target: verifies.
+        drafter: proposes; ``None``: plain target decoding whatever is planned. One that is not a
+            :class:`~specpilot.drafters.guarded.GuardedDrafter` is wrapped in one without a time-out.
+        keep_details: record each cycle token by token in ``request.details``.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        target: Target,
+        drafter: Drafter | None = None,
+        *,
+        keep_details: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        if drafter is not None and not isinstance(drafter, GuardedDrafter):
+            drafter = GuardedDrafter(drafter, None, target.vocab_size)
+        self._target = target
+        self._drafter = drafter
+        self._keep_details = keep_details
+        self._clock = clock
+        self._requests: dict[str, DecodingRequest] = {}
+
+    def add(self, request: DecodingRequest) -> None:
+        """Hand in a request, before it is opened; it stays the caller's to read.
+
+        Raises:
+            ValueError: if its id is in use.
+        """
+        if request.request_id in self._requests:
+            raise ValueError(f"request_id: {request.request_id!r} is in flight; ids are used once at a time")
+        self._requests[request.request_id] = request
+
+    def open(self, request_id: str) -> int:
+        """Take up a request; returns how many prompt tokens the target has cached.
+
+        Raises:
+            ValueError: if it was not added.
+        """
+        request = self._request(request_id)
+        cached = self._target.open(request_id, request.prompt, request.session_id)
+        if self._drafter is not None:
+            self._drafter.open(request_id, request.prompt, request.session_id)
+        return cached
+
+    def close(self, request_id: str, cause: StopCause) -> None:
+        """The request is over; its caches go to its session. Unknown ids are ignored."""
+        request = self._requests.pop(request_id, None)
+        if request is None:
+            return
+        request.end(cause)
+        self._target.close(request_id)
+        if self._drafter is not None:
+            self._drafter.close(request_id)
+
+    def run(self, plans: Sequence[CyclePlan]) -> list[CycleOutcome]:
+        """One cycle for each plan, all in one target pass; outcomes in the plans' order.
+
+        In a shared pass ``verify_ms`` and ``host_ms`` are the whole pass's and the same for everybody.
+
+        Raises:
+            ValueError: for a request that was not added, or that has ended.
+        """
+        began = self._clock()
+        requests = [self._running(plan.request_id) for plan in plans]
+        drafts = self._draft(plans, requests, began)
+        turns = [_Turn(*parts) for parts in zip(plans, requests, drafts, strict=True)]
+        verifying = self._clock()
+        try:
+            verified = self._target.verify(
+                [VerifyItem(turn.plan.request_id, turn.request.context, turn.draft.block) for turn in turns]
+            )
+        except Exception as error:
+            spent_ms = (self._clock() - verifying) * 1000.0
+            outcomes = [self._failed(turn, error, spent_ms) for turn in turns]
+        else:
+            outcomes = [self._settle(turn, part) for turn, part in zip(turns, verified, strict=True)]
+        return self._account(outcomes, (self._clock() - began) * 1000.0)
+
+    def _draft(
+        self, plans: Sequence[CyclePlan], requests: Sequence[DecodingRequest], began: float
+    ) -> list[Draft]:
+        drafts = [Draft()] * len(plans)
+        if self._drafter is None:
+            return drafts
+        places: list[int] = []
+        items: list[DraftItem] = []
+        for place, (plan, request) in enumerate(zip(plans, requests, strict=True)):
+            room = self._target.capabilities.context_limit - len(request.context)
+            depth, nodes = min(plan.max_draft, room), min(plan.max_nodes, room)
+            if depth >= 1 and nodes >= 1:
+                elapsed_ms = (self._clock() - began) * 1000.0
+                places.append(place)
+                items.append(
+                    DraftItem(
+                        plan.request_id, request.context, depth, nodes, plan.stop, request.rule, elapsed_ms
+                    )
+                )
+        if items:
+            for place, draft in zip(places, self._drafter.propose(items), strict=True):
+                drafts[place] = draft
+        return drafts
+
+    def _settle(self, turn: _Turn, verified: Verification) -> CycleOutcome:
+        request, draft = turn.request, turn.draft
+        block = draft.block
+        try:
+            accepted = request.rule.accept(block, draft.q, verified.logits, len(request.context))
+            self._target.commit(request.request_id, accepted.path)
+        except Exception as error:
+            return self._failed(turn, error, verified.verify_ms)
+        tokens = [block.token_ids[node] for node in accepted.path]
+        emitted = request.emit([*tokens, accepted.next_token])
+        if self._keep_details:
+            request.details.append(
+                CycleDetail(
+                    cycle_id=turn.plan.cycle_id,
+                    max_draft=turn.plan.max_draft,
+                    reason=turn.plan.reason,
+                    block=block,
+                    accepted=tuple(tokens),
+                    own=accepted.next_token,
+                    full=(accepted.path[-1] if accepted.path else -1) not in block.parents,
+                    emitted=tuple(request.context[len(request.context) - emitted :]),
+                    fault=draft.fault,
+                )
+            )
+        return CycleOutcome(
+            cycle_id=turn.plan.cycle_id,
+            drafted=max(len(draft.confidences), block.depth),
+            proposed=len(block),
+            accepted=min(len(tokens), emitted),
+            emitted=emitted,
+            confidences=draft.confidences,
+            draft_ms=draft.draft_ms,
+            draft_prefill_ms=draft.prefill_ms,
+            draft_prefill_tokens=draft.prefill_tokens,
+            verify_ms=verified.verify_ms,
+            verified_tokens=verified.new_tokens,
+            context_tokens=verified.context_tokens,
+            ended=request.ended,
+            draft_fault=draft.fault,
+        )
+
+    def _failed(self, turn: _Turn, error: Exception, verify_ms: float) -> CycleOutcome:
+        """The pass was started and is spent, but nothing of it may be shown."""
+        turn.request.end(StopCause.ERROR, f"{type(error).__name__}: {error}")
+        draft = turn.draft
+        return CycleOutcome(
+            cycle_id=turn.plan.cycle_id,
+            drafted=max(len(draft.confidences), draft.block.depth),
+            proposed=len(draft.block),
+            accepted=0,
+            emitted=0,
+            confidences=draft.confidences,
+            draft_ms=draft.draft_ms,
+            draft_prefill_ms=draft.prefill_ms,
+            draft_prefill_tokens=draft.prefill_tokens,
+            verify_ms=verify_ms,
+            verified_tokens=len(draft.block) + 1,
+            ended=StopCause.ERROR,
+            draft_fault=draft.fault,
+        )
+
+    def _account(self, outcomes: list[CycleOutcome], wall_ms: float) -> list[CycleOutcome]:
+        """Fill in what only the whole pass knows."""
+        drafting = max((outcome.draft_ms + outcome.draft_prefill_ms for outcome in outcomes), default=0.0)
+        verifying = max((outcome.verify_ms for outcome in outcomes), default=0.0)
+        width = sum(outcome.verified_tokens for outcome in outcomes) if len(outcomes) > 1 else 0
+        host_ms = max(0.0, wall_ms - drafting - verifying)
+        return [
+            replace(outcome, host_ms=host_ms, batch_size=len(outcomes), batch_tokens=width)
+            for outcome in outcomes
+        ]
+
+    def _request(self, request_id: str) -> DecodingRequest:
+        try:
+            return self._requests[request_id]
+        except KeyError:
+            raise ValueError(f"request_id: {request_id!r} is unknown; add the request first") from None
+
+    def _running(self, request_id: str) -> DecodingRequest:
+        request = self._request(request_id)
+        if request.ended is not None:
+            raise ValueError(f"request_id: {request_id!r} has ended ({request.ended.value}); close it")
+        return request

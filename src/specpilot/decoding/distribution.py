@@ -1,0 +1,64 @@
+"""From logits to the distribution that a token is drawn from: the same function for p and for q.
+
+Losslessness under sampling needs nothing of q but that the drafter drew from exactly the q that the
+acceptance rule is told; it is acceptance that suffers where p and q are shaped differently. So
+temperature, top-k and top-p have one implementation, applied alike to the target's and the draft's
+logits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from specpilot.decoding.types import SamplingParams
+from specpilot.models.base import FloatArray
+
+DoubleArray = npt.NDArray[np.float64]
+
+
+def top_token(logits: FloatArray) -> tuple[int, float]:
+    """The most likely token and its raw softmax probability (temperature 1, nothing cut).
+
+    The hot path of greedy drafting: one argmax and one log-sum-exp over ``logits`` of shape (vocab,).
+    """
+    top = int(logits.argmax())
+    return top, 1.0 / float(np.exp(logits - logits[top]).sum())
+
+
+def probabilities(logits: FloatArray, params: SamplingParams) -> DoubleArray:
+    """The distribution that ``params`` makes of ``logits`` (both of shape (vocab,)).
+
+    In this order, as is usual: temperature; top-k (the k likeliest, ties with the k-th kept); top-p (of
+    what is left, the smallest set of the likeliest whose mass reaches ``top_p``, at least one token).
+
+    Raises:
+        ValueError: for temperature 0, which is no distribution to draw from but an argmax.
+    """
+    if params.temperature == 0.0:
+        raise ValueError("temperature: 0 is not > 0; greedy decoding draws nothing, use the Greedy rule")
+    # The maximum is taken off before the division, so that a tiny temperature cannot overflow.
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max()
+    if 0 < params.top_k < shifted.size:
+        least = np.partition(shifted, -params.top_k)[-params.top_k]
+        shifted[shifted < least] = -np.inf
+    with np.errstate(over="ignore"):
+        shifted /= params.temperature
+    weights = np.exp(shifted)
+    weights /= weights.sum()
+    if params.top_p < 1.0:
+        order = np.argsort(-weights, kind="stable")
+        kept = int(np.searchsorted(np.cumsum(weights[order]), params.top_p)) + 1
+        weights[order[kept:]] = 0.0
+        weights /= weights.sum()
+    return weights
+
+
+def draw(weights: DoubleArray, uniform: float) -> int:
+    """The token at quantile ``uniform`` (in [0, 1)) of non-negative ``weights`` (any positive sum)."""
+    cumulative = np.cumsum(weights)
+    index = int(np.searchsorted(cumulative, uniform * cumulative[-1], side="right"))
+    if index == weights.size:  # uniform · sum was rounded up to the sum
+        index = int(np.flatnonzero(weights)[-1])
+    return index

@@ -1,0 +1,293 @@
+"""The serving loop, shared by live runs, exact replay and the simulator.
+
+It decides *when* whose cycle runs (earliest deadline first, at cycle granularity) and nothing else: the
+controller plans, an executor runs, a clock tells the time. Every request that was admitted ends with
+exactly one stop cause, whatever fails on the way.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import count
+from typing import Protocol
+
+from specpilot.control.types import (
+    Admission,
+    BatchPlan,
+    CycleOutcome,
+    CyclePlan,
+    RequestInfo,
+    RequestSummary,
+    StopCause,
+)
+from specpilot.decoding.clock import Clock
+
+
+class ControllerLike(Protocol):
+    """What the loop asks of a controller (see :class:`specpilot.control.controller.Controller`)."""
+
+    def admit(self, request: RequestInfo, *, now: float) -> Admission:
+        """Take a request up or refuse it."""
+        ...
+
+    def plan(self, request_ids: Sequence[str], *, now: float) -> BatchPlan:
+        """A cycle or an end for each of the requests."""
+        ...
+
+    def begin(self, cycle_ids: Sequence[int], *, now: float) -> None:
+        """Their target passes start."""
+        ...
+
+    def observe(self, outcomes: Sequence[CycleOutcome], *, now: float) -> None:
+        """What the cycles did."""
+        ...
+
+    def abort(self, cycle_ids: Sequence[int], *, now: float) -> None:
+        """Give cycles up."""
+        ...
+
+    def finish(self, request_id: str, cause: StopCause, *, now: float) -> RequestSummary:
+        """The request has ended."""
+        ...
+
+
+class Executor(Protocol):
+    """What runs cycles: models, a recorded trace, a simulated engine."""
+
+    def open(self, request_id: str) -> int:
+        """Take up a request; returns how many of its prompt tokens are cached."""
+        ...
+
+    def run(self, plans: Sequence[CyclePlan]) -> list[CycleOutcome]:
+        """One cycle for each plan, outcomes in the same order."""
+        ...
+
+    def close(self, request_id: str, cause: StopCause) -> None:
+        """The request is over; unknown ids are ignored."""
+        ...
+
+
+class LoopObserver:
+    """Told of everything that happens; override what you need. Times in seconds on the loop's clock."""
+
+    def admitted(self, info: RequestInfo, admission: Admission, now: float) -> None:
+        """A request was taken up (``info.cached_tokens`` is filled in)."""
+
+    def refused(self, info: RequestInfo, admission: Admission, now: float) -> None:
+        """A request was refused; ``admission.reason`` says why."""
+
+    def planned(self, plan: BatchPlan, now: float) -> None:
+        """The controller has planned, nothing has run yet."""
+
+    def cycle(
+        self, info: RequestInfo, plan: CyclePlan, outcome: CycleOutcome, start_s: float, end_s: float
+    ) -> None:
+        """One request's cycle is over."""
+
+    def finished(self, info: RequestInfo, summary: RequestSummary, now: float) -> None:
+        """A request has ended."""
+
+
+@dataclass(slots=True)
+class RunResult:
+    """What became of the requests of a run."""
+
+    summaries: list[RequestSummary] = field(default_factory=list)
+    refusals: list[tuple[RequestInfo, Admission]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Active:
+    info: RequestInfo
+    deadline_s: float
+    order: int
+
+
+class ServeLoop:
+    """Admits requests, runs their cycles in deadline order, and ends them.
+
+    Args:
+        controller: plans and keeps the promises.
+        executor: runs cycles.
+        clock: the time; with a virtual one, cycles take what their outcomes say.
+        max_batch: most requests in one target pass.
+        observer: told of everything.
+
+    Raises:
+        ValueError: if ``max_batch`` is below 1.
+    """
+
+    def __init__(
+        self,
+        controller: ControllerLike,
+        executor: Executor,
+        clock: Clock,
+        max_batch: int = 1,
+        observer: LoopObserver | None = None,
+    ) -> None:
+        if max_batch < 1:
+            raise ValueError(f"max_batch: {max_batch} is not ≥ 1; use 1 for one request at a time")
+        self._controller = controller
+        self._executor = executor
+        self._clock = clock
+        self._max_batch = max_batch
+        self._observer = observer or LoopObserver()
+        self._active: dict[str, _Active] = {}
+        self._orders = count()
+        self._result: RunResult | None = None  # only while run() or run_closed() collects
+
+    @property
+    def outstanding(self) -> int:
+        """Requests admitted and not ended."""
+        return len(self._active)
+
+    def submit(self, info: RequestInfo) -> Admission:
+        """Offer a request; it is admitted or refused at once.
+
+        One that the executor cannot open (too long, no memory) is refused with the reason, so that it
+        disturbs nobody else.
+
+        Raises:
+            ValueError: for an id that is in flight.
+        """
+        request_id = info.request_id
+        if request_id in self._active:
+            raise ValueError(f"request_id: {request_id!r} is in flight; ids are used once at a time")
+        now = self._clock.now()
+        try:
+            info = replace(info, cached_tokens=self._executor.open(request_id))
+        except Exception as error:
+            return self._refuse(info, Admission(False, math.inf, f"request: {error}"))
+        try:
+            admission = self._controller.admit(info, now=now)
+        except Exception:
+            self._executor.close(request_id, StopCause.ERROR)
+            raise
+        if not admission.admitted:
+            return self._refuse(info, admission)
+        self._active[request_id] = _Active(info, admission.deadline_s, next(self._orders))
+        self._observer.admitted(info, admission, now)
+        return admission
+
+    def cancel(self, request_id: str) -> bool:
+        """The client is gone; False if the request is not in flight (any more)."""
+        if request_id not in self._active:
+            return False
+        self._finish(request_id, StopCause.CANCELLED)
+        return True
+
+    def step(self) -> bool:
+        """Plan and run one batch; False if no request is in flight."""
+        if not self._active:
+            return False
+        # Earliest deadline first, then first come first served.
+        urgent = sorted(self._active.values(), key=lambda active: (active.deadline_s, active.order))
+        chosen = [active.info.request_id for active in urgent[: self._max_batch]]
+        planned_at = self._clock.now()
+        plan = self._controller.plan(chosen, now=planned_at)
+        self._observer.planned(plan, planned_at)
+        for stop in plan.stops:
+            self._finish(stop.request_id, stop.cause)
+        # An observer may have cancelled a request; its cycle went with it.
+        cycles = [cycle for cycle in plan.cycles if cycle.request_id in self._active]
+        if cycles:
+            self._run(cycles)
+        return True
+
+    def run(self, arrivals: Iterable[RequestInfo]) -> RunResult:
+        """Open loop: each request is offered at its ``arrival_s`` (None: at once), then all are served out.
+
+        Arrivals do not wait for answers; one that comes while a cycle runs is offered when the cycle is
+        over, and its latency still counts from its scheduled arrival.
+        """
+        result = self._result = RunResult()
+        pending = sorted(arrivals, key=_scheduled)
+        place = 0
+        while place < len(pending) or self._active:
+            while place < len(pending) and _scheduled(pending[place]) <= self._clock.now():
+                self.submit(pending[place])
+                place += 1
+            if not self.step() and place < len(pending):
+                self._clock.wait_until(_scheduled(pending[place]))
+        self._result = None
+        return result
+
+    def run_closed(self, requests: Iterable[RequestInfo], outstanding: int = 1) -> RunResult:
+        """Closed loop: ``outstanding`` requests in flight at any time, the next one arrives when one ends.
+
+        This measures capacity; latencies from it flatter, since nobody arrives while the engine is busy.
+
+        Raises:
+            ValueError: if ``outstanding`` is below 1.
+        """
+        if outstanding < 1:
+            raise ValueError(f"outstanding: {outstanding} is not ≥ 1; use 1 for one request after another")
+        result = self._result = RunResult()
+        pending = iter(requests)
+        exhausted = False
+        while not exhausted or self._active:
+            while not exhausted and len(self._active) < outstanding:
+                info = next(pending, None)
+                if info is None:
+                    exhausted = True
+                else:
+                    self.submit(replace(info, arrival_s=self._clock.now()))
+            self.step()
+        self._result = None
+        return result
+
+    def _run(self, cycles: list[CyclePlan]) -> None:
+        infos = [self._active[cycle.request_id].info for cycle in cycles]
+        start = self._clock.now()
+        cycle_ids = [cycle.cycle_id for cycle in cycles]
+        self._controller.begin(cycle_ids, now=start)
+        try:
+            outcomes = self._executor.run(cycles)
+        except Exception:
+            # An executor deals with what it expects; this was something else. The passes stay spent.
+            self._controller.abort(cycle_ids, now=self._clock.now())
+            for cycle in cycles:
+                self._finish(cycle.request_id, StopCause.ERROR)
+            return
+        self._clock.elapse(duration_ms(outcomes))
+        end = self._clock.now()
+        self._controller.observe(outcomes, now=end)
+        for info, cycle, outcome in zip(infos, cycles, outcomes, strict=True):
+            self._observer.cycle(info, cycle, outcome, start, end)
+        for cycle, outcome in zip(cycles, outcomes, strict=True):
+            if outcome.ended is not None and cycle.request_id in self._active:
+                self._finish(cycle.request_id, outcome.ended)
+
+    def _finish(self, request_id: str, cause: StopCause) -> None:
+        info = self._active.pop(request_id).info
+        now = self._clock.now()
+        summary = self._controller.finish(request_id, cause, now=now)
+        self._executor.close(request_id, cause)
+        if self._result is not None:
+            self._result.summaries.append(summary)
+        self._observer.finished(info, summary, now)
+
+    def _refuse(self, info: RequestInfo, admission: Admission) -> Admission:
+        self._executor.close(info.request_id, StopCause.POLICY)
+        if self._result is not None:
+            self._result.refusals.append((info, admission))
+        self._observer.refused(info, admission, self._clock.now())
+        return admission
+
+
+def duration_ms(outcomes: Sequence[CycleOutcome]) -> float:
+    """What a batch of cycles took: those that shared a pass ran together, the others one by one."""
+    shared, alone = 0.0, 0.0
+    for outcome in outcomes:
+        spent = outcome.draft_ms + outcome.draft_prefill_ms + outcome.verify_ms + outcome.host_ms
+        if outcome.batch_size > 1:
+            shared = max(shared, spent)
+        else:
+            alone += spent
+    return shared + alone
+
+
+def _scheduled(info: RequestInfo) -> float:
+    return -math.inf if info.arrival_s is None else info.arrival_s

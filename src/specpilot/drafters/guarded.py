@@ -1,0 +1,174 @@
+"""A fence around a drafter: whatever goes wrong inside, the cycle gets an answer, and in time.
+
+The draft model is an optimisation. When it raises, hangs or talks nonsense, the request must go on with
+the target alone, so a fault becomes an empty :class:`~specpilot.decoding.types.Draft` with ``fault`` set.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from specpilot.decoding.types import Draft
+from specpilot.drafters.base import Drafter, DraftItem
+
+
+class GuardedDrafter:
+    """Answers for ``inner`` with exceptions, time-outs, wrong vocabularies and malformed blocks fenced off.
+
+    With a time-out the inner drafter lives in one worker thread. A call that takes too long is left alone
+    (a thread cannot be stopped from outside): until it has returned, every proposal is answered at once with
+    a fault, and requests opened or closed meanwhile are queued for it.
+
+    Args:
+        inner: the drafter.
+        timeout_ms: longest wait for a proposal; ``None``: no thread and no time-out.
+        vocab_size: the target's; the inner one's must be equal.
+
+    Raises:
+        ValueError: if ``timeout_ms`` is not > 0.
+    """
+
+    def __init__(self, inner: Drafter, timeout_ms: float | None, vocab_size: int) -> None:
+        if timeout_ms is not None and not timeout_ms > 0.0:
+            raise ValueError(f"timeout_ms: {timeout_ms} is not > 0; use None for no time-out")
+        self._inner = inner
+        self._timeout_s = None if timeout_ms is None else timeout_ms / 1000.0
+        self._vocab_size = vocab_size
+        self._worker: _Worker | None = None
+
+    @property
+    def name(self) -> str:
+        """The inner drafter's name."""
+        return self._inner.name
+
+    @property
+    def vocab_size(self) -> int:
+        """The vocabulary that proposals are checked against."""
+        return self._vocab_size
+
+    def open(self, request_id: str, prompt: Sequence[int], session_id: str | None = None) -> int:
+        """Take up a request; a fault shows when it is asked to propose."""
+        try:
+            return int(self._call(lambda: self._inner.open(request_id, prompt, session_id)))
+        except Exception:
+            return 0
+
+    def close(self, request_id: str) -> None:
+        """Let go of a request."""
+        try:
+            self._call(lambda: self._inner.close(request_id), wait=False)
+        except Exception:  # nothing can be done about it and nothing depends on it
+            return
+
+    def propose(self, items: Sequence[DraftItem]) -> list[Draft]:
+        """The inner drafter's proposals, checked one by one; a fault of the call is everybody's."""
+        try:
+            if self._inner.vocab_size != self._vocab_size:
+                raise _DrafterError(
+                    f"vocabulary: {self._inner.vocab_size} tokens, the target has {self._vocab_size}"
+                )
+            if self._worker is not None and self._worker.busy:
+                raise _DrafterError("time-out: an earlier call has not returned")
+            drafts = self._call(lambda: self._inner.propose(items))
+            if len(drafts) != len(items):
+                raise _DrafterError(f"malformed: {len(drafts)} drafts for {len(items)} requests")
+        except _DrafterError as fault:
+            return [Draft(fault=str(fault))] * len(items)
+        except Exception as error:
+            return [Draft(fault=f"exception: {type(error).__name__}: {error}")] * len(items)
+        return [self._checked(item, draft) for item, draft in zip(items, drafts, strict=True)]
+
+    def _call(self, job: Callable[[], Any], wait: bool = True) -> Any:
+        if self._timeout_s is None:
+            return job()
+        if self._worker is None:
+            self._worker = _Worker()
+            weakref.finalize(self, self._worker.end)
+        return self._worker.run(job, self._timeout_s if wait else None)
+
+    def _checked(self, item: DraftItem, draft: Draft) -> Draft:
+        try:
+            problem = self._problem(item, draft)
+        except Exception as error:  # not even the fields are what they should be
+            problem = f"{type(error).__name__}: {error}"
+        if problem is None:
+            return draft
+        return Draft(fault=problem if problem.startswith("vocabulary") else f"malformed: {problem}")
+
+    def _problem(self, item: DraftItem, draft: Draft) -> str | None:
+        if draft.fault is not None:
+            return None if not len(draft.block) else "tokens proposed along with a fault"
+        block = draft.block
+        if len(block) > item.max_nodes:
+            return f"{len(block)} tokens proposed, {item.max_nodes} asked for"
+        if block.depth > item.max_draft:
+            return f"{block.depth} positions deep, {item.max_draft} asked for"
+        for token in block.token_ids:
+            if not 0 <= token < self._vocab_size:
+                return f"vocabulary: token {token} is not in 0…{self._vocab_size - 1}"
+        for confidence in draft.confidences:
+            # Also catches NaN, and with it logits that are none.
+            if not 0.0 <= confidence <= 1.0 + 1e-6:
+                return f"confidence {confidence} is not in 0…1"
+        if item.rule.needs_q and len(block):
+            shape = None if draft.q is None else draft.q.shape
+            if shape != (len(block), self._vocab_size):
+                return f"q of shape {shape}, the acceptance rule needs {(len(block), self._vocab_size)}"
+        if not math.isfinite(draft.draft_ms + draft.prefill_ms):
+            return f"times {draft.draft_ms} and {draft.prefill_ms} are not finite"
+        return None
+
+
+class _DrafterError(Exception):
+    """A fault with its description."""
+
+
+class _Worker:
+    """One daemon thread that runs jobs in order; a job that outlasts its caller's patience just goes on."""
+
+    def __init__(self) -> None:
+        self._jobs: SimpleQueue[tuple[Callable[[], Any], SimpleQueue[tuple[Any, Exception | None]]] | None]
+        self._jobs = SimpleQueue()
+        self._overdue: SimpleQueue[tuple[Any, Exception | None]] | None = None
+        threading.Thread(target=_work, args=(self._jobs,), name="specpilot-drafter", daemon=True).start()
+
+    @property
+    def busy(self) -> bool:
+        """Whether a job that timed out has still not returned."""
+        if self._overdue is not None and not self._overdue.empty():
+            self._overdue = None
+        return self._overdue is not None
+
+    def run(self, job: Callable[[], Any], timeout_s: float | None) -> Any:
+        """The job's result; with no time-out, or behind a hanging job, it is only queued."""
+        answer: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
+        self._jobs.put((job, answer))
+        if timeout_s is None or self.busy:
+            return 0
+        try:
+            result, error = answer.get(timeout=timeout_s)
+        except Empty:
+            self._overdue = answer
+            raise _DrafterError(f"time-out: no answer within {timeout_s * 1000.0:.0f} ms") from None
+        if error is not None:
+            raise error
+        return result
+
+    def end(self) -> None:
+        """Let the thread end when it has nothing left to do."""
+        self._jobs.put(None)
+
+
+def _work(jobs: SimpleQueue[Any]) -> None:
+    while (entry := jobs.get()) is not None:
+        job, answer = entry
+        try:
+            answer.put((job(), None))
+        except Exception as error:
+            answer.put((None, error))
+        del entry, job, answer  # no reference to the last request while waiting for the next
