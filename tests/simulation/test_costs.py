@@ -8,7 +8,7 @@ from specpilot.simulation.costs import EngineCosts, Table, read_costs, write_cos
 
 COSTS = EngineCosts(
     draft_step=Table((0.0, 100.0), (1.0, 2.0)),
-    draft_prefill=Table((1.0, 101.0), (1.0, 11.0)),
+    draft_forward=Table((1.0, 101.0), (1.0, 11.0)),
     verify=((1.0, Table((0.0, 100.0), (10.0, 12.0))), (9.0, Table((0.0, 100.0), (18.0, 22.0)))),
     host=0.5,
     engine="test",
@@ -29,6 +29,13 @@ def test_verification_is_bilinear() -> None:
     assert COSTS.verify_ms(17, 0) == 26.0
 
 
+def test_scaling() -> None:
+    scaled = COSTS.scaled(draft=2.0, verify=0.5, host=0.0)
+    assert (scaled.draft_step(0), scaled.draft_forward(1), scaled.verify_ms(1, 0)) == (2.0, 2.0, 5.0)
+    assert scaled.host == 0.0
+    assert COSTS.scaled() == COSTS
+
+
 def test_round_trip(tmp_path: Path) -> None:
     write_costs(tmp_path / "costs.json", COSTS)
     assert read_costs(tmp_path / "costs.json") == COSTS
@@ -39,7 +46,7 @@ def test_three_numbers() -> None:
     assert costs.verify_ms(1, 500) == 10.0
     assert costs.verify_ms(5, 0) == 12.0
     assert costs.draft_step(300) == 2.0
-    assert costs.draft_prefill(100) == pytest.approx(10.0)
+    assert costs.draft_forward(101) == pytest.approx(12.0)
     with pytest.raises(ValueError, match="verify_ms: 0"):
         EngineCosts.from_numbers(draft_ms=1.0, verify_ms=0.0)
     with pytest.raises(ValueError, match="draft_ms: -1"):

@@ -151,7 +151,7 @@ def test_costs_are_measured_per_shape() -> None:
     assert costs.verify_ms(300, 0) == pytest.approx(1.0)
     assert costs.verify_ms(8, 384) == pytest.approx(1.0)
     assert costs.draft_step(200) == pytest.approx(1.0)
-    assert costs.draft_prefill(100) == pytest.approx(1.0)
+    assert costs.draft_forward(100) == pytest.approx(1.0)
     assert costs.engine == "toy"
 
 

@@ -12,10 +12,10 @@ from specpilot.simulation.replay import ReplayRequest, TraceExecutor
 from specpilot.simulation.unknown import fill_unknown
 from specpilot.trace.agreement import AgreementTrace
 
-# A draft step 1 ms, draft prefill 0.1 ms a token, a pass 10 ms + 0.5 ms per further new token.
+# A draft step 1 ms, each further token of a draft pass 0.1 ms, a pass 10 ms + 0.5 ms per further new token.
 COSTS = EngineCosts(
     draft_step=Table((0.0,), (1.0,)),
-    draft_prefill=Table((0.0, 100.0), (0.0, 10.0)),
+    draft_forward=Table((1.0, 101.0), (1.0, 11.0)),
     verify=((1.0, Table((0.0,), (10.0,))), (101.0, Table((0.0,), (60.0,)))),
     host=0.25,
 )
@@ -45,7 +45,8 @@ def test_a_request_by_hand() -> None:
     assert (first.drafted, first.proposed, first.accepted, first.emitted) == (4, 4, 2, 3)
     # Prompt and block in one pass: 24 new tokens, 10 + 23 · 0.5.
     assert (first.verified_tokens, first.context_tokens, first.verify_ms) == (24, 0, 21.5)
-    assert (first.draft_prefill_tokens, first.draft_prefill_ms, first.draft_ms) == (19, 1.9, 4.0)
+    assert (first.draft_prefill_tokens, first.draft_ms) == (19, 4.0)
+    assert first.draft_prefill_ms == pytest.approx(1.9)
     assert first.host_ms == 0.25
     second = cycle(run, 3)
     assert (second.accepted, second.emitted, second.ended) == (3, 4, None)
@@ -55,8 +56,8 @@ def test_a_request_by_hand() -> None:
     assert second.draft_prefill_tokens == 0
     third = cycle(run, 1)
     assert (third.accepted, third.emitted) == (0, 1)
-    # After a full accept the last accepted token has not been through the draft: it is caught up.
-    assert third.draft_prefill_tokens == 1
+    # After a full accept two tokens are fed (the last accepted one and the bonus): a step all the same.
+    assert third.draft_prefill_tokens == 0
     fourth = cycle(run, 1)
     assert (fourth.accepted, fourth.emitted, fourth.ended) == (1, 2, StopCause.MAX_TOKENS)
 
@@ -68,6 +69,7 @@ def test_plain_cycles_leave_the_draft_behind() -> None:
     assert plain.draft_ms + plain.draft_prefill_ms == 0.0
     # Everything before the last known token: 20 of 21.
     assert cycle(run, 1).draft_prefill_tokens == 20
+    assert cycle(run, 0).draft_prefill_tokens == 0
 
 
 def test_session_reuse() -> None:
@@ -104,6 +106,7 @@ def test_eos_inside_a_block() -> None:
     trace = AgreementTrace("a", 5, (1, 1, 1), ended="eos")
     outcome = cycle(executor(trace), 8)
     assert (outcome.accepted, outcome.emitted, outcome.ended) == (3, 3, StopCause.EOS)
+    assert outcome.proposed == 3  # nothing is drafted behind EOS
     # Asked for less than was recorded, EOS is not reached.
     assert cycle(executor(trace, max_tokens=2), 1).ended is StopCause.MAX_TOKENS
 

@@ -30,6 +30,7 @@ def draft_length(cycles: Sequence[CycleRecord]) -> str:
     lengths = [float(cycle.proposed) for cycle in cycles]
     axes.scatter(times, lengths, s=6, color=COLOURS[0], alpha=0.35, linewidths=0, label="one cycle")
     axes.plot(times, _moving_mean(lengths, 50), color=INK, linewidth=1.8, label="mean of 50 cycles")
+    axes.set_ylim(bottom=0.0)
     axes.legend(frameon=False, loc="upper right")
     return _svg(figure, "Draft length of each cycle over time with its moving mean")
 
@@ -66,7 +67,7 @@ def pool(cycles: Sequence[CycleRecord]) -> str:
         color=COLOURS[0],
         linewidth=1.4,
     )
-    axes.set_ylim(bottom=0.0)
+    axes.set_ylim(0.0, max([1.0, *(1.05 * cycle.ledger.pool for cycle in cycles)]))
     return _svg(figure, "Passes in the shared pool over time")
 
 
@@ -82,13 +83,13 @@ def latency(latencies_ms: Mapping[str, Sequence[float]], slo_ms: float) -> str:
     axes.axvline(slo_ms, color=INK, linewidth=1.0, linestyle=":")
     axes.annotate(f"SLO {slo_ms:g} ms", (slo_ms, 0.03), xytext=(4, 0), textcoords="offset points", color=INK)
     axes.axhline(0.95, color=MUTED, linewidth=0.8, linestyle=":")
-    axes.set_xlim(left=0.0)
+    axes.set_xlim(0.0, max([1.25 * slo_ms, *(value for values in latencies_ms.values() for value in values)]))
     axes.set_ylim(0.0, 1.02)
     axes.legend(frameon=False, loc="lower right")
     return _svg(figure, "Distribution of end-to-end latency by policy, with the service level objective")
 
 
-def acceptance_by_position(cycles: Sequence[CycleRecord], least: int = 10) -> tuple[list[int], list[float]]:
+def acceptance_by_position(cycles: Sequence[CycleRecord], least: int = 30) -> tuple[list[int], list[float]]:
     """Conditional acceptance: (positions from 1, accepted ÷ reached), where reached at least ``least`` times.
 
     A position is reached if all before it were accepted and it was proposed.

@@ -47,18 +47,23 @@ class Table:
         share = (point - at[index - 1]) / (at[index] - at[index - 1])
         return max(0.0, ms[index - 1] + (ms[index] - ms[index - 1]) * share)
 
+    def scaled(self, factor: float) -> Table:
+        """The same points, all times multiplied."""
+        return Table(self.at, tuple(ms * factor for ms in self.ms))
+
 
 @dataclass(frozen=True, slots=True)
 class EngineCosts:
     """What one engine takes for one pair, in milliseconds.
 
-    ``draft_step`` is one draft token by cached context; ``draft_prefill`` is the draft's prefill by
-    tokens; ``verify`` maps the width of a target pass (new tokens: block or prompt + block) to a table
-    by cached context; ``host`` is a cycle's time outside the models. ``engine`` says what was measured.
+    ``draft_step`` is one draft token by cached context; ``draft_forward`` a draft pass over many tokens
+    (prefill, its step included); ``verify`` maps the width of a target pass (new tokens: block, or prompt
+    and block) to a table by cached context; ``host`` is a cycle's time outside the models. ``engine``
+    says what was measured.
     """
 
     draft_step: Table
-    draft_prefill: Table
+    draft_forward: Table
     verify: tuple[tuple[float, Table], ...]
     host: float = 0.0
     engine: str = ""
@@ -85,13 +90,26 @@ class EngineCosts:
         first = below(context_tokens)
         return max(0.0, first + (above(context_tokens) - first) * share)
 
+    def scaled(self, *, draft: float = 1.0, verify: float = 1.0, host: float | None = None) -> EngineCosts:
+        """The same costs with all draft times, all verify times multiplied, and another host time.
+
+        A bare forward pass is not all that a cycle takes; the factors come from cycles that really ran.
+        """
+        return EngineCosts(
+            draft_step=self.draft_step.scaled(draft),
+            draft_forward=self.draft_forward.scaled(draft),
+            verify=tuple((width, table.scaled(verify)) for width, table in self.verify),
+            host=self.host if host is None else host,
+            engine=self.engine,
+        )
+
     @classmethod
     def from_numbers(
         cls, *, draft_ms: float, verify_ms: float, verify_token_ms: float = 0.0, engine: str = "given"
     ) -> EngineCosts:
         """Costs from three numbers: a draft step, a one-token pass, and each further token of a pass.
 
-        The draft's prefill is charged per token at the target's rate times draft ÷ verify, which is
+        A token of the draft's prefill is charged at the target's rate times draft ÷ verify, which is
         what the same kernels on a smaller model take.
 
         Raises:
@@ -109,7 +127,7 @@ class EngineCosts:
         token_ms = verify_token_ms * draft_ms / verify_ms
         return cls(
             draft_step=Table((0.0,), (draft_ms,)),
-            draft_prefill=Table((0.0, 1024.0), (0.0, 1024.0 * token_ms)),
+            draft_forward=Table((1.0, 1025.0), (draft_ms, draft_ms + 1024.0 * token_ms)),
             verify=(
                 (1.0, Table((0.0,), (verify_ms,))),
                 (1025.0, Table((0.0,), (verify_ms + 1024.0 * verify_token_ms,))),
@@ -124,7 +142,7 @@ class EngineCosts:
             "engine": self.engine,
             "host_ms": self.host,
             "draft_step_ms": asdict(self.draft_step),
-            "draft_prefill_ms": asdict(self.draft_prefill),
+            "draft_forward_ms": asdict(self.draft_forward),
             "verify_ms": [{"new_tokens": width, **asdict(table)} for width, table in self.verify],
         }
 
@@ -142,7 +160,7 @@ class EngineCosts:
             raise ValueError("verify_ms: there is no list; give objects with new_tokens, at and ms")
         return cls(
             draft_step=_table(record.get("draft_step_ms"), "draft_step_ms"),
-            draft_prefill=_table(record.get("draft_prefill_ms"), "draft_prefill_ms"),
+            draft_forward=_table(record.get("draft_forward_ms"), "draft_forward_ms"),
             verify=tuple(
                 (
                     _number(_mapping(row, f"verify_ms[{index}]").get("new_tokens"), "new_tokens"),

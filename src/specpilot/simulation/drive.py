@@ -1,77 +1,24 @@
-"""One engine, many requests: the loop that drives a controller and an executor, live or in replay.
+"""Driving a controller over a stream of requests: with the serving loop that live runs use.
 
-Open loop: requests arrive when they arrive, are admitted between passes, and are served first come,
-first served. With a virtual clock time is what the outcomes say it took; with a wall clock it is what it
-took. The same code drives both, so that a live run and its replay differ in the executor alone.
+The loop (:class:`specpilot.decoding.loop.ServeLoop`), the controller and the arrivals are the same in a
+live run and in its replay; they differ in the executor and in the clock.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
-from specpilot.control import CycleOutcome, CyclePlan, RequestInfo, StopCause
+from specpilot.control import RequestInfo
+from specpilot.decoding.clock import Clock
+from specpilot.decoding.loop import Executor, ServeLoop
 from specpilot.simulation.observed import ObservedController
 from specpilot.simulation.replay import ReplayRequest
 from specpilot.simulation.results import RequestRecord
 
 
-class Executor(Protocol):
-    """Runs cycles: on models, or by looking them up."""
-
-    def open(self, request_id: str) -> int:
-        """Take up a request; returns how many prompt tokens need no prefill."""
-        ...
-
-    def run(self, plans: Sequence[CyclePlan]) -> list[CycleOutcome]:
-        """Run one cycle for each plan."""
-        ...
-
-    def close(self, request_id: str, cause: StopCause) -> None:
-        """Let go of a request."""
-        ...
-
-
-class Clock(Protocol):
-    """Seconds since the run began."""
-
-    def now(self) -> float:
-        """The time."""
-        ...
-
-    def wait_until(self, at: float) -> None:
-        """Let time pass until ``at`` (at once if it is over)."""
-        ...
-
-    def spent(self, outcome: CycleOutcome) -> None:
-        """A cycle has run; a virtual clock moves on by what it took."""
-        ...
-
-
-class VirtualClock:
-    """Time that passes only where something takes time."""
-
-    def __init__(self) -> None:
-        self._now = 0.0
-
-    def now(self) -> float:
-        """The virtual time, in seconds."""
-        return self._now
-
-    def wait_until(self, at: float) -> None:
-        """Jump to ``at``."""
-        self._now = max(self._now, at)
-
-    def spent(self, outcome: CycleOutcome) -> None:
-        """Add the cycle's times."""
-        busy_ms = outcome.draft_prefill_ms + outcome.draft_ms + outcome.verify_ms + outcome.host_ms
-        self._now += busy_ms / 1000.0
-
-
-class WallClock:
-    """Real time, which can be paused: two policies that take turns each have a clock of their own."""
+class PausableClock:
+    """The machine's clock, which can stand still: policies that take turns each have one of their own."""
 
     def __init__(self, source: Callable[[], float] = time.perf_counter) -> None:
         self._source = source
@@ -92,14 +39,14 @@ class WallClock:
             self._offset = self._paused_at - self._source()
             self._paused_at = None
 
-    def wait_until(self, at: float) -> None:
-        """Sleep until ``at``."""
-        left = at - self.now()
+    def wait_until(self, time_s: float) -> None:
+        """Sleep until then; at once if it is past."""
+        left = time_s - self.now()
         if left > 0.0:
             time.sleep(left)
 
-    def spent(self, outcome: CycleOutcome) -> None:
-        """Real time has passed by itself."""
+    def elapse(self, duration_ms: float) -> None:
+        """Nothing: the time has passed."""
 
 
 def serve(
@@ -109,72 +56,36 @@ def serve(
     clock: Clock,
     *,
     closed_loop: bool = False,
-    finished: Callable[[str], None] | None = None,
-) -> dict[str, float]:
-    """Run requests on one engine, first come, first served, until all have ended.
+) -> None:
+    """Serve requests until all have ended; the controller keeps the account.
 
     Args:
         controller: the policy under test.
         executor: the engine or its stand-in.
-        requests: in order of arrival; only ids, lengths and times are looked at here.
+        requests: only ids, lengths and arrivals are looked at here.
         clock: real or virtual time.
         closed_loop: each request arrives when the one before has ended: one client that never waits.
-        finished: called with the id of each request that has ended or was refused (for progress).
-
-    Returns:
-        Request id → arrival, in seconds on the clock.
-
-    A request that arrives during a pass is admitted when the pass has ended, as on a real engine.
     """
-    coming = deque(requests)
-    active: deque[str] = deque()
-    arrivals: dict[str, float] = {}
-    while coming or active:
-        if not active and not closed_loop:
-            clock.wait_until(coming[0].arrival_s)
-        now = clock.now()
-        while coming and (not active if closed_loop else coming[0].arrival_s <= now):
-            request = coming.popleft()
-            arrivals[request.request_id] = now if closed_loop else request.arrival_s
-            info = RequestInfo(
-                request_id=request.request_id,
-                prompt_tokens=request.trace.prompt_tokens,
-                max_tokens=request.length,
-                arrival_s=arrivals[request.request_id],
-                cached_tokens=executor.open(request.request_id),
-            )
-            if controller.admit(info, now=now).admitted:
-                active.append(request.request_id)
-            else:
-                executor.close(request.request_id, StopCause.POLICY)
-                if finished:
-                    finished(request.request_id)
-        if not active:
-            continue
-        request_id = active[0]
-        batch = controller.plan([request_id], now=now)
-        if batch.cycles:
-            plan = batch.cycles[0]
-            controller.begin([plan.cycle_id], now=now)
-            outcome = executor.run([plan])[0]
-            clock.spent(outcome)
-            now = clock.now()
-            controller.observe([outcome], now=now)
-            cause = outcome.ended
-        else:
-            cause = batch.stops[0].cause
-        if cause is not None:
-            active.popleft()
-            executor.close(request_id, cause)
-            controller.finish(request_id, cause, now=now)
-            if finished:
-                finished(request_id)
-    return arrivals
+    infos = [
+        RequestInfo(
+            request_id=request.request_id,
+            prompt_tokens=request.trace.prompt_tokens,
+            max_tokens=request.length,
+            arrival_s=request.arrival_s,
+        )
+        for request in requests
+    ]
+    loop = ServeLoop(controller, executor, clock)
+    if closed_loop:
+        loop.run_closed(infos)
+    else:
+        loop.run(infos)
 
 
-def request_record(request: ReplayRequest, arrival_s: float, controller: ObservedController) -> RequestRecord:
+def request_record(request: ReplayRequest, controller: ObservedController) -> RequestRecord:
     """One arrival's record; refused requests have no cause and end when they arrive."""
     request_id = request.request_id
+    arrival_s = controller.arrivals[request_id]
     summary = controller.summaries.get(request_id)
     slo_ms = controller.config.slo_p95_ms
     trace = request.trace

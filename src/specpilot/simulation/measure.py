@@ -100,7 +100,7 @@ def _costs(medians: dict[tuple[str, int, int], float], engine: str) -> EngineCos
     at, ms = zip(*sorted(prefill), strict=True)
     return EngineCosts(
         draft_step=table("draft", 1),
-        draft_prefill=Table(tuple(float(width) for width in at), tuple(ms)),
+        draft_forward=Table(tuple(float(width) for width in at), tuple(ms)),
         verify=tuple((float(width), table("target", width)) for width in widths),
         engine=engine,
     )

@@ -45,6 +45,8 @@ class ObservedController(Controller):
         self.cycle_records: list[CycleRecord] = []
         self.summaries: dict[str, RequestSummary] = {}
         self.refusals: dict[str, str] = {}
+        self.arrivals: dict[str, float] = {}
+        """Request id → scheduled arrival, in seconds on the caller's clock; refused ones included."""
         self.budget_violations = 0
         self._keep_cycles = keep_cycles
         self._plans: dict[int, CyclePlan] = {}
@@ -58,6 +60,7 @@ class ObservedController(Controller):
     def admit(self, request: RequestInfo, *, now: float) -> Admission:
         """Admit, and count."""
         admission = super().admit(request, now=now)
+        self.arrivals[request.request_id] = now if request.arrival_s is None else request.arrival_s
         if admission.admitted:
             self._counted_admitted += 1
             self._passes_of[request.request_id] = 0

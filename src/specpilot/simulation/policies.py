@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 from specpilot.control import ControllerConfig
 from specpilot.control.planning import Planner
+from specpilot.decoding.clock import VirtualClock
 from specpilot.simulation.baselines import RULES, STATIC_NAMES, make_rule
 from specpilot.simulation.costs import EngineCosts
-from specpilot.simulation.drive import VirtualClock, request_record, serve
+from specpilot.simulation.drive import request_record, serve
 from specpilot.simulation.observed import ObservedController
 from specpilot.simulation.oracle import Oracle
 from specpilot.simulation.replay import ReplayRequest, TraceExecutor
@@ -83,9 +84,8 @@ def replay_policy(
     config = config or ControllerConfig()
     controller = ObservedController(config, make_planner(name, requests), keep_cycles=keep_cycles)
     executor = TraceExecutor({request.request_id: request for request in requests}, costs)
-    clock = VirtualClock()
-    arrivals = serve(controller, executor, requests, clock, closed_loop=closed_loop)
-    records = [request_record(request, arrivals[request.request_id], controller) for request in requests]
+    serve(controller, executor, requests, VirtualClock(), closed_loop=closed_loop)
+    records = [request_record(request, controller) for request in requests]
     result = summarise(
         name, "replay", records, controller.totals, budget_violations=controller.budget_violations
     )

@@ -20,10 +20,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from specpilot.control.stop import StopRule
 from specpilot.control.types import CycleOutcome, CyclePlan, StopCause
 from specpilot.simulation.costs import EngineCosts
 from specpilot.trace.agreement import AgreementTrace
 
+STEP_TOKENS = 2
+"""Feeding this many tokens still counts as a draft step (after a full accept two are fed), as live."""
 LIMITS = (
     "Accepted lengths are exact for greedy decoding with a token-level draft model and chain blocks.",
     "Confidences beyond a block's first disagreement are the on-path ones (off_path_confidences).",
@@ -67,7 +70,8 @@ class _State:
 
 
 class TraceExecutor:
-    """Runs cycles by looking them up; the clock is whoever's: each cycle's times are in its outcome.
+    """Runs cycles by looking them up (an :class:`~specpilot.decoding.loop.Executor`); the virtual clock
+    moves by the times in their outcomes.
 
     Args:
         requests: by request id.
@@ -114,19 +118,23 @@ class TraceExecutor:
         left = state.length - start
         while run < plan.max_draft and run < left and agree[start + run] == 1:
             run += 1
-        prefill_tokens = draft_rows = 0
+        # A draft that proposes EOS drafts no further.
+        limit = left if state.ends_with_eos and run == left else plan.max_draft
+        prefill_tokens = drafted = proposed = 0
         prefill_ms = draft_ms = 0.0
         confidences: list[float] = []
-        proposed = 0
-        if plan.max_draft:
-            # The first step feeds the last known token; whatever else is missing is prefill.
-            prefill_tokens = max(0, context - 1 - state.draft_rows)
-            prefill_ms = costs.draft_prefill(prefill_tokens) if prefill_tokens else 0.0
+        plan.stop.start()
+        if plan.max_draft and plan.stop.draft_on(1, 0.0):
             step_ms = costs.draft_step(context)
-            drafted = self._draft(plan, state, start, prefill_ms, step_ms, run, confidences)
-            proposed = drafted[1]
-            draft_ms = drafted[0] * step_ms
-            draft_rows = drafted[0]
+            fed = max(1, context - state.draft_rows)
+            if fed > STEP_TOKENS:
+                # The first draft pass catches up and makes a step; what is beyond a step is prefill.
+                prefill_tokens = fed - 1
+                prefill_ms = max(0.0, costs.draft_forward(fed) - step_ms)
+            drafted, proposed = self._draft(
+                plan.stop, state, (start, run, min(plan.max_draft, limit)), (prefill_ms, step_ms), confidences
+            )
+            draft_ms = drafted * step_ms
         accepted = min(run, proposed)
         emitted = min(accepted + 1, left)
         new_tokens = max(1, context - state.target_rows) + proposed
@@ -135,14 +143,15 @@ class TraceExecutor:
         state.emitted = start + emitted
         # Rows of the accepted path stay; the token after it has not been fed yet.
         state.target_rows = context + accepted
-        if draft_rows:
-            state.draft_rows = context + min(accepted, draft_rows - 1)
+        if drafted:
+            # The last token drafted is never fed.
+            state.draft_rows = context + min(accepted, drafted - 1)
         ended = None
         if state.emitted >= state.length:
             ended = StopCause.EOS if state.ends_with_eos else StopCause.MAX_TOKENS
         return CycleOutcome(
             cycle_id=plan.cycle_id,
-            drafted=draft_rows,
+            drafted=drafted,
             proposed=proposed,
             accepted=accepted,
             emitted=emitted,
@@ -159,19 +168,21 @@ class TraceExecutor:
 
     def _draft(
         self,
-        plan: CyclePlan,
+        stop: StopRule,
         state: _State,
-        start: int,
-        elapsed_ms: float,
-        step_ms: float,
-        run: int,
+        block: tuple[int, int, int],
+        times_ms: tuple[float, float],
         confidences: list[float],
     ) -> tuple[int, int]:
-        """(drafted, proposed) under the plan's stop rule; fills in the confidences."""
-        stop, known = plan.stop, state.confidence
-        stop.start()
+        """(drafted, proposed) under a stop rule that has allowed the first step; fills in the confidences.
+
+        ``block`` is (first output position, accepted length of an endless block, most tokens),
+        ``times_ms`` (prefill, one step).
+        """
+        (start, run, limit), (elapsed_ms, step_ms) = block, times_ms
+        known = state.confidence
         drafted = proposed = 0
-        while proposed < plan.max_draft and stop.draft_on(proposed + 1, elapsed_ms):
+        while True:
             drafted += 1
             elapsed_ms += step_ms
             if known:
@@ -181,6 +192,7 @@ class TraceExecutor:
                     position = min(position, len(known) - 1)
                 confidences.append(known[position])
                 if not stop.keep(drafted, known[position]):
-                    break
+                    return drafted, proposed
             proposed += 1
-        return drafted, proposed
+            if proposed >= limit or not stop.draft_on(proposed + 1, elapsed_ms):
+                return drafted, proposed

@@ -83,7 +83,7 @@ def first_guess() -> EngineCosts:
     profile = CostProfile()
     return EngineCosts(
         draft_step=Table((0.0,), (profile.draft_step_ms,)),
-        draft_prefill=Table(tuple(float(knot) for knot in KNOTS), profile.draft_prefill_ms),
+        draft_forward=Table(tuple(float(knot) for knot in KNOTS), profile.draft_prefill_ms),
         verify=tuple(
             (float(knot), Table((0.0,), (ms,))) for knot, ms in zip(KNOTS, profile.verify_ms, strict=True)
         ),

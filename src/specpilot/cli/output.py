@@ -1,0 +1,87 @@
+"""Where results go: tables to the terminal, JSON to a file or standard output, progress in between."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+JsonOption = Annotated[
+    str | None,
+    typer.Option(
+        "--json", metavar="FILE", help="Write the result as JSON; - is standard output.", show_default=False
+    ),
+]
+
+
+def console(json_target: str | None) -> Console:
+    """For people; standard error where standard output carries the JSON alone."""
+    from rich.console import Console
+
+    return Console(stderr=json_target == "-", highlight=False)
+
+
+def progress(screen: Console) -> Progress:
+    """A progress bar that shows on a terminal only and is gone afterwards."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=screen,
+        transient=True,
+        disable=not screen.is_terminal,
+    )
+
+
+def write_json(target: str | None, result: Mapping[str, Any]) -> None:
+    """Write ``result`` where ``--json`` says; nothing where it was not given.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    if target is None:
+        return
+    text = json.dumps(_finite(result), indent=1) + "\n"
+    if target == "-":
+        sys.stdout.write(text)
+    else:
+        Path(target).write_text(text, encoding="utf-8")
+
+
+def check_writable(*targets: str | Path | None) -> None:
+    """Fail before the work and not after it where a result could not be written.
+
+    Raises:
+        ValueError: if a file's folder does not exist, or the file is a folder.
+    """
+    for target in targets:
+        if target is None or str(target) == "-":
+            continue
+        path = Path(target)
+        if not path.parent.is_dir():
+            raise ValueError(f"{target}: the folder {path.parent} does not exist; create it first")
+        if path.is_dir():
+            raise ValueError(f"{target}: this is a folder; name a file in it")
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity: an unlimited budget becomes null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

@@ -1,0 +1,128 @@
+"""``specpilot record``: generations of a pair → an agreement trace, and the engine's measured costs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
+
+
+def run(
+    out: Annotated[Path, typer.Argument(help="Where to write the agreement trace.", show_default=False)],
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help='JSON Lines of {"prompt": …, "request": name?, "label": class?}. Default: bundled.',
+            show_default=False,
+        ),
+    ] = None,
+    costs: Annotated[
+        Path | None,
+        typer.Option(help="Also measure the engine, and write its costs here.", show_default=False),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most output tokens per prompt.")] = 24,
+    limit: Annotated[
+        int | None, typer.Option(help="Only the first so many prompts.", show_default=False)
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Target: folder or hub id. Default: bundled.", show_default=False)
+    ] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="Draft: folder or hub id. Default: bundled.", show_default=False)
+    ] = None,
+    engine: Annotated[str, typer.Option(help="onnx or transformers.")] = "onnx",
+    json_target: JsonOption = None,
+) -> None:
+    """Record where the draft agrees with the target along the target's own greedy text.
+
+    Exit status 1 if the engine is inconsistent: its choice at a position depends on how the tokens were
+    split into passes (near-ties apart), so that a replay would not be exact.
+    """
+    from specpilot.demo.pair_engine import load_engine
+
+    from specpilot.simulation.costs import write_costs
+    from specpilot.simulation.measure import measure_costs
+    from specpilot.simulation.record import Recorder
+    from specpilot.trace import write_agreement
+
+    check_writable(out, costs, json_target)
+    wanted = read_prompts(prompts)[:limit]
+    screen = console(json_target)
+    traces = []
+    inconsistent = 0
+    with progress(screen) as bar:
+        task = bar.add_task("recording", total=len(wanted))
+        loaded = load_engine(engine, target, draft)
+        recorder = Recorder(loaded.target, loaded.draft)
+        for name, label, text in wanted:
+            recording = recorder.record(name, loaded.encode(text), max_tokens, label=label)
+            traces.append(recording.trace)
+            inconsistent += recording.inconsistent
+            bar.advance(task)
+        if costs is not None:
+            bar.update(task, description="measuring the engine")
+            write_costs(costs, measure_costs(loaded.target, loaded.draft, engine=loaded.name))
+    write_agreement(out, traces)
+    bits = [bit for trace in traces for bit in trace.agree]
+    agreement = sum(bit or 0 for bit in bits) / len(bits)
+    screen.print(
+        f"{len(traces)} requests, {len(bits)} positions: the draft agrees at {agreement:.1%} of them."
+    )
+    if inconsistent:
+        screen.print(
+            f"[bold red]Inconsistent[/]: at {inconsistent} positions another split of the passes differs."
+        )
+    write_json(
+        json_target,
+        {
+            "requests": len(traces),
+            "positions": len(bits),
+            "agreement": agreement,
+            "inconsistent_positions": inconsistent,
+            "near_ties": sum(trace.near_ties(len(trace.agree)) for trace in traces),
+            "trace": str(out),
+            "costs": None if costs is None else str(costs),
+        },
+    )
+    if inconsistent:
+        raise typer.Exit(1)
+
+
+def read_prompts(path: Path | None) -> list[tuple[str, str | None, str]]:
+    """(name, class, text) of each prompt; the bundled ones where no file is given.
+
+    Raises:
+        ValueError: with the line's number, for anything that is not a prompt.
+        OSError: if the file cannot be read.
+    """
+    if path is None:
+        from specpilot.demo.workload import bundled_prompts
+
+        return [(prompt.key, prompt.label, prompt.text) for prompt in bundled_prompts()]
+    found: list[tuple[str, str | None, str]] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path.name}, line {number}: not JSON ({error.msg}); write one object a line"
+            ) from None
+        if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or not record["prompt"]:
+            raise ValueError(f'{path.name}, line {number}: prompt: there is no text; write {{"prompt": "…"}}')
+        label = record.get("label")
+        found.append(
+            (
+                str(record.get("request", f"line-{number}")),
+                None if label is None else str(label),
+                record["prompt"],
+            )
+        )
+    if not found:
+        raise ValueError(f"{path.name}: no prompts; write one JSON object a line")
+    return found

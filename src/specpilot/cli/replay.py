@@ -1,0 +1,117 @@
+"""``specpilot replay TRACE``: any policies over an agreement trace, exactly."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
+from specpilot.control import ControllerConfig
+
+if TYPE_CHECKING:
+    from specpilot.simulation.results import PolicyResult
+
+DEFAULTS = ControllerConfig()
+
+
+def run(
+    trace: Annotated[
+        Path, typer.Argument(help="Agreement trace, as written by `specpilot record`.", show_default=False)
+    ],
+    policy: Annotated[
+        list[str] | None,
+        typer.Option("--policy", help="A policy's name; repeatable. Default: all.", show_default=False),
+    ] = None,
+    cost: Annotated[
+        Path | None,
+        typer.Option("--cost", help="The engine's costs, as written by record.", show_default=False),
+    ] = None,
+    draft_ms: Annotated[float | None, typer.Option(help="Time of a draft step.", show_default=False)] = None,
+    verify_ms: Annotated[
+        float | None, typer.Option(help="Time of a target pass over one token.", show_default=False)
+    ] = None,
+    verify_token_ms: Annotated[
+        float | None, typer.Option(help="Time of each further token in a pass.", show_default=False)
+    ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option(help="Requests to replay. Default: each of the trace once.", show_default=False),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most output tokens per request.")] = 24,
+    load: Annotated[
+        float, typer.Option(help="Arrival rate ÷ capacity of specpilot; 0: closed loop, one client.")
+    ] = 0.4,
+    seed: Annotated[int, typer.Option(help="Seed of the arrivals and of unknown bits.")] = 1,
+    slo_p95_ms: Annotated[float, typer.Option(help="End-to-end latency SLO.")] = DEFAULTS.slo_p95_ms,
+    pass_budget: Annotated[float, typer.Option(help="Target passes per request.")] = DEFAULTS.pass_budget,
+    no_ledger: Annotated[
+        bool, typer.Option("--no-ledger", help="No pass budget: what it costs the others.")
+    ] = False,
+    json_target: JsonOption = None,
+) -> None:
+    """Replay policies over an agreement trace: exact accepted lengths, measured times.
+
+    Exit status 1 if specpilot was replayed and broke a promise.
+    """
+    from specpilot.demo.report import policy_rows, result_table
+    from specpilot.simulation.baselines import STATIC_NAMES
+    from specpilot.simulation.policies import POLICY_NAMES, check_policy, replay_policy
+    from specpilot.simulation.replay import LIMITS
+    from specpilot.simulation.results import best_of
+    from specpilot.simulation.stream import capacity, costs_from, stream
+    from specpilot.trace import read_agreement
+
+    names = [check_policy(name) for name in policy or POLICY_NAMES]
+    check_writable(json_target)
+    costs = costs_from(cost, draft_ms, verify_ms, verify_token_ms)
+    # Every pass yields a token, so that a budget of max_tokens never binds.
+    config = ControllerConfig(
+        pass_budget=float(max(1, max_tokens)) if no_ledger else pass_budget, slo_p95_ms=slo_p95_ms
+    )
+    traces = read_agreement(trace)
+    closed, drawn = stream(traces, count=requests, max_tokens=max_tokens, rate=math.inf, seed=seed)
+    if not load >= 0.0:
+        raise ValueError(f"load: {load} is not ≥ 0; 0.4 is typical, 0 is closed loop")
+    arriving = closed
+    if load:
+        rate = load * capacity(closed, costs, config)
+        arriving, _ = stream(traces, count=requests, max_tokens=max_tokens, rate=rate, seed=seed)
+    screen = console(json_target)
+    results = []
+    with progress(screen) as bar:
+        task = bar.add_task("replaying", total=len(names))
+        for name in names:
+            results.append(replay_policy(name, arriving, costs, config, closed_loop=load == 0.0).result)
+            bar.advance(task)
+    notes = [*LIMITS, f"Costs: {costs.engine}. Unknown bits drawn: {drawn}."]
+    screen.print(result_table(policy_rows(results)))
+    for note in notes:
+        screen.print(f"[dim]{note}[/]")
+    rows = {result.name: result for result in results}
+    statics = [result for result in results if result.name in STATIC_NAMES]
+    write_json(
+        json_target,
+        {
+            "policies": {name: result.to_json() for name, result in rows.items()},
+            "best_static": best_of(statics).name if statics else None,
+            "gain_over_best_static": _ratio(rows.get("specpilot"), best_of(statics) if statics else None),
+            "oracle_share": _ratio(rows.get("specpilot"), rows.get("oracle")),
+            "drawn_bits": drawn,
+            "load": load,
+            "seed": seed,
+            "limits": notes,
+        },
+    )
+    own = rows.get("specpilot")
+    if own is not None and (own.budget_violations or own.slo_attainment < 0.95):
+        raise typer.Exit(1)
+
+
+def _ratio(own: PolicyResult | None, other: PolicyResult | None) -> float | None:
+    """Goodput over goodput, where both were replayed."""
+    if own is None or other is None or other.goodput_tokens_per_s == 0.0:
+        return None
+    return own.goodput_tokens_per_s / other.goodput_tokens_per_s
