@@ -16,13 +16,16 @@ from specpilot.testing.check import Check
 from specpilot.testing.controllers import controller_checks
 from specpilot.testing.drafters import drafter_checks
 from specpilot.testing.models import model_checks
+from specpilot.testing.run import decode, plain_greedy
 from specpilot.testing.targets import target_checks
 
 __all__ = [
     "Check",
     "StaticController",
     "controller_checks",
+    "decode",
     "drafter_checks",
     "model_checks",
+    "plain_greedy",
     "target_checks",
 ]
