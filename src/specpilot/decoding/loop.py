@@ -188,9 +188,10 @@ class ServeLoop:
         planned_at = self._clock.now()
         plan = self._controller.plan(chosen, now=planned_at)
         self._observer.planned(plan, planned_at)
+        # An observer may have cancelled a request; its cycle or stop went with it.
         for stop in plan.stops:
-            self._finish(stop.request_id, stop.cause)
-        # An observer may have cancelled a request; its cycle went with it.
+            if stop.request_id in self._active:
+                self._finish(stop.request_id, stop.cause)
         cycles = [cycle for cycle in plan.cycles if cycle.request_id in self._active]
         if cycles:
             self._run(cycles)

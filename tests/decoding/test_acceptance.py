@@ -1,0 +1,129 @@
+"""Distributions and the rules' own arithmetic, by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from specpilot.decoding.acceptance import Coupled, Deterministic, Greedy, Rejection, make_rule
+from specpilot.decoding.distribution import draw, probabilities, top_token
+from specpilot.decoding.types import Block, SamplingParams
+from specpilot.models.base import FloatArray
+
+
+def logits(*weights: float) -> FloatArray:
+    return np.log(np.asarray(weights, dtype=np.float32))
+
+
+HALVES = logits(0.5, 0.25, 0.125, 0.125)
+
+
+def test_temperature() -> None:
+    assert probabilities(HALVES, SamplingParams(1.0)) == pytest.approx([0.5, 0.25, 0.125, 0.125])
+    # Half the temperature squares the odds.
+    squared = np.array([0.25, 0.0625, 0.015625, 0.015625])
+    assert probabilities(HALVES, SamplingParams(0.5)) == pytest.approx(squared / squared.sum())
+    assert probabilities(HALVES, SamplingParams(1e-300)) == pytest.approx([1.0, 0.0, 0.0, 0.0])
+    with pytest.raises(ValueError, match="temperature"):
+        probabilities(HALVES, SamplingParams(0.0))
+
+
+def test_top_k_and_top_p() -> None:
+    def shaped(top_k: int = 0, top_p: float = 1.0) -> list[float]:
+        return [float(mass) for mass in probabilities(HALVES, SamplingParams(1.0, top_k, top_p))]
+
+    assert shaped(top_k=1) == pytest.approx([1.0, 0.0, 0.0, 0.0])
+    assert shaped(top_k=2) == pytest.approx([2 / 3, 1 / 3, 0.0, 0.0])
+    assert shaped(top_k=3) == pytest.approx([0.5, 0.25, 0.125, 0.125])  # the tie with the third stays
+    assert shaped(top_k=9) == pytest.approx([0.5, 0.25, 0.125, 0.125])
+    assert shaped(top_p=0.5) == pytest.approx([1.0, 0.0, 0.0, 0.0])
+    assert shaped(top_p=0.51) == pytest.approx([2 / 3, 1 / 3, 0.0, 0.0])
+    assert shaped(top_p=1e-9) == pytest.approx([1.0, 0.0, 0.0, 0.0])
+    # Top-p counts what top-k has left: 2/3 ≥ 0.6.
+    assert shaped(top_k=2, top_p=0.6) == pytest.approx([1.0, 0.0, 0.0, 0.0])
+
+
+def test_greedy_confidence_is_the_raw_softmax() -> None:
+    token, confidence = top_token(HALVES + 3.0)
+    assert token == 0
+    assert confidence == pytest.approx(0.5)
+
+
+def test_draw_is_the_quantile_function() -> None:
+    weights = np.array([0.0, 0.25, 0.0, 0.75, 0.0])
+    assert [draw(weights, u) for u in (0.0, 0.2499, 0.25, 0.9999, 1.0)] == [1, 1, 3, 3, 3]
+
+
+CHAIN = Block.chain([1, 2])
+
+
+def target(*tokens: int) -> FloatArray:
+    """Rows whose argmax is as given, by far."""
+    rows = np.full((len(tokens), 4), -30.0, dtype=np.float32)
+    rows[np.arange(len(tokens)), list(tokens)] = 30.0
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rows", "path", "own"), [((1, 2, 3), (0, 1), 3), ((1, 0, 3), (0,), 0), ((3, 2, 1), (), 3)]
+)
+def test_all_rules_follow_a_sure_target(rows: tuple[int, ...], path: tuple[int, ...], own: int) -> None:
+    """With point masses every rule must do what greedy does."""
+    params = SamplingParams(1.0)
+    q = np.full((2, 4), 0.25, dtype=np.float32)
+    for rule in (Greedy(), Rejection(params), Coupled(params, 3), Deterministic(params)):
+        accepted = rule.accept(CHAIN, q, target(*rows), 7)
+        assert (accepted.path, accepted.next_token) == (path, own)
+
+
+def test_trees_follow_the_branch() -> None:
+    tree = Block((0, 1, 2, 2, 3), (-1, -1, 0, 1, 3))
+    for rule in (Greedy(), Coupled(SamplingParams(1.0), 3), Deterministic(SamplingParams(1.0))):
+        # Row i + 1 is what the target says after node i.
+        accepted = rule.accept(tree, None, target(1, 0, 2, 0, 3, 0), 7)
+        assert (accepted.path, accepted.next_token) == ((1, 3, 4), 0)
+
+
+def test_rejection_refuses_what_it_cannot_judge() -> None:
+    rule = Rejection(SamplingParams(1.0))
+    with pytest.raises(ValueError, match="Deterministic"):
+        rule.accept(Block((1, 2), (-1, -1)), np.ones((2, 4), dtype=np.float32), target(1, 2, 3), 0)
+    with pytest.raises(ValueError, match="q: 0 rows for 2 tokens"):
+        rule.accept(CHAIN, None, target(1, 2, 3), 0)
+
+
+def test_rejection_takes_equal_distributions_whole() -> None:
+    """Where p equals q everything is accepted, up to the bonus."""
+    rule = Rejection(SamplingParams(1.0), np.random.default_rng(0))
+    rows = np.stack([HALVES, HALVES, HALVES])
+    q = np.stack([probabilities(HALVES, SamplingParams(1.0))] * 2).astype(np.float32)
+    for _ in range(50):
+        assert rule.accept(CHAIN, q, rows, 0).path == (0, 1)
+
+
+def test_make_rule() -> None:
+    assert isinstance(make_rule(SamplingParams()), Greedy)
+    assert isinstance(make_rule(SamplingParams(seed=1)), Greedy)
+    assert isinstance(make_rule(SamplingParams(0.7)), Rejection)
+    assert isinstance(make_rule(SamplingParams(0.7), sampled=False), Deterministic)
+    assert isinstance(make_rule(SamplingParams(0.7, seed=1)), Coupled)
+    with pytest.raises(ValueError, match="seed"):
+        Coupled(SamplingParams(0.7))
+
+
+def test_blocks() -> None:
+    assert (CHAIN.is_chain, CHAIN.depth, len(CHAIN)) == (True, 2, 2)
+    tree = Block((0, 1, 2, 2, 3), (-1, -1, 0, 1, 3))
+    assert (tree.is_chain, tree.depth) == (False, 3)
+    with pytest.raises(ValueError, match="parents"):
+        Block((1,), (0,))
+    with pytest.raises(ValueError, match="parents"):
+        Block((1,), ())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("temperature", -1.0), ("temperature", float("nan")), ("top_k", -1), ("top_p", 0.0)]
+)
+def test_sampling_parameters_are_checked(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=field):
+        SamplingParams(**{field: value})  # type: ignore[arg-type]

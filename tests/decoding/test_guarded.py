@@ -1,0 +1,189 @@
+"""Whatever a drafter does, the cycle gets an answer: exceptions, hangs, wrong vocabularies, nonsense."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from specpilot.control.stop import StopRule
+from specpilot.decoding.acceptance import AcceptanceRule, Greedy, Rejection
+from specpilot.decoding.request import DecodingRequest
+from specpilot.decoding.types import Block, Draft, SamplingParams
+from specpilot.drafters.base import DraftItem
+from specpilot.drafters.guarded import GuardedDrafter
+from specpilot.drafters.model import ModelDrafter
+from specpilot.targets.model import ModelTarget
+from specpilot.targets.scripted import ScriptedLM
+from specpilot.testing import StaticController, decode, plain_greedy
+
+VOCAB = 12
+GOOD = Draft(Block.chain([3]), (0.5,))
+
+
+@dataclass
+class Fake:
+    """A drafter that does what ``answer`` does."""
+
+    answer: Callable[[], Any]
+    vocab_size: int = VOCAB
+    name: str = "fake"
+    events: list[str] = field(default_factory=list)
+
+    def open(self, request_id: str, prompt: Sequence[int], session_id: str | None = None) -> int:
+        self.events.append(f"open {request_id}")
+        return 2
+
+    def close(self, request_id: str) -> None:
+        self.events.append(f"close {request_id}")
+
+    def propose(self, items: Sequence[DraftItem]) -> list[Draft]:
+        self.events.append("propose")
+        result: list[Draft] = self.answer()
+        return result
+
+
+def item(rule: AcceptanceRule | None = None, depth: int = 2) -> DraftItem:
+    return DraftItem("r", [1, 2], depth, depth, StopRule(), rule or Greedy())
+
+
+def fault(answer: Callable[[], Any], rule: AcceptanceRule | None = None) -> str | None:
+    draft = GuardedDrafter(Fake(answer), None, VOCAB).propose([item(rule)])[0]
+    assert draft.fault is None or len(draft.block) == 0
+    return draft.fault
+
+
+def test_a_good_draft_passes_untouched() -> None:
+    assert GuardedDrafter(Fake(lambda: [GOOD]), None, VOCAB).propose([item()]) == [GOOD]
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "too few": ([], "malformed: 0 drafts for 1 requests"),
+    "not drafts": ([None], "malformed"),
+    "not a list": (None, "exception: TypeError"),
+    "token too large": ([Draft(Block.chain([VOCAB]), (0.5,))], "vocabulary: token 12"),
+    "token negative": ([Draft(Block.chain([-1]), (0.5,))], "vocabulary: token -1"),
+    "too deep": ([Draft(Block.chain([1, 2, 3]), (0.5,) * 3)], "malformed: 3 tokens proposed, 2 asked for"),
+    "confidence": ([Draft(Block.chain([1]), (float("nan"),))], "malformed: confidence nan"),
+    "times": ([Draft(Block.chain([1]), (0.5,), draft_ms=float("inf"))], "malformed: times"),
+    "tokens with fault": ([Draft(Block.chain([1]), fault="x")], "malformed: tokens proposed"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_malformed_drafts_are_faults(name: str) -> None:
+    answer, message = BAD[name]
+    assert (fault(lambda: answer) or "").startswith(message)
+
+
+def test_a_bad_draft_is_its_own_requests_fault() -> None:
+    guarded = GuardedDrafter(Fake(lambda: [GOOD, Draft(Block.chain([99]))]), None, VOCAB)
+    good, bad = guarded.propose([item(), item()])
+    assert good == GOOD
+    assert bad.fault is not None
+
+
+def test_missing_q_is_a_fault_where_the_rule_needs_it() -> None:
+    rule = Rejection(SamplingParams(temperature=1.0))
+    assert (fault(lambda: [GOOD], rule) or "").startswith("malformed: q of shape None")
+    q = np.full((1, VOCAB), 1.0 / VOCAB, dtype=np.float32)
+    assert fault(lambda: [Draft(Block.chain([3]), (0.5,), q)], rule) is None
+    assert fault(lambda: [GOOD]) is None
+
+
+def test_an_exception_is_a_fault() -> None:
+    def fail() -> Any:
+        raise RuntimeError("planted")
+
+    assert fault(fail) == "exception: RuntimeError: planted"
+
+
+def test_another_vocabulary_is_never_asked() -> None:
+    inner = Fake(lambda: [GOOD], vocab_size=VOCAB + 1)
+    draft = GuardedDrafter(inner, None, VOCAB).propose([item()])[0]
+    assert (draft.fault or "").startswith("vocabulary: 13 tokens, the target has 12")
+    assert inner.events == []
+
+
+def test_a_hang_is_left_alone_until_it_returns() -> None:
+    release = threading.Event()
+    hang = [True]
+
+    def answer() -> Any:
+        if hang[0]:
+            release.wait(30.0)
+        return [GOOD]
+
+    inner = Fake(answer)
+    guarded = GuardedDrafter(inner, 50.0, VOCAB)
+    assert guarded.open("r", [1]) == 2
+    assert (guarded.propose([item()])[0].fault or "").startswith("time-out: no answer within 50 ms")
+    # While it hangs: answered at once, and the inner drafter is not asked again.
+    for _ in range(3):
+        assert (guarded.propose([item()])[0].fault or "").startswith("time-out: an earlier call")
+    assert guarded.open("late", [1]) == 0
+    guarded.close("r")
+    assert inner.events == ["open r", "propose"]
+    hang[0] = False
+    release.set()
+    while guarded.propose([item()])[0].fault is not None:
+        pass
+    # What came meanwhile was done first, in order.
+    assert inner.events[:4] == ["open r", "propose", "open late", "close r"]
+    assert guarded.propose([item()]) == [GOOD]
+
+
+def test_the_worker_thread_ends_with_the_drafter() -> None:
+    guarded = GuardedDrafter(Fake(lambda: [GOOD]), 1000.0, VOCAB)
+    guarded.propose([item()])
+    workers = [thread for thread in threading.enumerate() if thread.name == "specpilot-drafter"]
+    assert workers
+    del guarded
+    for thread in workers:
+        thread.join(5.0)
+    assert not any(thread.is_alive() for thread in workers)
+
+
+@pytest.mark.parametrize("timeout_ms", [0.0, -1.0, float("nan")])
+def test_a_time_out_must_be_positive(timeout_ms: float) -> None:
+    with pytest.raises(ValueError, match="timeout_ms"):
+        GuardedDrafter(Fake(lambda: []), timeout_ms, VOCAB)
+
+
+class Hanging(ScriptedLM):
+    """Hangs in its third pass until released."""
+
+    def __init__(self) -> None:
+        super().__init__(seed=1)
+        self.release = threading.Event()
+        self.passes = 0
+
+    def forward(self, items: Sequence[Any]) -> list[Any]:
+        self.passes += 1
+        if self.passes == 3:
+            self.release.wait(30.0)
+        return super().forward(items)
+
+
+def test_requests_complete_while_the_drafter_hangs() -> None:
+    target, draft = ScriptedLM(seed=1), Hanging()
+    drafter = GuardedDrafter(ModelDrafter(draft), 50.0, target.vocab_size)
+    requests = [DecodingRequest(f"r{index}", [index + 1], 8) for index in range(3)]
+    decode(ModelTarget(target), drafter, requests, StaticController(3))
+    for request in requests:
+        assert request.output == plain_greedy(target, request.prompt, 8)
+    faults = [detail.fault or "" for request in requests for detail in request.details]
+    assert sum(fault.startswith("time-out: no answer") for fault in faults) == 1
+    draft.release.set()
+
+
+def test_requests_complete_with_a_drafter_of_another_vocabulary() -> None:
+    target = ScriptedLM(seed=1)
+    request = DecodingRequest("r", [1], 8)
+    decode(ModelTarget(target), ModelDrafter(ScriptedLM(13)), [request], StaticController(3))
+    assert request.output == plain_greedy(target, [1], 8)
+    assert all((detail.fault or "").startswith("vocabulary") for detail in request.details)
