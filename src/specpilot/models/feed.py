@@ -1,0 +1,121 @@
+"""What every engine checks and derives of a :class:`~specpilot.models.base.ForwardItem`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from specpilot.models.base import ContextLimitError, FloatArray, ForwardItem
+
+IntArray = npt.NDArray[np.int64]
+
+MASKED = np.float32(-1e30)
+"""Added to a score that must not count: far below any score, and still finite when a score is added to it
+(−inf would make a row of nothing but masked scores NaN)."""
+
+
+def check_item(item: ForwardItem, vocab_size: int, context_limit: int) -> bool:
+    """Check an item against its model; whether its tokens are a chain.
+
+    Raises:
+        ContextLimitError: if its rows would exceed ``context_limit``.
+        ValueError: for no tokens, a token outside the vocabulary, a bad parent or ``logits_from``.
+    """
+    tokens, size = item.token_ids, len(item.token_ids)
+    if not size:
+        raise ValueError("token_ids: there are none; feed at least one token")
+    if not 0 <= item.logits_from < size:
+        raise ValueError(
+            f"logits_from: {item.logits_from} is not in 0…{size - 1}; logits are of the fed tokens"
+        )
+    low, high = min(tokens), max(tokens)
+    if low < 0 or high >= vocab_size:
+        raise ValueError(
+            f"token_ids: {low if low < 0 else high} is not in 0…{vocab_size - 1}; is it another tokenizer's?"
+        )
+    held = len(item.cache.token_ids)
+    if held + size > context_limit:
+        raise ContextLimitError(
+            f"token_ids: {held} cached and {size} more exceed the context of {context_limit} tokens; "
+            f"feed at most {context_limit - held}, or shorten the prompt"
+        )
+    return item.parents is None or _check_parents(item.parents, size)
+
+
+def check_distinct(items: Sequence[ForwardItem]) -> None:
+    """Refuse a cache that is in two items of one pass: its rows would have no order.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    if len({id(item.cache) for item in items}) < len(items):
+        raise ValueError("items: two of them share a cache; give each sequence its own")
+
+
+def check_truncate(length: int, held: int) -> None:
+    """Check the argument of ``KVCache.truncate``.
+
+    Raises:
+        ValueError: if there are not so many rows.
+    """
+    if not 0 <= length <= held:
+        raise ValueError(f"length: {length} is not in 0…{held}, the rows held")
+
+
+def check_path(length: int, rows: Sequence[int], held: int) -> None:
+    """Check the arguments of ``KVCache.keep_path``.
+
+    Raises:
+        ValueError: unless 0 ≤ length ≤ rows[0] < rows[1] < … < held.
+    """
+    check_truncate(length, held)
+    before = length - 1
+    for row in rows:
+        if not before < row < held:
+            raise ValueError(
+                f"rows: {row} is not in {before + 1}…{held - 1}; give rows behind length, ascending"
+            )
+        before = row
+
+
+def ancestors(parents: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """Whom each node sees among the new tokens: its ancestors and itself; shape (T, T), row i for node i."""
+    seen = np.zeros((len(parents), len(parents)), dtype=np.bool_)
+    for index, parent in enumerate(parents):
+        if parent >= 0:
+            seen[index] = seen[parent]
+        seen[index, index] = True
+    return seen
+
+
+def tree_mask(parents: Sequence[int], held: int) -> FloatArray:
+    """Additive mask of a tree behind ``held`` cached rows, shape (T, held + T)."""
+    mask = np.zeros((len(parents), held + len(parents)), dtype=np.float32)
+    mask[:, held:][~ancestors(parents)] = MASKED
+    return mask
+
+
+def tree_positions(parents: Sequence[int], held: int) -> IntArray:
+    """Absolute positions of a tree's tokens, shape (T,): the predecessor's plus one."""
+    positions: list[int] = []
+    for parent in parents:
+        positions.append(held if parent < 0 else positions[parent] + 1)
+    return np.array(positions, dtype=np.int64)
+
+
+def _check_parents(parents: Sequence[int], size: int) -> bool:
+    """Whether the (valid) parents make a chain."""
+    if len(parents) != size:
+        raise ValueError(
+            f"parents: {len(parents)} for {size} tokens; give one per token, or None for a chain"
+        )
+    chain = True
+    for index, parent in enumerate(parents):
+        if not -1 <= parent < index:
+            raise ValueError(
+                f"parents[{index}]: {parent} is not in −1…{index - 1}; order parents before children"
+            )
+        chain = chain and parent == index - 1
+    return chain
