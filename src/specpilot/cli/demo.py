@@ -32,6 +32,10 @@ def run(
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write an HTML page with plots.", show_default=False)
     ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write every live cycle as JSON Lines.", show_default=False),
+    ] = None,
     json_target: JsonOption = None,
 ) -> None:
     """Run the bundled workload live and by replay, and judge both promises.
@@ -41,8 +45,9 @@ def run(
     from specpilot.demo.pair_engine import load_engine
 
     from specpilot.demo.report import render, write_report
+    from specpilot.trace import write_cycles
 
-    check_writable(json_target, report)
+    check_writable(json_target, report, trace)
     promises: ControllerConfig = replace(DEFAULTS.promises, slo_p95_ms=slo_p95_ms, pass_budget=pass_budget)
     config = DemoConfig(requests=requests, seed=seed, load=load, max_tokens=max_tokens, promises=promises)
     screen = console(json_target)
@@ -59,6 +64,8 @@ def run(
     if report is not None:
         write_report(report, outcome)
         screen.print(f"Report: {report}")
+    if trace is not None:
+        write_cycles(trace, outcome.cycles[outcome.specpilot.name])
     write_json(json_target, outcome.to_json())
     if not outcome.kept:
         raise typer.Exit(1)

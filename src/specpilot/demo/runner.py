@@ -72,7 +72,7 @@ def run_demo(engine: Engine, config: DemoConfig, progress: Progress | None = Non
     tell = progress or (lambda *_: None)
     tell("measuring the engine", 0, 1)
     bare = measure_costs(engine.target, engine.draft, engine=engine.name)
-    material = _record(engine, config, tell)
+    material = record_prompts(engine, config, tell)
     capacity, costs = _capacity(engine, config, material, bare, tell)
     rate = config.load * capacity
     arrivals = make_arrivals(bundled_prompts(), config.requests, config.seed)
@@ -108,7 +108,9 @@ def run_demo(engine: Engine, config: DemoConfig, progress: Progress | None = Non
     )
 
 
-def _record(engine: Engine, config: DemoConfig, tell: Progress) -> Material:
+def record_prompts(engine: Engine, config: DemoConfig, progress: Progress | None = None) -> Material:
+    """Record the agreement of the two models on every bundled prompt."""
+    tell = progress or (lambda *_: None)
     prompts = bundled_prompts()
     tokens = {prompt.key: tuple(engine.encode(prompt.text)) for prompt in prompts}
     recorder = Recorder(engine.target, engine.draft)
