@@ -41,7 +41,8 @@ def random_tensors(config: Mapping[str, Any], seed: int, biased: tuple[str, ...]
     width, kv_width = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
 
     def matrix(rows: int, columns: int) -> Array:
-        return (rng.standard_normal((rows, columns)) * 1.5 / columns**0.5).astype(np.float32)
+        drawn: Array = (rng.standard_normal((rows, columns)) * 1.5 / columns**0.5).astype(np.float32)
+        return drawn
 
     def vector(size: int, mean: float) -> Array:
         drawn: Array = (mean + 0.3 * rng.standard_normal(size)).astype(np.float32)
