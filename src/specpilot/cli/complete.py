@@ -12,6 +12,7 @@ from specpilot.control import ControllerConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
+
     from specpilot.pair import Completion, Pair
 
 DEFAULTS = ControllerConfig()
@@ -45,12 +46,18 @@ def run(
     completion = pair.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
     screen.print(f"[dim]{_safe(prompt)}[/][bold]{_safe(completion.text)}[/]")
     screen.print(
-        f"[dim]{len(completion.token_ids)} tokens, {completion.target_passes} target passes, "
-        f"ended by {completion.stop_cause.value}[/]"
+        f"[dim]{len(completion.token_ids)} tokens in {completion.e2e_ms:.0f} ms, "
+        f"{completion.target_passes} target passes, ended by {completion.stop_cause.value}"
+        f"{_because(completion)}[/]"
     )
     if explain:
         _explain(screen, pair, completion)
     write_json(json_target, _as_json(pair, completion))
+
+
+def _because(completion: Completion) -> str:
+    """What is said of the end, where there is more to say than its cause."""
+    return f" ({_safe(completion.reason)})" if completion.reason else ""
 
 
 def _explain(screen: Console, pair: Pair, completion: Completion) -> None:
@@ -81,6 +88,8 @@ def _as_json(pair: Pair, completion: Completion) -> dict[str, Any]:
         "token_ids": list(completion.token_ids),
         "stop_cause": completion.stop_cause.value,
         "target_passes": completion.target_passes,
+        "e2e_ms": completion.e2e_ms,
+        "reason": completion.reason,
         "cycles": [
             {
                 "max_draft": cycle.max_draft,

@@ -43,7 +43,6 @@ def run(
     Exit status 1 if a promise or a check (lossless output, live = replay) is broken.
     """
     from specpilot.demo.pair_engine import load_engine
-
     from specpilot.demo.report import render, write_report
     from specpilot.trace import write_cycles
 

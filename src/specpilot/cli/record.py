@@ -43,7 +43,6 @@ def run(
     split into passes (near-ties apart), so that a replay would not be exact.
     """
     from specpilot.demo.pair_engine import load_engine
-
     from specpilot.simulation.costs import write_costs
     from specpilot.simulation.measure import measure_costs
     from specpilot.simulation.record import Recorder

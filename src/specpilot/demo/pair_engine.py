@@ -62,3 +62,15 @@ class PairEngine:
     def executor(self, requests: Mapping[str, LiveRequest]) -> GreedyExecutor:
         """An executor with session stores of its own: policies do not see each other's caches."""
         return GreedyExecutor(self.target, self.draft, requests, self.new_stores())
+
+
+def load_engine(engine: str = "onnx", target: str | None = None, draft: str | None = None) -> PairEngine:
+    """Load a pair (default: the bundled one) for recording or the demonstration.
+
+    Raises:
+        ValueError: for an unknown engine, a folder without a model, or models that do not fit together.
+    """
+    from specpilot.pair import load_pair
+
+    pair = load_pair(target, draft, engine)
+    return PairEngine(engine, pair.target, pair.draft, pair.encode)

@@ -38,9 +38,11 @@ def draft_length(cycles: Sequence[CycleRecord]) -> str:
 def acceptance(cycles: Sequence[CycleRecord]) -> str:
     """P(accepted | reached) by position in the block, one line per prompt-length bucket."""
     figure, axes = _axes("Acceptance by position", "position in the block", "accepted ÷ reached")
+    seen: set[int] = set()
     for index, (low, high, name) in enumerate(BUCKETS):
         chosen = [cycle for cycle in cycles if low <= cycle.prompt_tokens <= high]
         positions, rates = acceptance_by_position(chosen)
+        seen |= set(positions)
         if positions:
             axes.plot(
                 positions,
@@ -52,6 +54,7 @@ def acceptance(cycles: Sequence[CycleRecord]) -> str:
                 label=f"prompt {name} tokens",
             )
     axes.set_ylim(0.0, 1.02)
+    axes.set_xticks(sorted(seen))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
     return _svg(figure, "Share of accepted tokens by position in the block, by prompt length")
@@ -81,11 +84,11 @@ def latency(latencies_ms: Mapping[str, Sequence[float]], slo_ms: float) -> str:
             ordered, shares, where="post", color=COLOURS[index % 4], linestyle=STYLES[index % 4], label=name
         )
     axes.axvline(slo_ms, color=INK, linewidth=1.0, linestyle=":")
-    axes.annotate(f"SLO {slo_ms:g} ms", (slo_ms, 0.03), xytext=(4, 0), textcoords="offset points", color=INK)
+    axes.annotate(f"SLO {slo_ms:g} ms", (slo_ms, 0.5), xytext=(4, 0), textcoords="offset points", color=INK)
     axes.axhline(0.95, color=MUTED, linewidth=0.8, linestyle=":")
     axes.set_xlim(0.0, max([1.25 * slo_ms, *(value for values in latencies_ms.values() for value in values)]))
     axes.set_ylim(0.0, 1.02)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="center right", bbox_to_anchor=(0.78, 0.25))
     return _svg(figure, "Distribution of end-to-end latency by policy, with the service level objective")
 
 

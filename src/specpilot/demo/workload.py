@@ -85,8 +85,8 @@ def bundled_prompts() -> list[Prompt]:
 def make_arrivals(prompts: Sequence[Prompt], count: int, seed: int) -> list[Arrival]:
     """A seeded mixture with exponential inter-arrival times of mean 1.
 
-    A session request is the next step of one of a few open documents; when a document is finished
-    another one begins, under a new session id.
+    A session request is the next step of one of a few open documents, which take turns (people pause
+    between keystrokes); when a document is finished another one begins, under a new session id.
 
     Raises:
         ValueError: if ``count`` is below 1.
@@ -107,13 +107,12 @@ def make_arrivals(prompts: Sequence[Prompt], count: int, seed: int) -> list[Arri
         if label == "session":
             if len(sessions) < OPEN_SESSIONS:
                 steps = list(documents[rng.randrange(len(documents))])
-                sessions.append((f"session-{started}", steps))
+                sessions.insert(0, (f"session-{started}", steps))
                 started += 1
-            place = rng.randrange(len(sessions))
-            session_id, steps = sessions[place]
+            session_id, steps = sessions.pop(0)
             prompt = steps.pop(0)
-            if not steps:
-                del sessions[place]
+            if steps:
+                sessions.append((session_id, steps))
         else:
             prompt = rng.choice(by_label[label])
         arrivals.append(Arrival(f"r{index:05}", prompt, at, session_id))
