@@ -35,7 +35,8 @@ $(DEV_STAMP): $(DEFINITION) | $(BIN)/python
 	@touch $@ $(DEMO_STAMP)
 
 demo: $(DEMO_STAMP)
-	$(BIN)/specpilot demo --report demo-report.html $(ARGS)
+	@mkdir -p out
+	$(BIN)/specpilot demo --report out/demo.html $(ARGS)
 
 test: $(DEV_STAMP)
 	$(BIN)/python -m pytest $(ARGS)
@@ -50,4 +51,4 @@ bench: $(DEV_STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr,rounds $(ARGS)
 
 clean:
-	rm -rf $(VENV) demo-report.html
+	rm -rf $(VENV) out
