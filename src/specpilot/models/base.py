@@ -97,6 +97,8 @@ class CausalLM(Protocol):
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the longest common prefix of two token sequences."""
+    if type(a) is not type(b):  # a tuple's slice never equals a list's
+        a, b = tuple(a), tuple(b)
     limit = min(len(a), len(b))
     if a[:limit] == b[:limit]:
         return limit

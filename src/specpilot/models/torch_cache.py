@@ -1,7 +1,7 @@
 """KV caches for transformers models: preallocated, and written by the model through its own cache API.
 
 transformers' DynamicCache copies all rows whenever one is added (``torch.cat``), and its ``crop`` has changed
-its meaning between versions. Here each sequence owns a :class:`TorchCache`, and :func:`pass_cache` presents those
+its meaning between versions. Here each sequence owns a :class:`TorchCache`; :func:`pass_cache` presents those
 of a pass to the model as a transformers cache whose layers write the new rows behind those held. For one
 sequence the layer returns a view; for several, a padded batch, which is the copy the engine forces.
 """

@@ -1,0 +1,130 @@
+"""Keeps the KV caches of ended requests for later requests of the same session.
+
+A writing assistant calls again and again with nearly the same document; what its last request has cached need
+not be prefilled again, and a cold prefill costs more than both target passes of a request.
+
+A cache that is acquired leaves the store: it belongs to the caller until it is released, so two requests of
+one session never share rows. Sessions are kept apart by their key alone; a server that has tenants makes the
+tenant a part of it. The store never holds more than ``max_bytes``: the least recently used go first.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from threading import Lock
+
+from specpilot.models.base import KVCache, common_prefix
+
+
+@dataclass(frozen=True, slots=True)
+class CacheStats:
+    """Counters since the start, and what is held now.
+
+    A miss is an acquisition that found nothing worth reusing; an eviction a cache dropped for space, or
+    because its session has newer ones.
+    """
+
+    hits: int
+    misses: int
+    evictions: int
+    caches: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    session_id: str
+    cache: KVCache
+    nbytes: int
+
+
+class CacheStore:
+    """Bounded store of caches by session; safe for concurrent use.
+
+    Args:
+        max_bytes: most bytes held, as the caches count themselves (allocated); 0 keeps nothing.
+        min_shared: fewest common prefix tokens for which a cache is handed out, ≥ 1. Below, it stays: a
+            caller would drop nearly all its rows.
+        per_session: most caches kept for one session, ≥ 1; two serve a user with two documents open.
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+
+    def __init__(self, max_bytes: int, *, min_shared: int = 16, per_session: int = 2) -> None:
+        if max_bytes < 0:
+            raise ValueError(f"max_bytes: {max_bytes} is not ≥ 0; 0 keeps nothing")
+        if min_shared < 1:
+            raise ValueError(f"min_shared: {min_shared} is not ≥ 1; a cache that shares nothing is of no use")
+        if per_session < 1:
+            raise ValueError(f"per_session: {per_session} is not ≥ 1; use max_bytes=0 to keep nothing")
+        self._max_bytes = max_bytes
+        self._min_shared = min_shared
+        self._per_session = per_session
+        self._entries: OrderedDict[int, _Entry] = OrderedDict()  # by the cache's id, oldest first
+        self._sessions: dict[str, list[int]] = {}  # the same, by session
+        self._bytes = 0
+        self._hits = self._misses = self._evictions = 0
+        self._lock = Lock()
+
+    def acquire(self, session_id: str, context: Sequence[int]) -> KVCache | None:
+        """Take out the session's cache that shares most with ``context``; None if none shares enough."""
+        with self._lock:
+            best, most = None, self._min_shared - 1
+            for key in self._sessions.get(session_id, ()):
+                shared = common_prefix(self._entries[key].cache.token_ids, context)
+                if shared > most:
+                    best, most = key, shared
+            if best is None:
+                self._misses += 1
+                return None
+            self._hits += 1
+            return self._remove(best).cache
+
+    def release(self, session_id: str, cache: KVCache) -> None:
+        """Hand a cache in. The caller must not use it any more; it may be dropped at once.
+
+        Raises:
+            ValueError: if the store holds it already.
+        """
+        nbytes = cache.nbytes
+        with self._lock:
+            if id(cache) in self._entries:
+                raise ValueError(f"cache: session {session_id!r} has released it already; acquire one first")
+            if not cache.token_ids:
+                return
+            self._entries[id(cache)] = _Entry(session_id, cache, nbytes)
+            self._sessions.setdefault(session_id, []).append(id(cache))
+            self._bytes += nbytes
+            own = self._sessions[session_id]
+            while len(own) > self._per_session:
+                self._evict(own[0])
+            while self._bytes > self._max_bytes:
+                self._evict(next(iter(self._entries)))
+
+    def forget(self, session_id: str) -> None:
+        """Drop what is held of a session, if anything (its user has left, or wants it gone)."""
+        with self._lock:
+            for key in list(self._sessions.get(session_id, ())):
+                self._remove(key)
+
+    @property
+    def stats(self) -> CacheStats:
+        """Counters and sizes."""
+        with self._lock:
+            return CacheStats(self._hits, self._misses, self._evictions, len(self._entries), self._bytes)
+
+    def _evict(self, key: int) -> None:
+        self._remove(key)
+        self._evictions += 1
+
+    def _remove(self, key: int) -> _Entry:
+        entry = self._entries.pop(key)
+        self._bytes -= entry.nbytes
+        own = self._sessions[entry.session_id]
+        own.remove(key)
+        if not own:  # a dictionary of all sessions ever seen would grow without bound
+            del self._sessions[entry.session_id]
+        return entry
