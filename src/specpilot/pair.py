@@ -1,0 +1,304 @@
+"""A loaded draft/target pair that completes prompts: the shortest way from Python to a suggestion.
+
+>>> pair = load_pair()
+>>> pair.complete("The committee recommends that", max_tokens=16).text
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from itertools import count
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Protocol
+
+from specpilot.control import BatchPlan, Controller, ControllerConfig, RequestSummary, StopCause
+from specpilot.control.types import RequestInfo
+from specpilot.decoding.caches import CacheStore
+from specpilot.decoding.clock import RealClock
+from specpilot.decoding.cycle import LiveExecutor
+from specpilot.decoding.loop import ControllerLike, LoopObserver, ServeLoop
+from specpilot.decoding.request import CycleDetail, DecodingRequest, fit_prompt
+from specpilot.decoding.text import Detokenizer
+from specpilot.decoding.types import SamplingParams
+from specpilot.decoding.vocabulary import TrimmedModel
+from specpilot.drafters.guarded import GuardedDrafter
+from specpilot.drafters.model import ModelDrafter
+from specpilot.models.base import CausalLM
+from specpilot.targets.model import ModelTarget
+
+if TYPE_CHECKING:
+    from specpilot.models.tokenizer import Tokenizer
+
+ENGINES = ("onnx", "transformers")
+DRAFT_TIMEOUT_MS = 10_000.0
+"""A draft that has not answered by then is left alone; only a hang takes that long."""
+CACHE_BYTES = 256 << 20
+"""Most memory for the caches of ended requests, for each of the two models."""
+
+
+class TextTokenizer(Detokenizer, Protocol):
+    """Text to tokens and back."""
+
+    def encode(self, text: str) -> Sequence[int]:
+        """Token ids of ``text``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished completion.
+
+    ``token_ids`` are all emitted tokens, an end-of-text token included; ``text`` is without it and without
+    the stop string. ``target_passes`` counts every pass that was started. ``cycles`` shows each cycle token
+    by token. ``reason`` says more where the policy, a budget, a deadline or an error ended it.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    stop_cause: StopCause
+    target_passes: int
+    cycles: tuple[CycleDetail, ...]
+    e2e_ms: float = 0.0
+    reason: str = ""
+
+
+class Pair:
+    """A target, a draft model that shares its vocabulary, and the controller that runs them.
+
+    The controller lives as long as the pair and learns from every completion. Its promises hold here as in
+    a server: by default two target passes per request on average and 250 ms, so an output may end with
+    ``budget`` or ``deadline``. For output that is only bounded by ``max_tokens`` give
+    ``ControllerConfig(pass_budget=math.inf, slo_p95_ms=3_600_000.0)``.
+
+    Args:
+        target: has the last word on every token.
+        draft: proposes.
+        tokenizer: the one that both share.
+        config: the controller's promises and constants.
+        stores: where the target's and the draft's caches are kept between requests of a session.
+        start_token: what an empty prompt becomes (BOS); default: an end-of-text token.
+        draft_timeout_ms: after this a draft counts as hung.
+
+    Raises:
+        ValueError: if the vocabularies differ.
+    """
+
+    def __init__(
+        self,
+        target: CausalLM,
+        draft: CausalLM,
+        tokenizer: TextTokenizer,
+        *,
+        config: ControllerConfig | None = None,
+        stores: tuple[CacheStore | None, CacheStore | None] = (None, None),
+        start_token: int | None = None,
+        draft_timeout_ms: float | None = DRAFT_TIMEOUT_MS,
+    ) -> None:
+        if target.vocab_size != draft.vocab_size:
+            raise ValueError(
+                f"draft: {draft.name} has a vocabulary of {draft.vocab_size} tokens, not the "
+                f"{target.vocab_size} of {target.name}; a draft model must share its target's tokenizer"
+            )
+        self.target = target
+        self.draft = draft
+        self.tokenizer = tokenizer
+        self.controller: ControllerLike = Controller(config)
+        self._start_token = min(target.eos_token_ids, default=None) if start_token is None else start_token
+        self._executor = LiveExecutor(
+            ModelTarget(target, stores[0]),
+            GuardedDrafter(ModelDrafter(draft, stores[1]), draft_timeout_ms, target.vocab_size),
+            keep_details=True,
+        )
+        self._clock = RealClock()
+        self._numbers = count(1)
+        self._lock = Lock()
+
+    def complete(
+        self,
+        prompt: str | Sequence[int],
+        max_tokens: int = 24,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        session_id: str | None = None,
+        truncate: bool = False,
+        max_draft: int | None = None,
+        slo_ms: float | None = None,
+    ) -> Completion:
+        """Continue ``prompt`` (text or token ids). Threads take turns.
+
+        Args:
+            prompt: what to continue; an empty one starts a text.
+            max_tokens: most output tokens.
+            temperature: 0 is greedy.
+            top_k: draw from the k likeliest tokens only; 0: off.
+            top_p: draw from the likeliest tokens of this mass only; 1: off.
+            seed: with a temperature: the same prompt and seed give the same text, whatever was drafted.
+            stop: strings that end the output.
+            session_id: completions of one session reuse each other's KV caches.
+            truncate: cut a prompt that does not fit on the left, instead of refusing it.
+            max_draft: most tokens drafted in a cycle; 0: plain target decoding.
+            slo_ms: this request's own deadline.
+
+        Raises:
+            ContextLimitError: for a prompt that does not fit (a ValueError).
+            ValueError: for any other bad argument; the message says what to do.
+        """
+        tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        params = SamplingParams(temperature, top_k, top_p, seed)
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens: {max_tokens} is not ≥ 1; ask for at least one token")
+        request = DecodingRequest(
+            f"complete-{next(self._numbers)}",
+            fit_prompt(
+                tokens,
+                max_tokens,
+                context_limit=self.target.context_limit,
+                start_token=self._start_token,
+                truncate=truncate,
+            ),
+            max_tokens,
+            params=params,
+            eos_token_ids=self.target.eos_token_ids,
+            stop=(stop,) if isinstance(stop, str) else stop,
+            detokenizer=self.tokenizer,
+            session_id=session_id,
+        )
+        with self._lock:
+            return self._run(request, replace(request.info(slo_ms=slo_ms), max_draft=max_draft))
+
+    @staticmethod
+    def new_stores(max_bytes: int = CACHE_BYTES) -> tuple[CacheStore, CacheStore]:
+        """Fresh session stores for a target's and a draft's caches, ``max_bytes`` each."""
+        from specpilot.models.sessions import CacheStore as BoundedStore
+
+        return BoundedStore(max_bytes), BoundedStore(max_bytes)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of ``text``."""
+        return list(self.tokenizer.encode(text))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of ``token_ids``."""
+        return self.tokenizer.decode(token_ids)
+
+    def _run(self, request: DecodingRequest, info: RequestInfo) -> Completion:
+        watch = _Watch()
+        loop = ServeLoop(self.controller, self._executor, self._clock, observer=watch)
+        self._executor.add(request)
+        try:
+            admission = loop.submit(info)
+            while loop.step():
+                pass
+        finally:
+            # Also where the caller interrupts: nothing may stay in flight.
+            loop.cancel(request.request_id)
+            self._executor.close(request.request_id, StopCause.ERROR)
+        summary = watch.summary
+        return Completion(
+            text=request.text,
+            token_ids=tuple(request.output),
+            stop_cause=StopCause.POLICY if summary is None else summary.cause,
+            target_passes=0 if summary is None else summary.target_passes,
+            cycles=tuple(request.details),
+            e2e_ms=0.0 if summary is None else summary.e2e_ms,
+            reason=request.error or admission.reason or watch.reason,
+        )
+
+
+class _Watch(LoopObserver):
+    """Remembers how the one request of its loop ended."""
+
+    def __init__(self) -> None:
+        self.summary: RequestSummary | None = None
+        self.reason = ""
+
+    def planned(self, plan: BatchPlan, now: float) -> None:
+        for stop in plan.stops:
+            self.reason = str(stop.reason)
+
+    def finished(self, info: RequestInfo, summary: RequestSummary, now: float) -> None:
+        self.summary = summary
+
+
+def load_pair(
+    target: str | Path | None = None,
+    draft: str | Path | None = None,
+    engine: str = "onnx",
+    *,
+    config: ControllerConfig | None = None,
+    threads: int = 1,
+    cache_bytes: int = CACHE_BYTES,
+    draft_timeout_ms: float | None = DRAFT_TIMEOUT_MS,
+) -> Pair:
+    """Load a target and a draft model (default: the bundled pair).
+
+    Args:
+        target: a Hugging Face folder, or with ``engine="transformers"`` a hub id.
+        draft: likewise; it must share the target's tokenizer.
+        engine: ``"onnx"`` (no torch) or ``"transformers"``.
+        config: the controller's promises and constants; see :class:`Pair`.
+        threads: ONNX Runtime's threads for a pass; 1 gives the steadiest times.
+        cache_bytes: most memory per model for the caches that sessions reuse.
+        draft_timeout_ms: after this a draft counts as hung.
+
+    Raises:
+        ValueError: for an unknown engine, a folder without a model, or vocabularies that differ.
+        ModuleNotFoundError: if the engine is not installed.
+    """
+    if engine not in ENGINES:
+        raise ValueError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}; onnx is the default")
+    from specpilot.models.tokenizer import check_same_vocabulary
+
+    places = [_place(target, "target"), _place(draft, "draft")]
+    tokenizers = [_tokenizer(place, engine) for place in places]
+    check_same_vocabulary(*tokenizers)
+    models = [_model(place, engine, threads) for place in places]
+    if models[0].vocab_size != models[1].vocab_size:
+        size = min(model.vocab_size for model in models)
+        if size < tokenizers[0].vocab_size:
+            raise ValueError(
+                f"draft: a model of the pair has {size} rows for the {tokenizers[0].vocab_size} tokens "
+                "of its tokenizer; take one that has them all"
+            )
+        models = [TrimmedModel(model, size) for model in models]
+    return Pair(
+        models[0],
+        models[1],
+        tokenizers[0],
+        config=config,
+        stores=Pair.new_stores(cache_bytes),
+        draft_timeout_ms=draft_timeout_ms,
+    )
+
+
+def _place(given: str | Path | None, role: str) -> str:
+    if given is not None:
+        return str(given)
+    return str(resources.files("specpilot").joinpath("bundled", role))
+
+
+def _tokenizer(place: str, engine: str) -> Tokenizer:
+    from specpilot.models.tokenizer import Tokenizer
+
+    if engine == "transformers" and not Path(place).exists():
+        from transformers.utils import cached_file
+
+        return Tokenizer(cached_file(place, "tokenizer.json"))
+    return Tokenizer(place)
+
+
+def _model(place: str, engine: str, threads: int) -> CausalLM:
+    if engine == "onnx":
+        from specpilot.models.onnx import OnnxCausalLM
+
+        return OnnxCausalLM(place, threads)
+    from specpilot.models.transformers import TransformersCausalLM
+
+    return TransformersCausalLM(place)
