@@ -28,6 +28,8 @@ def run(
     seed: Annotated[
         int | None, typer.Option(help="Same prompt and seed, same text.", show_default=False)
     ] = None,
+    slo_p95_ms: Annotated[float, typer.Option(help="End-to-end latency SLO.")] = DEFAULTS.slo_p95_ms,
+    pass_budget: Annotated[float, typer.Option(help="Target passes per request.")] = DEFAULTS.pass_budget,
     target: Annotated[
         str | None, typer.Option(help="Target: folder or hub id. Default: bundled.", show_default=False)
     ] = None,
@@ -42,13 +44,15 @@ def run(
 
     check_writable(json_target)
     screen = console(json_target)
-    pair = load_pair(target, draft, engine)
+    config = ControllerConfig(pass_budget=pass_budget, slo_p95_ms=slo_p95_ms)
+    pair = load_pair(target, draft, engine, config=config)
     completion = pair.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
-    screen.print(f"[dim]{_safe(prompt)}[/][bold]{_safe(completion.text)}[/]")
+    screen.print(f"[dim]{_safe(prompt)}[/][bold]{_safe(completion.text)}[/]", soft_wrap=True)
     screen.print(
         f"[dim]{len(completion.token_ids)} tokens in {completion.e2e_ms:.0f} ms, "
         f"{completion.target_passes} target passes, ended by {completion.stop_cause.value}"
-        f"{_because(completion)}[/]"
+        f"{_because(completion)}[/]",
+        soft_wrap=True,
     )
     if explain:
         _explain(screen, pair, completion)
@@ -61,25 +65,20 @@ def _because(completion: Completion) -> str:
 
 
 def _explain(screen: Console, pair: Pair, completion: Completion) -> None:
-    """One line per cycle: green was accepted, red thrown away, blue is the target's own token."""
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("cycle", "τ", "proposed", "accepted", "own token", "why"):
-        table.add_column(name, justify="right" if name in ("cycle", "τ", "accepted") else "left")
+    """Each cycle in four lines: green was accepted, red thrown away, blue is the target's own token."""
     for number, cycle in enumerate(completion.cycles, 1):
-        kept = len(cycle.accepted)
-        block = cycle.block.token_ids
+        block, kept = cycle.block.token_ids, len(cycle.accepted)
         proposed = f"[green]{_piece(pair, block[:kept])}[/][red strike]{_piece(pair, block[kept:])}[/]"
-        table.add_row(
-            str(number),
-            str(len(block)),
-            proposed if block else "[dim]–[/]",
-            f"{kept} of {len(block)}",
-            f"[blue]{_piece(pair, [cycle.own])}[/] ({cycle.own_kind})",
-            _safe(str(cycle.reason)) + (f" [red]{_safe(cycle.fault)}[/]" if cycle.fault else ""),
-        )
-    screen.print(table)
+        lines = [
+            f"[bold]cycle {number}[/]  τ = {len(block)} of at most {cycle.max_draft}, {kept} accepted",
+            f"  proposed  {proposed if block else '[dim]nothing: plain target decoding[/]'}",
+            f"  {cycle.own_kind:<9} [blue]{_piece(pair, [cycle.own])}[/]",
+            f"  because   {_safe(str(cycle.reason))}",
+        ]
+        if cycle.fault:
+            lines.append(f"  [red]fault     {_safe(cycle.fault)}[/]")
+        for line in lines:
+            screen.print(line, soft_wrap=True)
 
 
 def _as_json(pair: Pair, completion: Completion) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def run(
         screen.print(line)
     if report is not None:
         write_report(report, outcome)
-        screen.print(f"Report: {report}")
+        screen.print(f"Report: {report}", soft_wrap=True)
     if trace is not None:
         write_cycles(trace, outcome.cycles[outcome.specpilot.name])
     write_json(json_target, outcome.to_json())

@@ -73,4 +73,4 @@ def load_engine(engine: str = "onnx", target: str | None = None, draft: str | No
     from specpilot.pair import load_pair
 
     pair = load_pair(target, draft, engine)
-    return PairEngine(engine, pair.target, pair.draft, pair.encode)
+    return PairEngine(engine, pair.target, pair.draft, pair.encode, pair.new_stores)

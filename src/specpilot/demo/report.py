@@ -14,17 +14,12 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-COLUMNS = (
-    "policy",
-    "run",
-    "p95 ms [95 %]",
-    "in time",
-    "passes/req",
-    "tokens/pass",
-    "goodput tok/s",
-    "completed",
-    "loops",
-    "stopped by",
+COLUMNS = ("policy", "run", "p95 ms", "in SLO", "passes", "t/pass", "tok/s", "done", "loops", "stopped by")
+"""The page shows all; the terminal's table leaves the last one out, so that 80 columns are enough."""
+LEGEND = (
+    "p95 ms: end-to-end latency with its 95 % interval; in SLO: share of all arrivals answered in time; "
+    "passes: target passes per request; t/pass: tokens per pass; tok/s: goodput; done: share that ran to "
+    "its own end; loops: share of looping output"
 )
 
 
@@ -44,7 +39,10 @@ def rows(outcome: DemoOutcome) -> list[Row]:
 
 def render(outcome: DemoOutcome) -> list[RenderableType]:
     """The table and the verdicts, for a rich console."""
-    lines: list[RenderableType] = [result_table(rows(outcome))]
+    lines: list[RenderableType] = [result_table(rows(outcome)), f"[dim]{LEGEND}.[/]"]
+    lines += [
+        f"{row.cells[0]} (live) stopped by: {row.cells[-1]}" for row in rows(outcome) if row.kind == "live"
+    ]
     for check in [*outcome.promises(), *outcome.checks()]:
         mark = "[bold green]kept  [/]" if check.kept else "[bold red]BROKEN[/]"
         lines.append(f"{mark} {check.name}: {check.detail}")
@@ -63,12 +61,11 @@ def result_table(lines: Sequence[Row]) -> Table:
     """Policy results as a rich table, live rows in bold."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for index, name in enumerate(COLUMNS):
-        left = index in (0, 1, len(COLUMNS) - 1)
-        table.add_column(name, justify="left" if left else "right", no_wrap=index == 0)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for index, name in enumerate(COLUMNS[:-1]):
+        table.add_column(name, justify="left" if index < 2 else "right", no_wrap=True)
     for line in lines:
-        table.add_row(*line.cells, style="bold" if line.kind == "live" else "")
+        table.add_row(*line.cells[:-1], style="bold" if line.kind == "live" else "")
     return table
 
 
@@ -98,15 +95,15 @@ def write_report(path: Path, outcome: DemoOutcome) -> None:
         plots.latency(outcome.latencies_ms, outcome.config.slo_p95_ms),
     ]
     page = environment.get_template("report.html.j2").render(
-        outcome=outcome, columns=COLUMNS, rows=rows(outcome), plots=drawings
+        outcome=outcome, columns=COLUMNS, legend=LEGEND, rows=rows(outcome), plots=drawings
     )
     path.write_text(page, encoding="utf-8")
 
 
 def _row(result: PolicyResult) -> Row:
-    causes = " ".join(f"{cause} {count}" for cause, count in result.stop_causes.items())
+    causes = ", ".join(f"{cause} {count}" for cause, count in result.stop_causes.items())
     if result.refused:
-        causes += f" refused {result.refused}"
+        causes += f", refused {result.refused}"
     return Row(
         result.source,
         (
@@ -119,7 +116,7 @@ def _row(result: PolicyResult) -> Row:
             f"{result.goodput_tokens_per_s:.1f}",
             f"{result.completion_share:.0%}",
             f"{result.loop_share:.1%}",
-            causes.strip(),
+            causes,
         ),
     )
 
