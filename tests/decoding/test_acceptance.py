@@ -44,9 +44,11 @@ def test_top_k_and_top_p() -> None:
 
 
 def test_greedy_confidence_is_the_raw_softmax() -> None:
-    token, confidence = top_token(HALVES + 3.0)
-    assert token == 0
-    assert confidence == pytest.approx(0.5)
+    for shift in (0.0, 3.0, 59.0, 1e4, -59.0, -1e4):
+        token, confidence = top_token(HALVES + np.float32(shift))
+        assert token == 0
+        # Float32 logits around 1e4 are a thousandth apart.
+        assert confidence == pytest.approx(0.5, rel=1e-3)
 
 
 def test_draw_is_the_quantile_function() -> None:

@@ -24,8 +24,7 @@ A rule belongs to one request: those that draw hold its random state.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -34,8 +33,7 @@ from specpilot.decoding.types import Acceptance, Block, SamplingParams
 from specpilot.models.base import FloatArray
 
 
-@dataclass(frozen=True, slots=True)
-class DraftStep:
+class DraftStep(NamedTuple):
     """One draft position before its token is drawn.
 
     ``position`` is absolute (prompt and output counted, from 0), ``top`` the draft's likeliest token,
@@ -265,6 +263,12 @@ _WORD = (1 << 64) - 1
 
 def _follow(block: Block, choose: Callable[[int, int], int]) -> Acceptance:
     """Walk down the tree along the target's tokens; ``choose(row, depth)`` is its token after a node."""
+    if block.is_chain:  # the common case, without a table of children
+        for depth, proposed in enumerate(block.token_ids):
+            token = choose(depth, depth)
+            if token != proposed:
+                return Acceptance(tuple(range(depth)), token)
+        return Acceptance(tuple(range(len(block))), choose(len(block), len(block)))
     children: dict[tuple[int, int], int] = {}
     for node, key in enumerate(zip(block.parents, block.token_ids, strict=True)):
         children.setdefault(key, node)

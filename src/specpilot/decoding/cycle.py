@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from specpilot.control.types import CycleOutcome, CyclePlan, StopCause
 from specpilot.decoding.request import CycleDetail, DecodingRequest
@@ -22,13 +22,18 @@ from specpilot.drafters.guarded import GuardedDrafter
 from specpilot.targets.base import Target, VerifyItem
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Turn:
-    """One request's part of the cycle that is running."""
+    """One request's part of the cycle that is running; the second half is filled in after the pass."""
 
     plan: CyclePlan
     request: DecodingRequest
     draft: Draft
+    accepted: int = 0
+    emitted: int = 0
+    verify_ms: float = 0.0
+    new_tokens: int = 0
+    context_tokens: int = 0
 
 
 class LiveExecutor:
@@ -108,11 +113,14 @@ class LiveExecutor:
                 [VerifyItem(turn.plan.request_id, turn.request.context, turn.draft.block) for turn in turns]
             )
         except Exception as error:
-            spent_ms = (self._clock() - verifying) * 1000.0
-            outcomes = [self._failed(turn, error, spent_ms) for turn in turns]
+            for turn in turns:
+                turn.verify_ms = (self._clock() - verifying) * 1000.0
+                turn.new_tokens = len(turn.draft.block) + 1
+                _fail(turn.request, error)
         else:
-            outcomes = [self._settle(turn, part) for turn, part in zip(turns, verified, strict=True)]
-        return self._account(outcomes, (self._clock() - began) * 1000.0)
+            for turn, part in zip(turns, verified, strict=True):
+                self._settle(turn, part)
+        return self._outcomes(turns, began)
 
     def _draft(
         self, plans: Sequence[CyclePlan], requests: Sequence[DecodingRequest], began: float
@@ -138,16 +146,23 @@ class LiveExecutor:
                 drafts[place] = draft
         return drafts
 
-    def _settle(self, turn: _Turn, verified: Verification) -> CycleOutcome:
+    def _settle(self, turn: _Turn, verified: Verification) -> None:
+        """Accept, commit, emit."""
         request, draft = turn.request, turn.draft
         block = draft.block
+        turn.verify_ms = verified.verify_ms
+        turn.new_tokens = verified.new_tokens
+        turn.context_tokens = verified.context_tokens
         try:
             accepted = request.rule.accept(block, draft.q, verified.logits, len(request.context))
             self._target.commit(request.request_id, accepted.path)
         except Exception as error:
-            return self._failed(turn, error, verified.verify_ms)
+            _fail(request, error)
+            return
         tokens = [block.token_ids[node] for node in accepted.path]
-        emitted = request.emit([*tokens, accepted.next_token])
+        turn.emitted = request.emit([*tokens, accepted.next_token])
+        # Accepted tokens beyond the output's end were never shown and do not count.
+        turn.accepted = min(len(tokens), turn.emitted)
         if self._keep_details:
             request.details.append(
                 CycleDetail(
@@ -158,56 +173,37 @@ class LiveExecutor:
                     accepted=tuple(tokens),
                     own=accepted.next_token,
                     full=(accepted.path[-1] if accepted.path else -1) not in block.parents,
-                    emitted=tuple(request.context[len(request.context) - emitted :]),
+                    emitted=tuple(request.context[len(request.context) - turn.emitted :]),
                     fault=draft.fault,
                 )
             )
-        return CycleOutcome(
-            cycle_id=turn.plan.cycle_id,
-            drafted=max(len(draft.confidences), block.depth),
-            proposed=len(block),
-            accepted=min(len(tokens), emitted),
-            emitted=emitted,
-            confidences=draft.confidences,
-            draft_ms=draft.draft_ms,
-            draft_prefill_ms=draft.prefill_ms,
-            draft_prefill_tokens=draft.prefill_tokens,
-            verify_ms=verified.verify_ms,
-            verified_tokens=verified.new_tokens,
-            context_tokens=verified.context_tokens,
-            ended=request.ended,
-            draft_fault=draft.fault,
-        )
 
-    def _failed(self, turn: _Turn, error: Exception, verify_ms: float) -> CycleOutcome:
-        """The pass was started and is spent, but nothing of it may be shown."""
-        turn.request.end(StopCause.ERROR, f"{type(error).__name__}: {error}")
-        draft = turn.draft
-        return CycleOutcome(
-            cycle_id=turn.plan.cycle_id,
-            drafted=max(len(draft.confidences), draft.block.depth),
-            proposed=len(draft.block),
-            accepted=0,
-            emitted=0,
-            confidences=draft.confidences,
-            draft_ms=draft.draft_ms,
-            draft_prefill_ms=draft.prefill_ms,
-            draft_prefill_tokens=draft.prefill_tokens,
-            verify_ms=verify_ms,
-            verified_tokens=len(draft.block) + 1,
-            ended=StopCause.ERROR,
-            draft_fault=draft.fault,
-        )
-
-    def _account(self, outcomes: list[CycleOutcome], wall_ms: float) -> list[CycleOutcome]:
-        """Fill in what only the whole pass knows."""
-        drafting = max((outcome.draft_ms + outcome.draft_prefill_ms for outcome in outcomes), default=0.0)
-        verifying = max((outcome.verify_ms for outcome in outcomes), default=0.0)
-        width = sum(outcome.verified_tokens for outcome in outcomes) if len(outcomes) > 1 else 0
-        host_ms = max(0.0, wall_ms - drafting - verifying)
+    def _outcomes(self, turns: Sequence[_Turn], began: float) -> list[CycleOutcome]:
+        width = sum(turn.new_tokens for turn in turns) if len(turns) > 1 else 0
+        drafting = max((turn.draft.draft_ms + turn.draft.prefill_ms for turn in turns), default=0.0)
+        verifying = max((turn.verify_ms for turn in turns), default=0.0)
+        host_ms = max(0.0, (self._clock() - began) * 1000.0 - drafting - verifying)
         return [
-            replace(outcome, host_ms=host_ms, batch_size=len(outcomes), batch_tokens=width)
-            for outcome in outcomes
+            CycleOutcome(
+                cycle_id=turn.plan.cycle_id,
+                drafted=max(len(turn.draft.confidences), turn.draft.block.depth),
+                proposed=len(turn.draft.block),
+                accepted=turn.accepted,
+                emitted=turn.emitted,
+                confidences=turn.draft.confidences,
+                draft_ms=turn.draft.draft_ms,
+                draft_prefill_ms=turn.draft.prefill_ms,
+                draft_prefill_tokens=turn.draft.prefill_tokens,
+                verify_ms=turn.verify_ms,
+                verified_tokens=turn.new_tokens,
+                context_tokens=turn.context_tokens,
+                batch_size=len(turns),
+                batch_tokens=width,
+                host_ms=host_ms,
+                ended=turn.request.ended,
+                draft_fault=turn.draft.fault,
+            )
+            for turn in turns
         ]
 
     def _request(self, request_id: str) -> DecodingRequest:
@@ -221,3 +217,8 @@ class LiveExecutor:
         if request.ended is not None:
             raise ValueError(f"request_id: {request_id!r} has ended ({request.ended.value}); close it")
         return request
+
+
+def _fail(request: DecodingRequest, error: Exception) -> None:
+    """The pass was started and is spent, but nothing of it may be shown."""
+    request.end(StopCause.ERROR, f"{type(error).__name__}: {error}")

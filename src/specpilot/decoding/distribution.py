@@ -16,6 +16,9 @@ from specpilot.models.base import FloatArray
 
 DoubleArray = npt.NDArray[np.float64]
 
+_SAFE = 60.0
+"""exp(±60) times any vocabulary stays far inside float32's range (exp(88) does not)."""
+
 
 def top_token(logits: FloatArray) -> tuple[int, float]:
     """The most likely token and its raw softmax probability (temperature 1, nothing cut).
@@ -23,7 +26,11 @@ def top_token(logits: FloatArray) -> tuple[int, float]:
     The hot path of greedy drafting: one argmax and one log-sum-exp over ``logits`` of shape (vocab,).
     """
     top = int(logits.argmax())
-    return top, 1.0 / float(np.exp(logits - logits[top]).sum())
+    peak = float(logits[top])
+    if -_SAFE < peak < _SAFE:  # nothing can overflow: one pass over the vocabulary fewer
+        weights = np.exp(logits)
+        return top, float(weights[top]) / float(np.add.reduce(weights))
+    return top, 1.0 / float(np.add.reduce(np.exp(logits - peak)))
 
 
 def probabilities(logits: FloatArray, params: SamplingParams) -> DoubleArray:

@@ -40,7 +40,7 @@ class Block:
     @property
     def is_chain(self) -> bool:
         """Whether every node is the child of the one before."""
-        return all(parent == index - 1 for index, parent in enumerate(self.parents))
+        return self.parents == tuple(range(-1, len(self.parents) - 1))
 
     @property
     def depth(self) -> int:

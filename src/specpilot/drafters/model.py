@@ -115,9 +115,11 @@ class ModelDrafter:
         """One draft step for all; returns those that go on."""
         began = self._clock()
         batch: list[ForwardItem] = []
+        widest = 0
         for chain in growing:
             feed = chain.tokens[-1:] or catch_up(chain.cache, chain.item.context)
             chain.fed = chain.fed or len(feed)
+            widest = max(widest, len(feed))
             batch.append(ForwardItem(chain.cache, feed, logits_from=len(feed) - 1))
         logits = self._model.forward(batch)
         kept = [chain for chain, rows in zip(growing, logits, strict=True) if chain.extend(rows[0])]
@@ -129,7 +131,7 @@ class ModelDrafter:
                 chain.later_ms += step_ms
             else:
                 chain.first_ms = step_ms
-        if all(chain.fed <= _STEP_TOKENS or len(chain.confidences) > 1 for chain in growing):
+        if widest <= _STEP_TOKENS:
             self._step_ms = step_ms
         spent_ms = (ended - start) * 1000.0
         return [
