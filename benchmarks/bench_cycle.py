@@ -84,7 +84,7 @@ class Probe(LiveExecutor):
 def measure(pair: Pair, rounds: int) -> dict[str, dict[str, float]]:
     """Ratios by draft length, and for the policy's own choice."""
     target, draft = Timed(pair.target), Timed(pair.draft)
-    policy = Controller(ControllerConfig(pass_budget=8.0, slo_p95_ms=3_600_000.0))
+    policy = Controller(ControllerConfig(pass_budget=3.0, slo_p95_ms=3_600_000.0))
     makers: dict[str, Callable[[], ControllerLike]] = {
         **{f"static-{depth}": partial(StaticController, depth) for depth in DEPTHS},
         "specpilot": lambda: policy,

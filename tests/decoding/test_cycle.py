@@ -283,6 +283,17 @@ def test_sessions_reuse_caches_and_change_nothing(depth: int) -> None:
         assert target.widths[0] == len(prompt) - shared + len(request.details[0].block)
 
 
+def test_an_opened_request_says_what_is_cached() -> None:
+    store = Store()
+    target = ModelTarget(ScriptedLM(seed=8), store)
+    request = DecodingRequest("a", [1, 2, 3, 4, 5, 6], 3, session_id="s")
+    decode(target, None, [request], StaticController(0))
+    assert target.open("b", request.context, "s") == 8  # the last token has never been fed
+    target.close("b")
+    assert target.open("c", request.prompt, "s") == 5  # the last one is fed again, for its logits
+    assert target.open("d", request.prompt) == 0
+
+
 def target_rows(store: Store, prompt: Sequence[int]) -> int:
     """Rows of the stored cache that a request with this prompt can reuse."""
     held = store.caches["s"].token_ids

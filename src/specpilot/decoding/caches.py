@@ -46,7 +46,7 @@ class RequestCaches:
         cache = self._acquire(session_id, prompt)
         held = _Held(self._model.new_cache() if cache is None else cache, session_id)
         self._held[request_id] = held
-        return max(0, min(common_prefix(held.cache.token_ids, list(prompt)), len(prompt) - 1))
+        return max(0, min(common_prefix(held.cache.token_ids, prompt), len(prompt) - 1))
 
     def of(self, request_id: str, context: Sequence[int]) -> KVCache:
         """The request's cache.
@@ -73,5 +73,4 @@ class RequestCaches:
     def _acquire(self, session_id: str | None, context: Sequence[int]) -> KVCache | None:
         if session_id is None or self._store is None:
             return None
-        # A list, because caches hold lists and prefixes are compared by slices: a tuple equals none.
-        return self._store.acquire(session_id, list(context))
+        return self._store.acquire(session_id, context)
