@@ -139,8 +139,8 @@ class CycleOutcome:
     ``confidences`` holds max q for each of the ``drafted`` positions. ``draft_ms`` covers the
     ``drafted`` steps, ``draft_prefill_ms`` the tokens the draft's cache had to catch up with
     (``draft_prefill_tokens``). ``verified_tokens`` is the width of the target pass for this request
-    (uncached prompt + block), ``context_tokens`` what its KV cache already held. ``ended`` is set
-    when the output ended in this cycle. ``draft_fault`` says what went wrong with the drafter.
+    (uncached prompt + block), ``batch_tokens`` that of the whole physical pass (0: this request ran
+    alone), ``context_tokens`` what its KV cache already held. ``ended`` is set when the output ended in this cycle. ``draft_fault`` says what went wrong with the drafter.
     """
 
     cycle_id: int
@@ -156,6 +156,7 @@ class CycleOutcome:
     verified_tokens: int = 1
     context_tokens: int = 0
     batch_size: int = 1
+    batch_tokens: int = 0
     host_ms: float = 0.0
     ended: StopCause | None = None
     draft_fault: str | None = None

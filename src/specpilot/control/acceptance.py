@@ -1,0 +1,208 @@
+"""Forecast of acceptance before drafting: conditional hazards by position, for one context.
+
+A *context* is (drafter, prompt-length bucket). Position k of a block is *reached* when all k − 1
+tokens before it were accepted; h_k = P(accepted | reached) and S_k = h_1 ⋯ h_k is the probability
+that at least k draft tokens are accepted.
+
+A block that the confidence stop cut short is informative: only confident blocks get far, so the plain
+survival estimate over all blocks is biased upward. Two things keep it honest. The token whose
+distribution was computed but which was not proposed counts with its calibrated acceptance. And every
+so many-th block of a context is *open* (it ignores the stop); what lies beyond the point where it would
+have been cut has been seen once in that many blocks, so it weighs as many (inverse propensity).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from specpilot.control.stop import logit, sigmoid
+
+MAX_POSITIONS = 32
+"""Positions tracked; τ is never larger."""
+_MAX_WEIGHT = 8.0
+"""Cap on the inverse-propensity weight: bounds its variance for little bias."""
+
+
+@dataclass(slots=True)
+class HazardTable:
+    """Discounted Bernoulli counts by position, shrunk to a parent table (or to the prior).
+
+    ``accepted[k−1]`` and ``reached[k−1]`` are the discounted counts of position k. With weight m of
+    the parent's estimate p_k, h_k = (accepted + m·p_k) ÷ (reached + m).
+    """
+
+    prior: float
+    discount: float
+    shrinkage: float
+    parent: HazardTable | None = None
+    accepted: list[float] = field(default_factory=list)
+    reached: list[float] = field(default_factory=list)
+    version: int = 0
+
+    def observe(self, position: int, value: float, weight: float = 1.0) -> None:
+        """One reached position (from 1): ``value`` is 1 accepted, 0 rejected, or an expectation."""
+        if position > MAX_POSITIONS:
+            return
+        while len(self.reached) < position:
+            self.accepted.append(0.0)
+            self.reached.append(0.0)
+        index = position - 1
+        keep = self.discount**weight
+        self.accepted[index] = self.accepted[index] * keep + value * weight
+        self.reached[index] = self.reached[index] * keep + weight
+        self.version += 1
+
+    def forget(self, keep: float) -> None:
+        """Scale all counts down to ``keep`` (0…1) of their weight: something has changed."""
+        self.accepted = [count * keep for count in self.accepted]
+        self.reached = [count * keep for count in self.reached]
+        self.version += 1
+
+    def hazards(self, count: int) -> list[float]:
+        """h_1 … h_count. A position without evidence takes its parent's, else its predecessor's."""
+        base = self.parent.hazards(count) if self.parent else None
+        result: list[float] = []
+        previous = self.prior
+        for index in range(count):
+            anchor = base[index] if base else previous
+            if index < len(self.reached):
+                anchor = (self.accepted[index] + self.shrinkage * anchor) / (self.reached[index] + self.shrinkage)
+            previous = anchor
+            result.append(anchor)
+        return result
+
+
+def survival(hazards: Sequence[float], shift: float = 0.0) -> list[float]:
+    """S_0 … S_K from hazards h_1 … h_K, with every hazard shifted on the logit scale."""
+    result = [1.0]
+    for hazard in hazards:
+        result.append(result[-1] * (sigmoid(logit(hazard) + shift) if shift else hazard))
+    return result
+
+
+class Change:
+    """Notices that a context is not what it was: a fast average of surprise.
+
+    z accumulates (accepted − expected) over reached positions with a short memory and is compared
+    with its standard deviation. A table that has just been wrong for some ten blocks in a row forgets
+    most of what it knew, so that a phase change costs tens of cycles and not hundreds, while a steady
+    context keeps a long memory.
+    """
+
+    def __init__(self, memory: float = 0.9, limit: float = 3.5) -> None:
+        self._memory = memory
+        self._limit = limit
+        self._surprise = 0.0
+        self._variance = 0.0
+
+    def observe(self, surprise: float, variance: float) -> bool:
+        """Add one block's Σ(y − h) and Σh(1 − h); True if the change is beyond chance."""
+        self._surprise = self._surprise * self._memory + surprise
+        self._variance = self._variance * self._memory**2 + variance
+        # Not before some evidence: with variance under 1 a single block could decide.
+        if self._variance > 1.0 and self._surprise**2 > self._limit**2 * self._variance:
+            self._surprise = self._variance = 0.0
+            return True
+        return False
+
+
+class Difficulty:
+    """Whether this request is easier or harder than its context: a posterior over three classes.
+
+    The classes shift every hazard by −1, 0, +1 on the logit scale; the population's weights are
+    learned (online EM), so where requests do not differ the middle class takes over and the
+    correction vanishes. With two passes a request, the first accept length is all the history it has.
+    """
+
+    SHIFTS = (-1.0, 0.0, 1.0)
+
+    def __init__(self, rate: float = 0.02) -> None:
+        self._rate = rate
+        self.weights = [0.2, 0.6, 0.2]
+
+    def posterior(self, weights: Sequence[float], hazards: Sequence[float], accepted: int, proposed: int) -> list[float]:
+        """Update class weights by one block: ``accepted`` of ``proposed`` draft tokens."""
+        result = []
+        for weight, shift in zip(weights, self.SHIFTS, strict=True):
+            for index in range(min(accepted, len(hazards))):
+                weight *= sigmoid(logit(hazards[index]) + shift)
+            if accepted < proposed and accepted < len(hazards):
+                weight *= 1.0 - sigmoid(logit(hazards[accepted]) + shift)
+            result.append(weight)
+        total = sum(result)
+        return [weight / total for weight in result] if total > 0.0 else list(weights)
+
+    def learn(self, posterior: Sequence[float]) -> None:
+        """Move the population's weights towards a finished request's posterior."""
+        self.weights = [
+            weight + self._rate * (new - weight) for weight, new in zip(self.weights, posterior, strict=True)
+        ]
+
+    def shift(self, posterior: Sequence[float]) -> float:
+        """The request's expected shift relative to the population's (which the hazards contain)."""
+        return sum(
+            shift * (own - base) for shift, own, base in zip(self.SHIFTS, posterior, self.weights, strict=True)
+        )
+
+
+class AcceptanceModel:
+    """The hazards of all contexts, learned from cycle outcomes."""
+
+    def __init__(self, prior: float, discount: float, shrinkage: float, open_every: int) -> None:
+        self._prior, self._discount, self._shrinkage = prior, discount, shrinkage
+        self._open_weight = min(float(open_every), _MAX_WEIGHT)
+        self._pooled: dict[str, HazardTable] = {}
+        self._tables: dict[tuple[str, int], HazardTable] = {}
+        self._changes: dict[tuple[str, int], Change] = {}
+
+    def table(self, drafter: str, bucket: int) -> HazardTable:
+        """The context's table, made on first use."""
+        key = (drafter, bucket)
+        table = self._tables.get(key)
+        if table is None:
+            pooled = self._pooled.get(drafter)
+            if pooled is None:
+                pooled = HazardTable(self._prior, self._discount, self._shrinkage)
+                self._pooled[drafter] = pooled
+            table = HazardTable(self._prior, self._discount, self._shrinkage, pooled)
+            self._tables[key] = table
+            self._changes[key] = Change()
+        return table
+
+    def observe(
+        self, drafter: str, bucket: int, accepted: int, proposed: int, cut_at: int | None, dropped: float | None
+    ) -> bool:
+        """Learn from one block; returns True where a change of phase was noticed.
+
+        Args:
+            drafter: the block's drafter.
+            bucket: prompt-length bucket.
+            accepted: accepted draft tokens.
+            proposed: proposed draft tokens.
+            cut_at: in an open block, the position at which the stop rule would have cut it.
+            dropped: calibrated acceptance of the token that was computed but not proposed.
+        """
+        table = self.table(drafter, bucket)
+        reached = min(accepted + 1, proposed)
+        expected = table.hazards(reached)
+        surprise = variance = 0.0
+        for position in range(1, reached + 1):
+            hazard = expected[position - 1]
+            value = 1.0 if position <= accepted else 0.0
+            surprise += value - hazard
+            variance += hazard * (1.0 - hazard)
+            weight = self._open_weight if cut_at is not None and position >= cut_at else 1.0
+            self._add(table, position, value, weight)
+        if dropped is not None and accepted == proposed:
+            self._add(table, proposed + 1, dropped, 1.0)
+        if reached and self._changes[drafter, bucket].observe(surprise, variance):
+            table.forget(0.2)
+            return True
+        return False
+
+    @staticmethod
+    def _add(table: HazardTable, position: int, value: float, weight: float) -> None:
+        table.observe(position, value, weight)
+        if table.parent:
+            table.parent.observe(position, value, weight)

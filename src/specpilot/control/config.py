@@ -1,0 +1,71 @@
+"""The controller's configuration: one frozen object, validated when it is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ControllerConfig:
+    """What the operator promises, and the constants of the policy.
+
+    The promises are the first three; the rest were tuned on the development seeds of the scenario
+    suite and rarely need a change.
+
+    Raises:
+        ValueError: naming the field, its value, the allowed range and the remedy.
+    """
+
+    pass_budget: float = 2.0
+    """B: target forward passes per admitted request, on average (``inf``: none)."""
+    slo_p95_ms: float = 250.0
+    """End-to-end latency SLO, from scheduled arrival."""
+    burst: int = 64
+    """Most passes the shared pool may hold."""
+    max_draft: int = 16
+    """Most tokens drafted in one cycle (τ's cap)."""
+    tenant_pool_cap: int | None = None
+    """Most pool passes a tenant may draw beyond what it put in."""
+    miss_target: float = 0.03
+    """Share of requests that may miss the SLO before the internal deadline is tightened."""
+    prior_acceptance: float = 0.65
+    """Acceptance assumed at every position before anything is known."""
+    discount: float = 0.985
+    """Per-observation discount of the acceptance counts of one context."""
+    shrinkage: float = 6.0
+    """Weight (in observations) of the pooled estimate in a context's own."""
+    open_block_every: int = 16
+    """Every so many-th block of a context ignores the confidence stop."""
+    breaker_faults: int = 3
+    """Drafter faults in a row that open the circuit breaker."""
+    probe_first: int = 4
+    """Cycles of fallback before the first probe of a context."""
+    probe_max: int = 64
+    """Most cycles of fallback between two probes of a context (bounds recovery, I6)."""
+    finish_bonus_tokens: float = 1.0
+    """What finishing a suggestion is worth beyond its tokens, when bidding for a pool pass."""
+    idle_price: float = 0.02
+    """Least price of time as a share of the busy rate: stops drafting that is sheer waste."""
+
+    def __post_init__(self) -> None:
+        self._require("pass_budget", self.pass_budget >= 1.0, "≥ 1", "a request needs at least one target pass")
+        self._require("slo_p95_ms", 0.0 < self.slo_p95_ms < math.inf, "> 0 and finite", "give milliseconds")
+        self._require("burst", self.burst >= 0, "≥ 0", "use 0 to keep no pool")
+        self._require("max_draft", 0 <= self.max_draft <= 32, "0…32", "use 0 to switch speculation off")
+        self._require("miss_target", 0.0 < self.miss_target < 0.5, "in (0, 0.5)", "0.03 leaves room under a p95")
+        self._require("prior_acceptance", 0.0 < self.prior_acceptance < 1.0, "in (0, 1)", "0.65 is typical")
+        self._require("discount", 0.5 <= self.discount < 1.0, "in [0.5, 1)", "0.985 remembers about 67 blocks")
+        self._require("shrinkage", self.shrinkage > 0.0, "> 0", "6 is typical")
+        self._require("open_block_every", self.open_block_every >= 2, "≥ 2", "16 is typical")
+        self._require("breaker_faults", self.breaker_faults >= 1, "≥ 1", "3 is typical")
+        self._require("probe_first", self.probe_first >= 1, "≥ 1", "4 is typical")
+        self._require("probe_max", self.probe_max >= self.probe_first, "≥ probe_first", "64 is typical")
+        self._require("finish_bonus_tokens", self.finish_bonus_tokens >= 0.0, "≥ 0", "1 is typical")
+        self._require("idle_price", 0.0 <= self.idle_price <= 1.0, "in [0, 1]", "0.02 is typical")
+        if self.tenant_pool_cap is not None:
+            self._require("tenant_pool_cap", self.tenant_pool_cap >= 0, "≥ 0", "use None for no cap")
+
+    def _require(self, name: str, ok: bool, allowed: str, remedy: str) -> None:
+        if not ok:
+            raise ValueError(f"{name}: {getattr(self, name)!r} is not {allowed}; {remedy}")

@@ -1,0 +1,401 @@
+"""The controller: one pure object that every driver calls — live engine, replay, simulator, plugin.
+
+A request's life: ``admit`` → (``plan`` → ``begin`` → ``observe``)* → ``finish``. A plan may instead say
+that the request ends now. ``abort`` takes back a plan that will not run (or gives up one that is
+running). The controller enforces the promises — the pass ledger, deadlines, the drafter's breaker — and
+leaves the choice of τ to a :class:`~specpilot.control.planning.Planner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from specpilot.control.budget import PassLedger, PassPrice
+from specpilot.control.config import ControllerConfig
+from specpilot.control.cost import CostModel, CostProfile
+from specpilot.control.health import Breaker
+from specpilot.control.latency import DeadlineTracker, TimePrice
+from specpilot.control.planner import OptimalPlanner
+from specpilot.control.planning import Choice, CycleView, Planner
+from specpilot.control.types import (
+    Admission,
+    BatchPlan,
+    Binding,
+    CycleOutcome,
+    CyclePlan,
+    PlannedStop,
+    Reason,
+    RequestInfo,
+    RequestSummary,
+    StopCause,
+)
+
+REFUSAL_PROBE = 8
+"""Every so many-th refusal in a row is let in, so that a wrong cost estimate cannot refuse for ever."""
+
+
+@dataclass(slots=True)
+class _Request:
+    info: RequestInfo
+    arrival_s: float
+    slo_ms: float
+    deadline_s: float
+    emitted: int = 0
+    cycles: int = 0
+    uncached: int = 0
+    drafter_failed: bool = False
+    cycle_id: int | None = None  # planned or running
+    ended: StopCause | None = None
+
+
+@dataclass(slots=True)
+class _Cycle:
+    request: _Request
+    view: CycleView
+    from_pool: bool
+    planned_draft: int
+    begun: bool = False
+
+
+@dataclass(slots=True)
+class _Counters:
+    arrivals: int = 0
+    refused: int = 0
+    refused_in_a_row: int = 0
+    finished: dict[StopCause, int] = field(default_factory=dict)
+
+
+class Controller:
+    """Plans cycles so that both promises hold, and learns from what they did.
+
+    Args:
+        config: promises and constants.
+        planner: how τ is chosen; default is specpilot's own. A planner plays under the same ledger,
+            deadlines and breaker.
+        profile: first guess of the engine's costs.
+
+    Time is an argument: ``now`` in seconds on the caller's monotonic clock. The same calls give the
+    same answers, bit for bit (I7).
+    """
+
+    def __init__(
+        self,
+        config: ControllerConfig | None = None,
+        planner: Planner | None = None,
+        profile: CostProfile | None = None,
+    ) -> None:
+        self.config = config or ControllerConfig()
+        self.ledger = PassLedger(self.config.pass_budget, self.config.burst, self.config.tenant_pool_cap)
+        self.cost = CostModel(profile)
+        self.time_price = TimePrice(self.config.idle_price)
+        self.pass_price = PassPrice()
+        self.deadlines = DeadlineTracker(self.config.miss_target)
+        self.planner: Planner = planner or OptimalPlanner(self.config, self.cost, self.time_price)
+        self.counters = _Counters()
+        self._breakers: dict[str, Breaker] = {}
+        self._requests: dict[str, _Request] = {}
+        self._cycles: dict[int, _Cycle] = {}
+        self._next_cycle = 1
+
+    # --- a request's life -------------------------------------------------------------------------
+
+    def admit(self, request: RequestInfo, *, now: float) -> Admission:
+        """Take a request up, or refuse it because its promises could not be kept.
+
+        Raises:
+            ValueError: for an id in use, a negative count, max_tokens < 1 or slo_ms ≤ 0.
+        """
+        self._check(request)
+        arrival = now if request.arrival_s is None else request.arrival_s
+        slo_ms = request.slo_ms or self.config.slo_p95_ms
+        deadline = arrival + slo_ms * self.deadlines.share / 1000.0
+        self.counters.arrivals += 1
+        self.time_price.arrival(arrival)
+        uncached = max(1, request.prompt_tokens - request.cached_tokens)
+        refusal = self._refusal(request, uncached, deadline, now)
+        if refusal:
+            self.counters.refused += 1
+            self.counters.refused_in_a_row += 1
+            return Admission(False, deadline, refusal)
+        self.counters.refused_in_a_row = 0
+        self.ledger.admit(request.request_id, request.tenant)
+        self._requests[request.request_id] = _Request(request, arrival, slo_ms, deadline, uncached=uncached)
+        self.planner.admitted(request.request_id, request.prompt_tokens, now=now)
+        return Admission(True, deadline)
+
+    def plan(self, request_ids: Sequence[str], *, now: float) -> BatchPlan:
+        """Plan one cycle for each request, or its end; passes are granted all together.
+
+        Raises:
+            ValueError: for an unknown request, or one with a cycle planned or running already.
+        """
+        stops: list[PlannedStop] = []
+        wanting: list[tuple[_Request, CycleView, Choice]] = []
+        waiting = sum(r.cycle_id is None and r.ended is None for r in self._requests.values()) - len(request_ids)
+        for request_id in request_ids:
+            request = self._request(request_id)
+            if request.cycle_id is not None:
+                raise ValueError(f"request_ids: {request_id!r} has cycle {request.cycle_id} open; observe or abort it")
+            stop = self._must_stop(request, now)
+            if stop:
+                stops.append(stop)
+                continue
+            view = self._view(request, max(0, waiting), now)
+            choice = self.planner.choose(view, now=now)
+            if choice.end:
+                stops.append(PlannedStop(request_id, StopCause.POLICY, choice.reason))
+            else:
+                wanting.append((request, view, choice))
+        grants = self._grant(wanting)
+        cycles = []
+        for request, view, choice in wanting:
+            source = grants.get(request.info.request_id)
+            if source is None:
+                stops.append(self._out_of_passes(request, choice))
+            else:
+                cycles.append(self._open_cycle(request, view, choice, source == "pool"))
+        return BatchPlan(tuple(cycles), tuple(stops))
+
+    def begin(self, cycle_ids: Sequence[int], *, now: float) -> None:
+        """The target passes of these cycles start: the ledger withdraws them.
+
+        Raises:
+            ValueError: for an unknown cycle or one that has begun.
+        """
+        for cycle_id in cycle_ids:
+            cycle = self._cycle(cycle_id)
+            if cycle.begun:
+                raise ValueError(f"cycle_ids: {cycle_id} has begun already; begin a cycle once")
+            self.ledger.start(cycle.request.info.request_id)
+            cycle.begun = True
+
+    def observe(self, outcomes: Sequence[CycleOutcome], *, now: float) -> None:
+        """Learn from finished cycles.
+
+        Raises:
+            ValueError: for an unknown cycle, one that has not begun, or impossible counts.
+        """
+        for index, outcome in enumerate(outcomes):
+            cycle = self._cycle(outcome.cycle_id)
+            if not cycle.begun:
+                raise ValueError(f"outcomes[{index}].cycle_id: {outcome.cycle_id} has not begun; call begin first")
+            if not 0 <= outcome.accepted <= outcome.proposed <= max(outcome.drafted, outcome.proposed):
+                raise ValueError(
+                    f"outcomes[{index}].accepted: {outcome.accepted} is not in 0…{outcome.proposed} (proposed)"
+                )
+            del self._cycles[outcome.cycle_id]
+            request = cycle.request
+            request.cycle_id = None
+            request.cycles += 1
+            request.emitted += outcome.emitted
+            request.uncached = 1
+            request.ended = outcome.ended
+            self._learn(cycle, outcome)
+            self.planner.observe(cycle.view, outcome, now=now)
+
+    def abort(self, cycle_ids: Sequence[int], *, now: float) -> None:
+        """Give cycles up: a pass that has not begun costs nothing, one that has stays spent.
+
+        Raises:
+            ValueError: for an unknown cycle.
+        """
+        for cycle_id in cycle_ids:
+            cycle = self._cycle(cycle_id)
+            if not cycle.begun:
+                self.ledger.release(cycle.request.info.request_id)
+            cycle.request.cycle_id = None
+            del self._cycles[cycle_id]
+
+    def finish(self, request_id: str, cause: StopCause, *, now: float) -> RequestSummary:
+        """The request has ended; settles its account and returns it.
+
+        Raises:
+            ValueError: for an unknown request.
+        """
+        request = self._request(request_id)
+        if request.cycle_id is not None:
+            self.abort([request.cycle_id], now=now)
+        passes, drawn = self.ledger.passes(request_id)
+        self.ledger.finish(request_id)
+        del self._requests[request_id]
+        self.planner.finished(request_id, now=now)
+        e2e_ms = (now - request.arrival_s) * 1000.0
+        met = request.emitted > 0 and e2e_ms <= request.slo_ms
+        if cause is not StopCause.CANCELLED:
+            self.deadlines.observe(e2e_ms <= request.slo_ms)
+        self.counters.finished[cause] = self.counters.finished.get(cause, 0) + 1
+        return RequestSummary(request_id, cause, request.emitted, passes, drawn, request.cycles, e2e_ms, met)
+
+    # --- admission and deadlines ------------------------------------------------------------------
+
+    def _check(self, request: RequestInfo) -> None:
+        if request.request_id in self._requests:
+            raise ValueError(f"request_id: {request.request_id!r} is in flight; ids are used once at a time")
+        for name in ("prompt_tokens", "cached_tokens", "prefill_passes"):
+            if getattr(request, name) < 0:
+                raise ValueError(f"{name}: {getattr(request, name)} is not ≥ 0; give a count")
+        if request.max_tokens < 1:
+            raise ValueError(f"max_tokens: {request.max_tokens} is not ≥ 1; ask for at least one token")
+        if request.slo_ms is not None and not request.slo_ms > 0.0:
+            raise ValueError(f"slo_ms: {request.slo_ms} is not > 0; give milliseconds")
+        if request.max_draft is not None and request.max_draft < 0:
+            raise ValueError(f"max_draft: {request.max_draft} is not ≥ 0; use 0 to switch speculation off")
+
+    def _refusal(self, request: RequestInfo, uncached: int, deadline_s: float, now: float) -> str:
+        """Why the request cannot be served as promised; empty if it can."""
+        own = int(min(self.config.pass_budget, 1e9))
+        if request.prefill_passes + 1 > own:
+            return (
+                f"budget: the prompt needs {request.prefill_passes + 1} target passes and a request owns {own}; "
+                "shorten the prompt, enlarge the prefill chunk or raise pass_budget"
+            )
+        if not self.cost.calibrated or self.counters.refused_in_a_row % REFUSAL_PROBE == REFUSAL_PROBE - 1:
+            return ""
+        first = self.cost.verify_ms(uncached, request.cached_tokens) * self.cost.verify_upper.ratio
+        backlog = sum(self._work_ms(other) for other in self._requests.values() if other.ended is None)
+        left = (deadline_s - now) * 1000.0
+        if backlog + first <= left:
+            return ""
+        return (
+            f"deadline: {left:.0f} ms are left, the first target pass needs about {first:.0f} ms and the work "
+            f"before it {backlog:.0f} ms; retry later, shorten the prompt or raise slo_ms"
+        )
+
+    def _work_ms(self, request: _Request) -> float:
+        """Expected engine time that an admitted request still needs for its own passes."""
+        own = self.ledger.own_passes(request.info.request_id)
+        cycle = self.cost.verify_ms(4, request.info.prompt_tokens) + 4 * self.cost.draft_step_ms + self.cost.host_ms
+        if request.cycles:
+            return own * cycle
+        first = self.cost.verify_ms(request.uncached + 4) + self.cost.draft_prefill_ms(request.uncached)
+        return first + max(0, own - 1) * cycle
+
+    def _must_stop(self, request: _Request, now: float) -> PlannedStop | None:
+        """Deadline check: is there time for one more plain pass?"""
+        request_id = request.info.request_id
+        if request.ended is not None:
+            return PlannedStop(request_id, request.ended, Reason(Binding.LENGTH))
+        cached = max(0, request.info.prompt_tokens + request.emitted - request.uncached)
+        expected = self.cost.verify_ms(request.uncached, cached)
+        if request.emitted:
+            # Something can be shown: do not risk it for more.
+            need, left = expected * self.cost.verify_upper.ratio, (request.deadline_s - now) * 1000.0
+        else:
+            # Nothing yet: an empty answer is a miss too, so only a hopeless pass is spared.
+            need, left = expected, (request.arrival_s - now) * 1000.0 + request.slo_ms
+        if not self.cost.calibrated or need <= left:
+            return None
+        return PlannedStop(request_id, StopCause.DEADLINE, Reason(Binding.DEADLINE, {"need_ms": need, "left_ms": left}))
+
+    # --- cycles -----------------------------------------------------------------------------------
+
+    def _view(self, request: _Request, waiting: int, now: float) -> CycleView:
+        info = request.info
+        own = self.ledger.own_passes(info.request_id)
+        remaining = info.max_tokens - request.emitted
+        breaker = self._breaker(info.drafter)
+        cap = min(self.config.max_draft, remaining - 1)
+        if info.max_draft is not None:
+            cap = min(cap, info.max_draft)
+        context = info.prompt_tokens + request.emitted
+        left = (request.deadline_s - now) * 1000.0
+        return CycleView(
+            request_id=info.request_id,
+            drafter=info.drafter,
+            prompt_tokens=info.prompt_tokens,
+            context_tokens=context,
+            new_context_tokens=min(request.uncached, max(context, 1)),
+            emitted_tokens=request.emitted,
+            remaining_tokens=remaining,
+            cycle_index=request.cycles,
+            own_passes=own,
+            from_pool=own == 0,
+            max_draft=max(0, self._fitting_draft(cap, request.uncached, context, left)),
+            time_left_ms=left,
+            waiting=waiting,
+            pass_price=self.pass_price.price(self.ledger.fill),
+            speculation_allowed=not request.drafter_failed and breaker.allow(),
+        )
+
+    def _fitting_draft(self, cap: int, uncached: int, context: int, left_ms: float) -> int:
+        """The longest draft that still lets the pass end in time, by the upper quantiles."""
+        if not self.cost.calibrated or cap <= 0:
+            return cap
+        step = self.cost.draft_step_ms * self.cost.draft_upper.ratio
+        verify = self.cost.verify_ms(uncached + cap, context - uncached) * self.cost.verify_upper.ratio
+        fits = int((left_ms - verify - self.cost.draft_prefill_ms(uncached - 1)) / step)
+        return min(cap, max(0, fits))
+
+    def _grant(self, wanting: Sequence[tuple[_Request, CycleView, Choice]]) -> dict[str, str]:
+        bids = {request.info.request_id: choice.bid_tokens for request, _, choice in wanting}
+        for request, view, choice in wanting:
+            if view.from_pool:
+                self.pass_price.bid(choice.bid_tokens, self.ledger.inflow)
+        return self.ledger.reserve(bids, self.pass_price.price(self.ledger.fill))
+
+    def _open_cycle(self, request: _Request, view: CycleView, choice: Choice, from_pool: bool) -> CyclePlan:
+        draft = min(choice.max_draft, view.max_draft)
+        plan = CyclePlan(
+            cycle_id=self._next_cycle,
+            request_id=view.request_id,
+            max_draft=draft,
+            max_nodes=draft,
+            stop=choice.stop,
+            deadline_s=request.deadline_s,
+            from_pool=from_pool,
+            reason=choice.reason,
+        )
+        self._cycles[plan.cycle_id] = _Cycle(request, view, from_pool, draft)
+        request.cycle_id = plan.cycle_id
+        self._next_cycle += 1
+        return plan
+
+    def _out_of_passes(self, request: _Request, choice: Choice) -> PlannedStop:
+        numbers = {
+            "bid": choice.bid_tokens,
+            "lambda": self.pass_price.price(self.ledger.fill),
+            "pool": self.ledger.pool,
+            "missing_tokens": float(request.info.max_tokens - request.emitted),
+        }
+        return PlannedStop(request.info.request_id, StopCause.BUDGET, Reason(Binding.BUDGET, numbers))
+
+    def _learn(self, cycle: _Cycle, outcome: CycleOutcome) -> None:
+        request = cycle.request
+        if cycle.planned_draft:
+            fault = outcome.draft_fault is not None
+            self._breaker(request.info.drafter).observe(fault)
+            request.drafter_failed = request.drafter_failed or fault
+        width = outcome.batch_tokens or outcome.verified_tokens
+        share = outcome.verified_tokens / max(1, width)
+        if outcome.verify_ms > 0.0:
+            # Each request of a shared pass reports the same pass: learn its cost once, charge by width.
+            self.cost.observe_verify(width, outcome.context_tokens, outcome.verify_ms)
+        if not outcome.draft_fault:
+            self.cost.observe_draft(
+                outcome.drafted, outcome.draft_ms, outcome.draft_prefill_tokens, outcome.draft_prefill_ms
+            )
+        self.cost.observe_host(outcome.host_ms)
+        engine_ms = outcome.draft_ms + outcome.draft_prefill_ms + outcome.verify_ms * share + outcome.host_ms
+        price = self.pass_price.price(self.ledger.fill) if cycle.from_pool else 0.0
+        self.time_price.cycle(outcome.emitted - price, engine_ms)
+
+    def _breaker(self, drafter: str) -> Breaker:
+        breaker = self._breakers.get(drafter)
+        if breaker is None:
+            config = self.config
+            breaker = Breaker(config.breaker_faults, config.probe_first, config.probe_max)
+            self._breakers[drafter] = breaker
+        return breaker
+
+    def _request(self, request_id: str) -> _Request:
+        try:
+            return self._requests[request_id]
+        except KeyError:
+            raise ValueError(f"request_id: {request_id!r} is not in flight; admit it first") from None
+
+    def _cycle(self, cycle_id: int) -> _Cycle:
+        try:
+            return self._cycles[cycle_id]
+        except KeyError:
+            raise ValueError(f"cycle_id: {cycle_id} is not open; plan it first") from None

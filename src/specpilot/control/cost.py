@@ -1,0 +1,164 @@
+"""What drafting and verifying cost: learned online, in milliseconds.
+
+Verification is parallel, so the cost of a target pass is a curve over its width (new tokens): nearly
+flat while the engine is bound by reading weights, rising once it computes. Prefill is the same curve
+further out. Each curve is piecewise linear and monotone; an innovation is clamped so that one
+preempted pass does not spoil it, and an upper quantile follows by pinball steps for deadlines.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+
+
+@dataclass(frozen=True, slots=True)
+class CostProfile:
+    """First guess of the costs, replaced by what is measured.
+
+    ``verify_ms`` and ``draft_prefill_ms`` are given at the widths ``KNOTS``.
+    """
+
+    draft_step_ms: float = 0.4
+    verify_ms: tuple[float, ...] = (6.0, 6.1, 6.3, 7.0, 9.0, 13.0, 22.0, 42.0, 85.0, 180.0, 400.0, 900.0)
+    draft_prefill_ms: tuple[float, ...] = (0.4, 0.4, 0.45, 0.5, 0.7, 1.2, 2.1, 4.0, 8.0, 16.0, 36.0, 80.0)
+
+    def __post_init__(self) -> None:
+        if not self.draft_step_ms > 0.0:
+            raise ValueError(f"draft_step_ms: {self.draft_step_ms} is not > 0; give milliseconds")
+        for name, curve in (("verify_ms", self.verify_ms), ("draft_prefill_ms", self.draft_prefill_ms)):
+            if len(curve) != len(KNOTS) or any(b < a for a, b in zip(curve, curve[1:], strict=False)) or curve[0] <= 0.0:
+                raise ValueError(f"{name}: {curve} is not {len(KNOTS)} rising positive values; one for each of {KNOTS}")
+
+
+class UpperQuantile:
+    """Tracks a quantile of observed ÷ predicted by pinball steps; never below 1."""
+
+    def __init__(self, quantile: float = 0.95, step: float = 0.03) -> None:
+        self._quantile = quantile
+        self._step = step
+        self.ratio = 1.15
+
+    def observe(self, ratio: float) -> None:
+        """Up by step·q when exceeded, down by step·(1−q) when not: stationary at the quantile."""
+        if ratio > self.ratio:
+            self.ratio = min(4.0, self.ratio + self._step * self._quantile)
+        else:
+            self.ratio = max(1.0, self.ratio - self._step * (1.0 - self._quantile))
+
+
+class CostCurve:
+    """Milliseconds as a piecewise-linear, non-decreasing function of a width in tokens."""
+
+    def __init__(self, values_ms: Sequence[float], gain: float = 0.1, clamp: float = 0.25) -> None:
+        self._values = list(values_ms)
+        self._seen = [0] * len(KNOTS)
+        self._gain = gain
+        self._clamp = clamp
+        self.observations = 0
+
+    def at(self, width: float) -> float:
+        """Cost of ``width`` tokens, extrapolated by the last segment's slope."""
+        values = self._values
+        if width <= 1:
+            return values[0]
+        index = min(bisect_right(KNOTS, width), len(KNOTS) - 1)
+        low, high = KNOTS[index - 1], KNOTS[index]
+        return values[index - 1] + (values[index] - values[index - 1]) * (width - low) / (high - low)
+
+    def observe(self, width: float, observed_ms: float) -> None:
+        """Move the two neighbouring knots towards an observation.
+
+        The first observations count fully (gain 1/n down to ``gain``) and also rescale knots that
+        have never been seen; later ones are clamped to ±25 % of the prediction.
+        """
+        predicted = self.at(width)
+        self.observations += 1
+        index = min(bisect_right(KNOTS, max(width, 1)), len(KNOTS) - 1)
+        low, high = KNOTS[index - 1], KNOTS[index]
+        share = min(1.0, max(0.0, (width - low) / (high - low)))
+        ratio = observed_ms / predicted - 1.0
+        settled = self._seen[index - 1 if share < 0.5 else index] >= 3
+        if settled:
+            ratio = max(-self._clamp, min(self._clamp, ratio))
+        for knot, weight in ((index - 1, 1.0 - share), (index, share)):
+            if weight > 0.0:
+                self._seen[knot] += 1
+                gain = max(self._gain, 1.0 / self._seen[knot])
+                self._values[knot] *= 1.0 + gain * ratio * weight / (share**2 + (1.0 - share) ** 2)
+        rescale = max(self._gain, 1.0 / self.observations)
+        for knot, count in enumerate(self._seen):
+            if count == 0:
+                self._values[knot] *= 1.0 + rescale * ratio
+        self._make_monotone(index if share >= 0.5 else index - 1)
+
+    def _make_monotone(self, anchor: int) -> None:
+        """The knot just measured is believed; the others give way."""
+        values = self._values
+        for knot in range(anchor + 1, len(values)):
+            values[knot] = max(values[knot], values[knot - 1])
+        for knot in range(anchor - 1, -1, -1):
+            values[knot] = min(values[knot], values[knot + 1])
+
+
+class CostModel:
+    """Draft step, draft prefill and target pass of one engine.
+
+    A cached context makes a pass dearer (attention reads it): one slope per cached token, learned as
+    the residual of the curve.
+    """
+
+    def __init__(self, profile: CostProfile | None = None) -> None:
+        profile = profile or CostProfile()
+        self.draft_step_ms = profile.draft_step_ms
+        self._verify = CostCurve(profile.verify_ms)
+        self._draft_prefill = CostCurve(profile.draft_prefill_ms)
+        self._context_ms_per_token = 0.0
+        self._draft_seen = 0
+        self.host_ms = 0.0
+        self.verify_upper = UpperQuantile()
+        self.draft_upper = UpperQuantile()
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether enough passes were measured to refuse work on the strength of a prediction."""
+        return self._verify.observations >= 8
+
+    def verify_ms(self, new_tokens: float, context_tokens: float = 0.0) -> float:
+        """Expected time of one target pass of this width behind this much cached context."""
+        return self._verify.at(new_tokens) + self._context_ms_per_token * context_tokens
+
+    def draft_prefill_ms(self, tokens: float) -> float:
+        """Expected time for the draft's cache to catch up with this many tokens (0 for none)."""
+        return self._draft_prefill.at(tokens) if tokens > 0 else 0.0
+
+    def observe_verify(self, new_tokens: int, context_tokens: int, verify_ms: float) -> None:
+        """Learn from one target pass."""
+        predicted = self.verify_ms(new_tokens, context_tokens)
+        if self.calibrated:
+            self.verify_upper.observe(verify_ms / predicted)
+        if context_tokens and self._verify.observations >= 3:
+            # Normalised LMS on the context's share; the clamp is the curve's.
+            error = max(-0.25, min(0.25, verify_ms / predicted - 1.0)) * predicted
+            self._context_ms_per_token = max(0.0, self._context_ms_per_token + 0.02 * error / context_tokens)
+        context_ms = self._context_ms_per_token * context_tokens
+        self._verify.observe(new_tokens, max(0.1 * verify_ms, verify_ms - context_ms))
+
+    def observe_draft(self, steps: int, draft_ms: float, prefill_tokens: int, prefill_ms: float) -> None:
+        """Learn from one block's drafting."""
+        if steps:
+            step_ms = draft_ms / steps
+            self._draft_seen += 1
+            if self._draft_seen > 3:
+                self.draft_upper.observe(step_ms / self.draft_step_ms)
+                step_ms = max(0.75 * self.draft_step_ms, min(1.25 * self.draft_step_ms, step_ms))
+            self.draft_step_ms += max(0.1, 1.0 / self._draft_seen) * (step_ms - self.draft_step_ms)
+        if prefill_tokens and prefill_ms > 0.0:
+            self._draft_prefill.observe(prefill_tokens, prefill_ms)
+
+    def observe_host(self, host_ms: float) -> None:
+        """Learn the cycle's time outside the models."""
+        self.host_ms += 0.1 * (min(host_ms, 4.0 * self.host_ms + 1.0) - self.host_ms)
