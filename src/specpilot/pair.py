@@ -33,8 +33,9 @@ if TYPE_CHECKING:
     from specpilot.models.tokenizer import Tokenizer
 
 ENGINES = ("onnx", "transformers")
-DRAFT_TIMEOUT_MS = 10_000.0
-"""A draft that has not answered by then is left alone; only a hang takes that long."""
+DRAFT_TIMEOUT_MS = 2_000.0
+"""A draft that has not answered by then is left alone; only a hang takes that long (or a long cold prompt
+on a slow machine: then the cycle decodes plainly and the next one finds the cache warm)."""
 CACHE_BYTES = 256 << 20
 """Most memory for the caches of ended requests, for each of the two models."""
 

@@ -47,6 +47,10 @@ def test_characters_are_held_until_complete() -> None:
 def test_text_that_depends_on_the_token_before() -> None:
     stream = TextStream(Words())
     assert [stream.push(token) for token in (1, 2, 3)] == ["w1", " w2", " w3"]
+    # A continuation keeps the space between the prompt and its first word.
+    request = DecodingRequest("r", [8, 9], 2, detokenizer=Words())
+    request.emit([1, 2])
+    assert request.text == " w1 w2"
 
 
 @given(

@@ -85,7 +85,7 @@ class DecodingRequest:
         self.error: str | None = None
         self.details: list[CycleDetail] = []
         self._eos = eos_token_ids
-        self._stream = None if detokenizer is None else TextStream(detokenizer)
+        self._stream = None if detokenizer is None else TextStream(detokenizer, self.prompt[-1:])
         self._stops = StopStrings(stop)
         self._pieces: list[str] = []
 

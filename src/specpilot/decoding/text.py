@@ -23,12 +23,17 @@ class TextStream:
     Some tokenizers' text for a token depends on the one before (a leading space, a merged byte
     sequence), so each token is decoded together with the last few; characters whose bytes are not all
     there yet are held back.
+
+    Args:
+        detokenizer: the tokenizer.
+        before: the last token before the first one pushed (the prompt's), if any: its text is not given
+            out, but without it a tokenizer that marks words by a leading space would drop the first one.
     """
 
-    def __init__(self, detokenizer: Detokenizer) -> None:
+    def __init__(self, detokenizer: Detokenizer, before: Sequence[int] = ()) -> None:
         self._detokenizer = detokenizer
-        self._tokens: list[int] = []
-        self._known = ""  # text of the tokens kept, given out already
+        self._tokens = list(before)
+        self._known = detokenizer.decode(self._tokens) if before else ""  # given out (or the prompt's)
 
     def push(self, token: int) -> str:
         """The text that ``token`` completes; often a word, sometimes nothing."""
