@@ -1,11 +1,11 @@
 """Causal language models on ONNX Runtime: any Llama-family Hugging Face folder, no torch.
 
-A pass over one sequence copies no keys or values (see :mod:`~specpilot.models.onnx_cache`) and, for a chain,
-builds no mask: the attention is causal by itself, so a slice of one array of zeros serves all chains.
+A pass copies no keys or values (see :mod:`~specpilot.models.onnx_cache`) and, for a chain, builds no mask:
+the attention is causal by itself, so a slice of one array of zeros serves all chains.
 
-Several items run one after the other within a call. Measured on the bundled pair (CPU, float32), a padded
-batch gained nothing: a pass over a block is bound by arithmetic, so merging saves little more than copying
-all caches into a batch tensor costs, and the padding of a prefill beside short blocks is far worse.
+Several items run up to ``BATCH_SLOTS`` at a time in one pass of a second graph that computes the same, to the
+last bit where it was compared. It needs a session of its own, and ONNX Runtime's sessions cannot share
+float32 weights: ``batching=False`` saves that memory, and items then run one after the other.
 """
 
 from __future__ import annotations
@@ -13,44 +13,53 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from specpilot.models.base import FloatArray, ForwardItem
 from specpilot.models.feed import check_distinct, check_item, tree_mask, tree_positions
-from specpilot.models.llama_config import LlamaConfig, read_config
-from specpilot.models.llama_graph import FILE_NAME, build_graph, export_onnx, graph_key
+from specpilot.models.llama_config import read_config
+from specpilot.models.llama_graph import BATCH_SLOTS
+from specpilot.models.onnx_batch import OnnxBatch, Rows
 from specpilot.models.onnx_cache import CacheShape, OnnxCache
-from specpilot.models.safetensors_index import read_index
-
-_FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
+from specpilot.models.onnx_session import open_session
 
 
 class OnnxCausalLM:
     """Implements :class:`~specpilot.models.base.CausalLM`.
 
     Args:
-        folder: a Hugging Face folder (config.json, safetensors). If it has no fitting model.onnx, one is
+        folder: a Hugging Face folder (config.json, safetensors). If it has no fitting graphs, they are
             built, in memory where the folder cannot be written; that needs the ``onnx`` package.
         threads: ONNX Runtime's threads for one pass, ≥ 1.
         name: by default the folder's.
+        batching: whether several items share a pass, at the price of the weights' memory once more.
 
     Raises:
         ValueError: if the folder holds no model that the engine can run; the message says what to do.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], threads: int = 1, *, name: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        threads: int = 1,
+        *,
+        name: str | None = None,
+        batching: bool = True,
+    ) -> None:
         if threads < 1:
             raise ValueError(f"threads: {threads} is not ≥ 1; 1 gives the steadiest times")
         path = Path(folder)
-        self._config = read_config(path)
-        self._session = _load(path, self._config, threads)
+        config = read_config(path)
+        self._config = config
         self._name = name or path.resolve().name
-        config = self._config
-        # One row more than the context, see _run.
+        # One row more than the context, see _layout.
         self._shape = CacheShape(config.layers, config.kv_heads, config.head_dim, config.context_limit + 1)
+        self._session = open_session(path, config, threads, 1)
+        self._batch: OnnxBatch | None = None
+        if batching:
+            session = open_session(path, config, threads, BATCH_SLOTS)
+            self._batch = OnnxBatch(session, self._shape, BATCH_SLOTS, config.vocab_size)
         self._indices = np.arange(config.context_limit, dtype=np.int64)
         self._zeros: FloatArray = np.zeros(config.context_limit, dtype=np.float32)
 
@@ -82,21 +91,26 @@ class OnnxCausalLM:
         """See :meth:`specpilot.models.base.CausalLM.forward`."""
         if len(items) > 1:
             check_distinct(items)
-        checked: list[tuple[ForwardItem, OnnxCache, bool]] = []
-        for item in items:
-            cache = item.cache
-            if not isinstance(cache, OnnxCache) or cache.session is not self._session:
-                raise ValueError(f"cache: it is not one of {self._name}'s; make it with new_cache()")
-            chain = check_item(item, self._config.vocab_size, self._config.context_limit)
-            checked.append((item, cache, chain))
-        logits = [self._run(item, cache, chain) for item, cache, chain in checked]
+        parts = [self._layout(item) for item in items]
+        logits: list[FloatArray] = []
+        together = 1 if self._batch is None else self._batch.slots
+        for start in range(0, len(parts), together):
+            group = parts[start : start + together]
+            if self._batch is None or len(group) == 1:
+                logits.append(self._run(group[0]))
+            else:
+                logits.extend(self._batch.run(group))
         # Rows behind those held are never read, so until here nothing has changed for anybody.
-        for item, cache, _ in checked:
-            cache.tokens.extend(item.token_ids)
+        for part in parts:
+            part.cache.tokens.extend(part.item.token_ids)
         return logits
 
-    def _run(self, item: ForwardItem, cache: OnnxCache, chain: bool) -> FloatArray:
-        """Compute one item's rows, in place behind those held; logits (wanted, vocab)."""
+    def _layout(self, item: ForwardItem) -> Rows:
+        """Check an item; where its rows go and what they see."""
+        cache = item.cache
+        if not isinstance(cache, OnnxCache) or cache.session is not self._session:
+            raise ValueError(f"cache: it is not one of {self._name}'s; make it with new_cache()")
+        chain = check_item(item, self._config.vocab_size, self._config.context_limit)
         held, width = len(cache.tokens), len(item.token_ids)
         total = held + width
         if chain or item.parents is None:
@@ -107,21 +121,25 @@ class OnnxCausalLM:
             mask = tree_mask(item.parents, held)
             if not held:
                 # Where S = T the attention takes positions to be 0, 1, 2, …; one row more that nobody sees
-                # (``last_rows`` ends before it) makes it read them.
+                # (``last_row`` ends before it) makes it read them.
                 mask = np.pad(mask, ((0, 0), (0, 1)))
                 total += 1
-        binding = cache.reserve(total)
+        return Rows(item, cache, width, total, positions, mask.reshape(1, 1, width, total))
+
+    def _run(self, part: Rows) -> FloatArray:
+        """Compute one item's rows, in place behind those held; logits (wanted, vocab)."""
+        cache, first, width = part.cache, part.item.logits_from, part.width
+        binding = cache.reserve(part.total)
         # Each bind keeps its array alive, so temporaries are safe.
-        binding.bind_cpu_input("input_ids", np.array([item.token_ids], dtype=np.int64))
-        binding.bind_cpu_input("position_ids", positions.reshape(1, width))
-        binding.bind_cpu_input("attention_mask", mask.reshape(1, 1, width, total))
-        wanted = (item.logits_from, width)
-        if cache.logit_range != wanted:
-            binding.bind_cpu_input("logit_indices", self._indices[wanted[0] : wanted[1]])
-            cache.logit_range = wanted
-        cache.rows[0, 0] = held + width - 1
-        cache.rows[1, 0] = total
-        logits = np.empty((width - item.logits_from, self._config.vocab_size), dtype=np.float32)
+        binding.bind_cpu_input("input_ids", np.array([part.item.token_ids], dtype=np.int64))
+        binding.bind_cpu_input("position_ids", part.positions.reshape(1, width))
+        binding.bind_cpu_input("attention_mask.0", part.mask)
+        if cache.logit_range != (first, width):
+            binding.bind_cpu_input("logit_indices", self._indices[first:width])
+            cache.logit_range = (first, width)
+        cache.rows[0, 0] = len(cache.tokens) + width - 1
+        cache.rows[1, 0] = part.total
+        logits = np.empty((width - first, self._config.vocab_size), dtype=np.float32)
         binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(binding)
         return logits
@@ -130,34 +148,3 @@ class OnnxCausalLM:
         if size > self._zeros.size:
             self._zeros = np.zeros(size, dtype=np.float32)
         return self._zeros[:size]
-
-
-def _load(folder: Path, config: LlamaConfig, threads: int) -> onnxruntime.InferenceSession:
-    """A session of the folder's graph, which is built anew where it is missing or does not fit."""
-    index = read_index(folder)
-    path = (folder / FILE_NAME).resolve()
-    graph: str | bytes = str(path)
-    if (
-        path.parent != index.folder
-    ):  # a hub cache's links; ONNX Runtime reads no data outside the graph's folder
-        graph = build_graph(folder)
-    elif not path.is_file() or graph_key(config, index).encode() not in path.read_bytes():
-        # Missing, or the weights were replaced by others of another layout, or config.json was edited.
-        try:
-            graph = str(export_onnx(folder))
-        except OSError:  # a read-only folder
-            graph = build_graph(folder)
-    return _session(graph, index.folder, threads)
-
-
-def _session(graph: str | bytes, weights: Path, threads: int) -> onnxruntime.InferenceSession:
-    options: Any = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    options.log_severity_level = 3
-    # Waiting threads sleep: a spinning pool takes the cores from the other model of the pair.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if isinstance(graph, bytes):
-        options.add_session_config_entry(_FOLDER_OPTION, str(weights))
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])

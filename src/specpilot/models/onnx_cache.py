@@ -36,16 +36,18 @@ class CacheShape:
 class OnnxCache:
     """Implements :class:`~specpilot.models.base.KVCache` for one session. Not for concurrent use."""
 
-    __slots__ = ("_buffer", "_session", "_shape", "binding", "logit_range", "rows", "tokens")
+    __slots__ = ("_session", "_shape", "binding", "buffer", "logit_range", "rows", "tokens")
 
     def __init__(self, session: onnxruntime.InferenceSession, shape: CacheShape) -> None:
         self._session = session
         self._shape = shape
-        self._buffer: FloatArray = np.zeros((shape.layers, 2, shape.kv_heads, 0, shape.head_dim), np.float32)
+        self.buffer: FloatArray = np.zeros((shape.layers, 2, shape.kv_heads, 0, shape.head_dim), np.float32)
+        """The rows; another one after the cache has grown."""
         self.tokens: list[int] = []
         self.binding: onnxruntime.IOBinding | None = None
+        """The buffer bound to the session; None until there is one."""
         self.rows = np.zeros((2, 1), dtype=np.int32)
-        """``last_rows`` and ``total``: bound once, written before each pass."""
+        """``last_row`` and ``total``: bound once, written before each pass."""
         self.logit_range = (0, 0)
         """What ``logit_indices`` is bound to."""
 
@@ -57,7 +59,7 @@ class OnnxCache:
     @property
     def nbytes(self) -> int:
         """Bytes allocated."""
-        return self._buffer.nbytes
+        return self.buffer.nbytes
 
     @property
     def session(self) -> onnxruntime.InferenceSession:
@@ -85,12 +87,13 @@ class OnnxCache:
             kept += 1
         moved = list(rows[kept - length :])
         if moved:
-            self._buffer[:, :, :, kept : kept + len(moved)] = self._buffer[:, :, :, moved]
+            # Indexing with a list copies, so overlapping rows are safe.
+            self.buffer[:, :, :, kept : kept + len(moved)] = self.buffer[:, :, :, moved]
         self.tokens[kept:] = [self.tokens[row] for row in moved]
 
     def reserve(self, rows: int) -> onnxruntime.IOBinding:
         """Make room for ``rows`` rows in all; returns the binding of the buffer that has it."""
-        capacity = self._buffer.shape[3]
+        capacity = self.buffer.shape[3]
         if self.binding is None or rows > capacity:
             held = len(self.tokens)
             wanted = -(-max(rows, capacity + capacity // 2) // _BLOCK_ROWS) * _BLOCK_ROWS
@@ -99,19 +102,20 @@ class OnnxCache:
                 (shape.layers, 2, shape.kv_heads, min(wanted, shape.most_rows), shape.head_dim),
                 np.float32,
             )
-            grown[:, :, :, :held] = self._buffer[:, :, :, :held]
-            self.binding, self._buffer = self._bind(grown), grown
+            grown[:, :, :, :held] = self.buffer[:, :, :, :held]
+            binding = self._session.io_binding()
+            bind_rows(binding, grown, 0)
+            binding.bind_cpu_input("last_row.0", self.rows[0])
+            binding.bind_cpu_input("total.0", self.rows[1])
+            self.binding, self.buffer, self.logit_range = binding, grown, (0, 0)
         return self.binding
 
-    def _bind(self, buffer: FloatArray) -> onnxruntime.IOBinding:
-        binding = self._session.io_binding()
-        for layer in range(buffer.shape[0]):
-            for index, kind in enumerate("kv"):
-                part = buffer[layer, index][np.newaxis]
-                address, shape = part.ctypes.data, part.shape
-                binding.bind_input(f"past_{kind}.{layer}", "cpu", 0, np.float32, shape, address)
-                binding.bind_output(f"new_{kind}.{layer}", "cpu", 0, np.float32, shape, address)
-        binding.bind_cpu_input("last_rows", self.rows[0])
-        binding.bind_cpu_input("total", self.rows[1])
-        self.logit_range = (0, 0)
-        return binding
+
+def bind_rows(binding: onnxruntime.IOBinding, buffer: FloatArray, slot: int) -> None:
+    """Bind a buffer as a slot's cache inputs and outputs. Only the address is kept: keep the buffer alive."""
+    for layer in range(buffer.shape[0]):
+        for index, kind in enumerate("kv"):
+            part = buffer[layer, index][np.newaxis]
+            address, shape = part.ctypes.data, part.shape
+            binding.bind_input(f"past_{kind}.{layer}.{slot}", "cpu", 0, np.float32, shape, address)
+            binding.bind_output(f"new_{kind}.{layer}.{slot}", "cpu", 0, np.float32, shape, address)

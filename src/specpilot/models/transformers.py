@@ -140,9 +140,8 @@ class TransformersCausalLM:
             **keep,
         )
         kept: FloatArray = output.logits[:, -(width - first) :, : self.vocab_size].float().cpu().numpy()
-        # Copies, so that one caller's rows do not keep everybody's alive.
         return [
-            np.ascontiguousarray(kept[row, item.logits_from - first : widths[row] - first])
+            kept[row, item.logits_from - first : widths[row] - first]
             for row, (item, _, _) in enumerate(parts)
         ]
 
