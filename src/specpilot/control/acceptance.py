@@ -67,7 +67,9 @@ class HazardTable:
         for index in range(count):
             anchor = base[index] if base else previous
             if index < len(self.reached):
-                anchor = (self.accepted[index] + self.shrinkage * anchor) / (self.reached[index] + self.shrinkage)
+                anchor = (self.accepted[index] + self.shrinkage * anchor) / (
+                    self.reached[index] + self.shrinkage
+                )
             previous = anchor
             result.append(anchor)
         return result
@@ -121,7 +123,9 @@ class Difficulty:
         self._rate = rate
         self.weights = [0.2, 0.6, 0.2]
 
-    def posterior(self, weights: Sequence[float], hazards: Sequence[float], accepted: int, proposed: int) -> list[float]:
+    def posterior(
+        self, weights: Sequence[float], hazards: Sequence[float], accepted: int, proposed: int
+    ) -> list[float]:
         """Update class weights by one block: ``accepted`` of ``proposed`` draft tokens."""
         result = []
         for weight, shift in zip(weights, self.SHIFTS, strict=True):
@@ -142,7 +146,8 @@ class Difficulty:
     def shift(self, posterior: Sequence[float]) -> float:
         """The request's expected shift relative to the population's (which the hazards contain)."""
         return sum(
-            shift * (own - base) for shift, own, base in zip(self.SHIFTS, posterior, self.weights, strict=True)
+            shift * (own - base)
+            for shift, own, base in zip(self.SHIFTS, posterior, self.weights, strict=True)
         )
 
 
@@ -171,7 +176,13 @@ class AcceptanceModel:
         return table
 
     def observe(
-        self, drafter: str, bucket: int, accepted: int, proposed: int, cut_at: int | None, dropped: float | None
+        self,
+        drafter: str,
+        bucket: int,
+        accepted: int,
+        proposed: int,
+        cut_at: int | None,
+        dropped: float | None,
     ) -> bool:
         """Learn from one block; returns True where a change of phase was noticed.
 

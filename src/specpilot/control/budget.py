@@ -147,7 +147,9 @@ class PassLedger:
         for request_id in bids:
             account = self._account(request_id)
             if account.reserved:
-                raise ValueError(f"request_id: {request_id!r} has a pass reserved already; start or release it first")
+                raise ValueError(
+                    f"request_id: {request_id!r} has a pass reserved already; start or release it first"
+                )
             if account.own > 0:
                 granted[request_id] = "own"
             else:

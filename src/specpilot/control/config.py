@@ -49,13 +49,19 @@ class ControllerConfig:
     """Least price of time as a share of the busy rate: stops drafting that is sheer waste."""
 
     def __post_init__(self) -> None:
-        self._require("pass_budget", self.pass_budget >= 1.0, "≥ 1", "a request needs at least one target pass")
+        self._require(
+            "pass_budget", self.pass_budget >= 1.0, "≥ 1", "a request needs at least one target pass"
+        )
         self._require("slo_p95_ms", 0.0 < self.slo_p95_ms < math.inf, "> 0 and finite", "give milliseconds")
         self._require("burst", self.burst >= 0, "≥ 0", "use 0 to keep no pool")
         self._require("max_draft", 0 <= self.max_draft <= 32, "0…32", "use 0 to switch speculation off")
-        self._require("miss_target", 0.0 < self.miss_target < 0.5, "in (0, 0.5)", "0.03 leaves room under a p95")
+        self._require(
+            "miss_target", 0.0 < self.miss_target < 0.5, "in (0, 0.5)", "0.03 leaves room under a p95"
+        )
         self._require("prior_acceptance", 0.0 < self.prior_acceptance < 1.0, "in (0, 1)", "0.65 is typical")
-        self._require("discount", 0.5 <= self.discount < 1.0, "in [0.5, 1)", "0.985 remembers about 67 blocks")
+        self._require(
+            "discount", 0.5 <= self.discount < 1.0, "in [0.5, 1)", "0.985 remembers about 67 blocks"
+        )
         self._require("shrinkage", self.shrinkage > 0.0, "> 0", "6 is typical")
         self._require("open_block_every", self.open_block_every >= 2, "≥ 2", "16 is typical")
         self._require("breaker_faults", self.breaker_faults >= 1, "≥ 1", "3 is typical")

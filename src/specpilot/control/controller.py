@@ -132,11 +132,15 @@ class Controller:
         """
         stops: list[PlannedStop] = []
         wanting: list[tuple[_Request, CycleView, Choice]] = []
-        waiting = sum(r.cycle_id is None and r.ended is None for r in self._requests.values()) - len(request_ids)
+        waiting = sum(r.cycle_id is None and r.ended is None for r in self._requests.values()) - len(
+            request_ids
+        )
         for request_id in request_ids:
             request = self._request(request_id)
             if request.cycle_id is not None:
-                raise ValueError(f"request_ids: {request_id!r} has cycle {request.cycle_id} open; observe or abort it")
+                raise ValueError(
+                    f"request_ids: {request_id!r} has cycle {request.cycle_id} open; observe or abort it"
+                )
             stop = self._must_stop(request, now)
             if stop:
                 stops.append(stop)
@@ -179,8 +183,10 @@ class Controller:
         for index, outcome in enumerate(outcomes):
             cycle = self._cycle(outcome.cycle_id)
             if not cycle.begun:
-                raise ValueError(f"outcomes[{index}].cycle_id: {outcome.cycle_id} has not begun; call begin first")
-            if not 0 <= outcome.accepted <= outcome.proposed <= max(outcome.drafted, outcome.proposed):
+                raise ValueError(
+                    f"outcomes[{index}].cycle_id: {outcome.cycle_id} has not begun; call begin first"
+                )
+            if not 0 <= outcome.accepted <= outcome.proposed:
                 raise ValueError(
                     f"outcomes[{index}].accepted: {outcome.accepted} is not in 0…{outcome.proposed} (proposed)"
                 )
@@ -265,7 +271,11 @@ class Controller:
     def _work_ms(self, request: _Request) -> float:
         """Expected engine time that an admitted request still needs for its own passes."""
         own = self.ledger.own_passes(request.info.request_id)
-        cycle = self.cost.verify_ms(4, request.info.prompt_tokens) + 4 * self.cost.draft_step_ms + self.cost.host_ms
+        cycle = (
+            self.cost.verify_ms(4, request.info.prompt_tokens)
+            + 4 * self.cost.draft_step_ms
+            + self.cost.host_ms
+        )
         if request.cycles:
             return own * cycle
         first = self.cost.verify_ms(request.uncached + 4) + self.cost.draft_prefill_ms(request.uncached)
@@ -286,7 +296,9 @@ class Controller:
             need, left = expected, (request.arrival_s - now) * 1000.0 + request.slo_ms
         if not self.cost.calibrated or need <= left:
             return None
-        return PlannedStop(request_id, StopCause.DEADLINE, Reason(Binding.DEADLINE, {"need_ms": need, "left_ms": left}))
+        return PlannedStop(
+            request_id, StopCause.DEADLINE, Reason(Binding.DEADLINE, {"need_ms": need, "left_ms": left})
+        )
 
     # --- cycles -----------------------------------------------------------------------------------
 
@@ -329,7 +341,7 @@ class Controller:
 
     def _grant(self, wanting: Sequence[tuple[_Request, CycleView, Choice]]) -> dict[str, str]:
         bids = {request.info.request_id: choice.bid_tokens for request, _, choice in wanting}
-        for request, view, choice in wanting:
+        for _, view, choice in wanting:
             if view.from_pool:
                 self.pass_price.bid(choice.bid_tokens, self.ledger.inflow)
         return self.ledger.reserve(bids, self.pass_price.price(self.ledger.fill))

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 
@@ -30,8 +31,10 @@ class CostProfile:
         if not self.draft_step_ms > 0.0:
             raise ValueError(f"draft_step_ms: {self.draft_step_ms} is not > 0; give milliseconds")
         for name, curve in (("verify_ms", self.verify_ms), ("draft_prefill_ms", self.draft_prefill_ms)):
-            if len(curve) != len(KNOTS) or any(b < a for a, b in zip(curve, curve[1:], strict=False)) or curve[0] <= 0.0:
-                raise ValueError(f"{name}: {curve} is not {len(KNOTS)} rising positive values; one for each of {KNOTS}")
+            if len(curve) != len(KNOTS) or any(b < a for a, b in pairwise(curve)) or curve[0] <= 0.0:
+                raise ValueError(
+                    f"{name}: {curve} is not {len(KNOTS)} rising positive values; one for each of {KNOTS}"
+                )
 
 
 class UpperQuantile:

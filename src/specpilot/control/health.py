@@ -36,7 +36,7 @@ class Backoff:
 
 
 class Breaker:
-    """Opens after ``faults`` drafter faults in a row; then lets single trials through, at doubling intervals."""
+    """Opens after ``faults`` drafter faults in a row, then lets trials through at doubling intervals."""
 
     def __init__(self, faults: int, first: int, maximum: int) -> None:
         self._limit = faults

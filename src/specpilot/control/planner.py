@@ -43,7 +43,9 @@ def bucket_of(prompt_tokens: int) -> int:
     return sum(prompt_tokens > edge for edge in BUCKET_EDGES)
 
 
-def future_values(survive: Sequence[float], goes_on: Sequence[float], costs: Sequence[float], passes: int) -> list[float]:
+def future_values(
+    survive: Sequence[float], goes_on: Sequence[float], costs: Sequence[float], passes: int
+) -> list[float]:
     """V_k(n) for n = 0 … N: what ``passes`` more passes are worth with n tokens wanted.
 
     Args:
@@ -122,8 +124,16 @@ class OptimalPlanner:
         worth = self._worth(view, survive, costs, ceiling)
         tau, value, plain = _best(survive, worth, costs)
         gain = (value - plain) / max(abs(plain), 1.0)
-        numbers = {"tau": float(tau), "S1": survive[1], "theta": theta, "gain": gain, "lambda": view.pass_price}
-        bid = value + self._config.finish_bonus_tokens * (survive[tau] if tau + 1 >= view.remaining_tokens else 0.0)
+        numbers = {
+            "tau": float(tau),
+            "S1": survive[1],
+            "theta": theta,
+            "gain": gain,
+            "lambda": view.pass_price,
+        }
+        bid = value + self._config.finish_bonus_tokens * (
+            survive[tau] if tau + 1 >= view.remaining_tokens else 0.0
+        )
         if context.fallback.decide(gain if tau else min(gain, 0.0)):
             if not context.fallback.probe_due():
                 return Choice(0, StopRule(), Reason(Binding.DRAFT_COST, numbers, "fallback"), bid)
@@ -140,7 +150,9 @@ class OptimalPlanner:
             depth = min(ceiling, tau + 1)
         elif context.has_confidence:
             depth = max(tau, _best(survival(hazards, shift + EASY_SHIFT), worth, costs)[0])
-        keep_at, draft_at = _thresholds(hazards, worth, costs, self._marginal_verify(view, theta, depth), depth)
+        keep_at, draft_at = _thresholds(
+            hazards, worth, costs, self._marginal_verify(view, theta, depth), depth
+        )
         if open_block:
             self._open[view.request_id] = self._rule(view, bucket, keep_at, draft_at)
             keep_at, draft_at = (), ()
@@ -150,7 +162,9 @@ class OptimalPlanner:
     def observe(self, view: CycleView, outcome: CycleOutcome, *, now: float) -> None:
         """Learn from a cycle."""
         bucket = bucket_of(view.prompt_tokens)
-        self._end_hazard.observe(outcome.emitted, outcome.ended is not None and outcome.ended.value in ("eos", "stop"))
+        self._end_hazard.observe(
+            outcome.emitted, outcome.ended is not None and outcome.ended.value in ("eos", "stop")
+        )
         closed_rule = self._open.pop(view.request_id, None)
         probe = view.request_id in self._probing
         self._probing.discard(view.request_id)
@@ -166,7 +180,9 @@ class OptimalPlanner:
         cut_at = None
         if outcome.confidences:
             if outcome.drafted > outcome.proposed and outcome.ended is None:
-                dropped = calibration.acceptance(outcome.drafted, bucket, outcome.confidences[outcome.drafted - 1])
+                dropped = calibration.acceptance(
+                    outcome.drafted, bucket, outcome.confidences[outcome.drafted - 1]
+                )
             if closed_rule:
                 cut_at = _cut(closed_rule, outcome.confidences)
             for position in range(1, min(accepted + 1, proposed) + 1):
@@ -211,7 +227,9 @@ class OptimalPlanner:
             return 0.0
         return self._difficulty[view.drafter].shift(state.posterior)
 
-    def _learn_difficulty(self, view: CycleView, hazards: Sequence[float], accepted: int, proposed: int) -> None:
+    def _learn_difficulty(
+        self, view: CycleView, hazards: Sequence[float], accepted: int, proposed: int
+    ) -> None:
         if not proposed:
             return
         difficulty = self._difficulty.setdefault(view.drafter, Difficulty())
@@ -241,7 +259,9 @@ class OptimalPlanner:
         cost, new = self._cost, view.new_context_tokens
         return [theta * (cost.verify_ms(new + j) - cost.verify_ms(new + j - 1)) for j in range(1, depth + 1)]
 
-    def _worth(self, view: CycleView, survive: Sequence[float], costs: Sequence[float], ceiling: int) -> list[float]:
+    def _worth(
+        self, view: CycleView, survive: Sequence[float], costs: Sequence[float], ceiling: int
+    ) -> list[float]:
         """ΔV_0 … ΔV_ceiling."""
         goes_on = self._end_hazard.survival(ceiling + 2)
         passes = view.own_passes - (0 if view.from_pool else 1)
@@ -251,7 +271,9 @@ class OptimalPlanner:
             # yields: a token is a token.
             return goes_on[: ceiling + 1]
         reach = min(wanted, (passes + 1) * (ceiling + 1))
-        later = future_values(survive, self._end_hazard.survival(reach + 1), self._later_costs(view, costs), passes)
+        later = future_values(
+            survive, self._end_hazard.survival(reach + 1), self._later_costs(view, costs), passes
+        )
         worth = []
         for j in range(ceiling + 1):
             after = goes_on[j + 1] * later[max(0, wanted - j - 1)]
@@ -302,7 +324,9 @@ class EndHazard:
         return [stay**j for j in range(count)]
 
 
-def _best(survive: Sequence[float], worth: Sequence[float], costs: Sequence[float]) -> tuple[int, float, float]:
+def _best(
+    survive: Sequence[float], worth: Sequence[float], costs: Sequence[float]
+) -> tuple[int, float, float]:
     """(τ*, U(τ*), U(0)): the best draft length and the values with and without it."""
     total = worth[0] - costs[0]
     plain = best = total
@@ -315,7 +339,11 @@ def _best(survive: Sequence[float], worth: Sequence[float], costs: Sequence[floa
 
 
 def _thresholds(
-    hazards: Sequence[float], worth: Sequence[float], costs: Sequence[float], verify: Sequence[float], depth: int
+    hazards: Sequence[float],
+    worth: Sequence[float],
+    costs: Sequence[float],
+    verify: Sequence[float],
+    depth: int,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(keep_at, draft_at) on S for positions 1 … depth; infinite where a position is worth nothing.
 

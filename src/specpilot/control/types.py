@@ -140,7 +140,8 @@ class CycleOutcome:
     ``drafted`` steps, ``draft_prefill_ms`` the tokens the draft's cache had to catch up with
     (``draft_prefill_tokens``). ``verified_tokens`` is the width of the target pass for this request
     (uncached prompt + block), ``batch_tokens`` that of the whole physical pass (0: this request ran
-    alone), ``context_tokens`` what its KV cache already held. ``ended`` is set when the output ended in this cycle. ``draft_fault`` says what went wrong with the drafter.
+    alone), ``context_tokens`` what its KV cache already held. ``ended`` is set when the output ended in
+    this cycle. ``draft_fault`` says what went wrong with the drafter.
     """
 
     cycle_id: int
