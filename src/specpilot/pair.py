@@ -72,7 +72,7 @@ class Pair:
     The controller lives as long as the pair and learns from every completion. Its promises hold here as in
     a server: by default two target passes per request on average and 250 ms, so an output may end with
     ``budget`` or ``deadline``. For output that is only bounded by ``max_tokens`` give
-    ``ControllerConfig(pass_budget=math.inf, slo_p95_ms=3_600_000.0)``.
+    ``ControllerConfig(pass_budget=max_tokens, slo_p95_ms=3_600_000.0)``: every pass emits a token.
 
     Args:
         target: has the last word on every token.

@@ -32,7 +32,7 @@ from specpilot.testing import decode
 
 Models = tuple[CausalLM, CausalLM]
 
-NEW_TOKENS = 10
+NEW_TOKENS = 8
 NEAR_TIE = 1e-3
 CHUNK = 50
 
