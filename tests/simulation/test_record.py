@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from specpilot.models.base import FloatArray, ForwardItem
-from specpilot.simulation.measure import measure_costs
+from specpilot.simulation.measure import _costs, measure_costs
 from specpilot.simulation.record import Recorder
 
 VOCAB = 16
@@ -160,3 +160,11 @@ def test_a_short_context_measures_what_fits() -> None:
     assert [width for width, _ in costs.verify] == [1, 2, 4, 8, 16, 32]
     with pytest.raises(ValueError, match="rounds: 0"):
         measure_costs(ToyLM(count_up), ToyLM(count_up), rounds=0)
+
+
+def test_a_dip_in_the_measured_times_is_noise() -> None:
+    """A falling last segment, extended, would make a long context free (seen on a noisy machine)."""
+    medians = {("target", 1, 0): 5.0, ("target", 1, 128): 4.0, ("draft", 1, 0): 0.5, ("draft", 1, 128): 0.3}
+    costs = _costs(medians, "made up")
+    assert costs.draft_step(1000) == 0.5
+    assert costs.verify_ms(1, 1000) == 5.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 
 from specpilot.models.base import CausalLM, ForwardItem
 from specpilot.simulation.costs import EngineCosts, Table
@@ -91,7 +92,7 @@ def _costs(medians: dict[tuple[str, int, int], float], engine: str) -> EngineCos
     def table(name: str, width: int) -> Table:
         points = [(context, ms) for (n, w, context), ms in medians.items() if n == name and w == width]
         contexts, times = zip(*sorted(points), strict=True)
-        return Table(tuple(float(context) for context in contexts), tuple(times))
+        return _rising(contexts, times)
 
     widths = sorted({width for name, width, _ in medians if name == "target"})
     prefill = [
@@ -100,7 +101,15 @@ def _costs(medians: dict[tuple[str, int, int], float], engine: str) -> EngineCos
     at, ms = zip(*sorted(prefill), strict=True)
     return EngineCosts(
         draft_step=table("draft", 1),
-        draft_forward=Table(tuple(float(width) for width in at), tuple(ms)),
+        draft_forward=_rising(at, ms),
         verify=tuple((float(width), table("target", width)) for width in widths),
         engine=engine,
     )
+
+
+def _rising(at: Sequence[float], ms: Sequence[float]) -> Table:
+    """A table that never falls: more work does not take less time, so a dip is noise.
+
+    Extended by its last slope, a dip would make a long context free.
+    """
+    return Table(tuple(float(point) for point in at), tuple(accumulate(ms, max)))
