@@ -76,7 +76,8 @@ class LedgerMachine(RuleBasedStateMachine):
             [
                 CycleOutcome(
                     cycle.cycle_id, proposed, proposed, accepted, accepted + 1,
-                    tuple([0.5] * proposed), 0.3 * proposed, verify_ms=5.0, verified_tokens=1 + proposed, ended=ended,
+                    tuple([0.5] * proposed), 0.3 * proposed,
+                    verify_ms=5.0, verified_tokens=1 + proposed, ended=ended,
                 )
             ],
             now=self.now,
@@ -198,7 +199,10 @@ def test_same_events_same_plans_across_processes_and_hash_seeds() -> None:
     """I7: bit for bit, whatever the process and its hash seed."""
     here = _digest(3)
     assert here == _digest(3)
-    program = f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); import test_invariants as t; print(t._digest(3))"
+    program = (
+        f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); "
+        "import test_invariants as t; print(t._digest(3))"
+    )
     for hash_seed in ("0", "77"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         there = subprocess.run(
@@ -211,7 +215,8 @@ BLOCKED = """
 import sys
 class Block:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "transformers", "onnxruntime", "tokenizers", "typer", "rich", "scipy"}:
+        heavy = {"torch", "transformers", "onnxruntime", "tokenizers", "typer", "rich", "scipy"}
+        if name.split(".")[0] in heavy:
             raise ImportError(name)
 sys.meta_path.insert(0, Block())
 import specpilot

@@ -13,6 +13,7 @@ have been cut has been seen once in that many blocks, so it weighs as many (inve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -61,25 +62,32 @@ class HazardTable:
 
     def hazards(self, count: int) -> list[float]:
         """h_1 … h_count. A position without evidence takes its parent's, else its predecessor's."""
-        base = self.parent.hazards(count) if self.parent else None
+        weight = self.shrinkage
+        known = min(count, len(self.reached))
         result: list[float] = []
-        previous = self.prior
-        for index in range(count):
-            anchor = base[index] if base else previous
-            if index < len(self.reached):
-                anchor = (self.accepted[index] + self.shrinkage * anchor) / (
-                    self.reached[index] + self.shrinkage
-                )
-            previous = anchor
-            result.append(anchor)
+        if self.parent is None:
+            previous = self.prior
+            for index in range(known):
+                previous = (self.accepted[index] + weight * previous) / (self.reached[index] + weight)
+                result.append(previous)
+            return result + [previous] * (count - known)
+        result = self.parent.hazards(count)
+        for index in range(known):
+            result[index] = (self.accepted[index] + weight * result[index]) / (self.reached[index] + weight)
         return result
 
 
 def survival(hazards: Sequence[float], shift: float = 0.0) -> list[float]:
-    """S_0 … S_K from hazards h_1 … h_K, with every hazard shifted on the logit scale."""
+    """S_0 … S_K from hazards h_1 … h_K, with every hazard shifted on the logit scale.
+
+    The shift multiplies the odds by e^shift: h·e ÷ (1 + h·(e − 1)).
+    """
+    odds = math.exp(shift)
+    reach = 1.0
     result = [1.0]
     for hazard in hazards:
-        result.append(result[-1] * (sigmoid(logit(hazard) + shift) if shift else hazard))
+        reach *= hazard * odds / (1.0 + hazard * (odds - 1.0))
+        result.append(reach)
     return result
 
 

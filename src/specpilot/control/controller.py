@@ -188,7 +188,7 @@ class Controller:
                 )
             if not 0 <= outcome.accepted <= outcome.proposed:
                 raise ValueError(
-                    f"outcomes[{index}].accepted: {outcome.accepted} is not in 0…{outcome.proposed} (proposed)"
+                    f"outcomes[{index}].accepted: {outcome.accepted} exceeds proposed={outcome.proposed}"
                 )
             del self._cycles[outcome.cycle_id]
             request = cycle.request
@@ -253,7 +253,7 @@ class Controller:
         own = int(min(self.config.pass_budget, 1e9))
         if request.prefill_passes + 1 > own:
             return (
-                f"budget: the prompt needs {request.prefill_passes + 1} target passes and a request owns {own}; "
+                f"budget: the prompt needs {request.prefill_passes + 1} target passes, a request owns {own}; "
                 "shorten the prompt, enlarge the prefill chunk or raise pass_budget"
             )
         if not self.cost.calibrated or self.counters.refused_in_a_row % REFUSAL_PROBE == REFUSAL_PROBE - 1:
@@ -264,8 +264,8 @@ class Controller:
         if backlog + first <= left:
             return ""
         return (
-            f"deadline: {left:.0f} ms are left, the first target pass needs about {first:.0f} ms and the work "
-            f"before it {backlog:.0f} ms; retry later, shorten the prompt or raise slo_ms"
+            f"deadline: {left:.0f} ms are left, the first target pass needs about {first:.0f} ms and the "
+            f"work before it {backlog:.0f} ms; retry later, shorten the prompt or raise slo_ms"
         )
 
     def _work_ms(self, request: _Request) -> float:

@@ -72,6 +72,21 @@ class CostCurve:
         low, high = KNOTS[index - 1], KNOTS[index]
         return values[index - 1] + (values[index] - values[index - 1]) * (width - low) / (high - low)
 
+    def run(self, width: int, count: int) -> list[float]:
+        """Costs of ``width``, ``width + 1`` … ``width + count`` tokens (``width`` ≥ 1)."""
+        values = self._values
+        last = len(KNOTS) - 1
+        index = min(bisect_right(KNOTS, width), last)
+        stop = width + count + 1
+        result: list[float] = []
+        while width < stop:
+            low, base = KNOTS[index - 1], values[index - 1]
+            slope = (values[index] - base) / (KNOTS[index] - low)
+            end = stop if index == last else min(stop, KNOTS[index])
+            result += [base + slope * (at - low) for at in range(width, end)]
+            width, index = end, index + 1
+        return result
+
     def observe(self, width: float, observed_ms: float) -> None:
         """Move the two neighbouring knots towards an observation.
 
@@ -133,6 +148,10 @@ class CostModel:
     def verify_ms(self, new_tokens: float, context_tokens: float = 0.0) -> float:
         """Expected time of one target pass of this width behind this much cached context."""
         return self._verify.at(new_tokens) + self._context_ms_per_token * context_tokens
+
+    def verify_run_ms(self, new_tokens: int, count: int) -> list[float]:
+        """Expected times of passes of ``new_tokens`` … ``new_tokens + count`` tokens, no cached context."""
+        return self._verify.run(new_tokens, count)
 
     def draft_prefill_ms(self, tokens: float) -> float:
         """Expected time for the draft's cache to catch up with this many tokens (0 for none)."""

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from specpilot.control.acceptance import AcceptanceModel, Difficulty, survival
 from specpilot.control.calibration import Calibration
@@ -56,7 +57,17 @@ def future_values(
     """
     size = len(goes_on)
     values = [0.0] * size
-    for _ in range(passes):
+    if passes == 1:
+        # With nothing after it a pass earns the same whatever is wanted beyond its reach.
+        total, best = -costs[0], 0.0
+        for wanted in range(1, size):
+            j = wanted - 1
+            if j < len(survive):
+                total += survive[j] * goes_on[j] - (costs[j] if j else 0.0)
+                best = max(best, total)
+            values[wanted] = best
+        return values
+    for _ in range(min(passes, size)):  # a pass emits at least one token
         before = values
         values = [0.0] * size
         for wanted in range(1, size):
@@ -116,11 +127,12 @@ class OptimalPlanner:
         ceiling = view.max_draft
         if not view.speculation_allowed or ceiling == 0:
             return self._plain(view)
-        theta = self._time.price(view.waiting, self._cost.verify_ms(view.new_context_tokens + 4))
+        verify = self._cost.verify_run_ms(view.new_context_tokens, ceiling)
+        theta = self._time.price(view.waiting, verify[0])
         hazards = self.acceptance.table(view.drafter, bucket).hazards(ceiling)
         shift = self._shift(view)
         survive = survival(hazards, shift)
-        costs = self._costs(view, theta, ceiling)
+        costs = self._costs(view, theta, verify)
         worth = self._worth(view, survive, costs, ceiling)
         tau, value, plain = _best(survive, worth, costs)
         gain = (value - plain) / max(abs(plain), 1.0)
@@ -150,9 +162,7 @@ class OptimalPlanner:
             depth = min(ceiling, tau + 1)
         elif context.has_confidence:
             depth = max(tau, _best(survival(hazards, shift + EASY_SHIFT), worth, costs)[0])
-        keep_at, draft_at = _thresholds(
-            hazards, worth, costs, self._marginal_verify(view, theta, depth), depth
-        )
+        keep_at, draft_at = _thresholds(hazards, worth, costs, verify, theta, depth)
         if open_block:
             self._open[view.request_id] = self._rule(view, bucket, keep_at, draft_at)
             keep_at, draft_at = (), ()
@@ -239,25 +249,15 @@ class OptimalPlanner:
         self._requests[view.request_id] = _RequestState(posterior)
         difficulty.learn(posterior)
 
-    def _costs(self, view: CycleView, theta: float, ceiling: int) -> list[float]:
+    def _costs(self, view: CycleView, theta: float, verify: Sequence[float]) -> list[float]:
         """θ · cost of the pass over the context alone, then of each further draft position."""
-        cost = self._cost
-        new = view.new_context_tokens
-        cached = view.context_tokens - new
-        step = cost.draft_step_ms
-        result = [theta * cost.verify_ms(new, cached)]
-        before = cost.verify_ms(new)
-        for position in range(1, ceiling + 1):
-            after = cost.verify_ms(new + position)
-            result.append(theta * (step + after - before))
-            before = after
+        step = self._cost.draft_step_ms
+        result = [theta * verify[0]]
+        result += [theta * (step + after - before) for before, after in pairwise(verify)]
         # Drafting at all needs the draft's own prefill, once for all passes still to come.
-        result[1] += theta * cost.draft_prefill_ms(new - 1) / max(1, view.own_passes)
+        prefill = self._cost.draft_prefill_ms(view.new_context_tokens - 1)
+        result[1] += theta * prefill / max(1, view.own_passes)
         return result
-
-    def _marginal_verify(self, view: CycleView, theta: float, depth: int) -> list[float]:
-        cost, new = self._cost, view.new_context_tokens
-        return [theta * (cost.verify_ms(new + j) - cost.verify_ms(new + j - 1)) for j in range(1, depth + 1)]
 
     def _worth(
         self, view: CycleView, survive: Sequence[float], costs: Sequence[float], ceiling: int
@@ -321,7 +321,10 @@ class EndHazard:
     def survival(self, count: int) -> list[float]:
         """G_0 … G_{count−1}: P(not ended before token j + 1)."""
         stay = 1.0 - min(0.9, self._ends / max(self._tokens, 1.0))
-        return [stay**j for j in range(count)]
+        result = [1.0]
+        for _ in range(count - 1):
+            result.append(result[-1] * stay)
+        return result
 
 
 def _best(
@@ -343,6 +346,7 @@ def _thresholds(
     worth: Sequence[float],
     costs: Sequence[float],
     verify: Sequence[float],
+    theta: float,
     depth: int,
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(keep_at, draft_at) on S for positions 1 … depth; infinite where a position is worth nothing.
@@ -362,7 +366,7 @@ def _thresholds(
         if gain > 0.0:
             draft[j - 1] = cost / gain
         if worth[j] > 0.0:
-            keep[j - 1] = verify[j - 1] / worth[j]
+            keep[j - 1] = theta * (verify[j] - verify[j - 1]) / worth[j]
     if depth:
         draft[0] = 0.0
     return tuple(keep), tuple(draft)
