@@ -111,7 +111,6 @@ class Controller:
         slo_ms = request.slo_ms or self.config.slo_p95_ms
         deadline = arrival + slo_ms * self.deadlines.share / 1000.0
         self.counters.arrivals += 1
-        self.time_price.arrival(arrival)
         uncached = max(1, request.prompt_tokens - request.cached_tokens)
         refusal = self._refusal(request, uncached, deadline, now)
         if refusal:
@@ -197,7 +196,7 @@ class Controller:
             request.emitted += outcome.emitted
             request.uncached = 1
             request.ended = outcome.ended
-            self._learn(cycle, outcome)
+            self._learn(cycle, outcome, now)
             self.planner.observe(cycle.view, outcome, now=now)
 
     def abort(self, cycle_ids: Sequence[int], *, now: float) -> None:
@@ -372,7 +371,7 @@ class Controller:
         }
         return PlannedStop(request.info.request_id, StopCause.BUDGET, Reason(Binding.BUDGET, numbers))
 
-    def _learn(self, cycle: _Cycle, outcome: CycleOutcome) -> None:
+    def _learn(self, cycle: _Cycle, outcome: CycleOutcome, now: float) -> None:
         request = cycle.request
         if cycle.planned_draft:
             fault = outcome.draft_fault is not None
@@ -390,7 +389,7 @@ class Controller:
         self.cost.observe_host(outcome.host_ms)
         engine_ms = outcome.draft_ms + outcome.draft_prefill_ms + outcome.verify_ms * share + outcome.host_ms
         price = self.pass_price.price(self.ledger.fill) if cycle.from_pool else 0.0
-        self.time_price.cycle(outcome.emitted - price, engine_ms)
+        self.time_price.cycle(outcome.emitted - price, engine_ms, now)
 
     def _breaker(self, drafter: str) -> Breaker:
         breaker = self._breakers.get(drafter)

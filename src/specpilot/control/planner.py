@@ -128,7 +128,7 @@ class OptimalPlanner:
         if not view.speculation_allowed or ceiling == 0:
             return self._plain(view)
         verify = self._cost.verify_run_ms(view.new_context_tokens, ceiling)
-        theta = self._time.price(view.waiting, verify[0])
+        theta = self._time.price(view.waiting, view.time_left_ms)
         hazards = self.acceptance.table(view.drafter, bucket).hazards(ceiling)
         shift = self._shift(view)
         survive = survival(hazards, shift)
