@@ -16,11 +16,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
+from operator import mul
 
 from specpilot.control.stop import logit, sigmoid
 
 MAX_POSITIONS = 32
 """Positions tracked; τ is never larger."""
+REFRESH = 6
+"""Observations after which a table's hazards are computed anew."""
 _MAX_WEIGHT = 8.0
 """Cap on the inverse-propensity weight: bounds its variance for little bias."""
 
@@ -39,7 +43,8 @@ class HazardTable:
     parent: HazardTable | None = None
     accepted: list[float] = field(default_factory=list)
     reached: list[float] = field(default_factory=list)
-    version: int = 0
+    _hazards: list[float] = field(default_factory=list)
+    _stale: int = 0
 
     def observe(self, position: int, value: float, weight: float = 1.0) -> None:
         """One reached position (from 1): ``value`` is 1 accepted, 0 rejected, or an expectation."""
@@ -52,16 +57,27 @@ class HazardTable:
         keep = self.discount**weight
         self.accepted[index] = self.accepted[index] * keep + value * weight
         self.reached[index] = self.reached[index] * keep + weight
-        self.version += 1
+        self._stale += 1
 
     def forget(self, keep: float) -> None:
         """Scale all counts down to ``keep`` (0…1) of their weight: something has changed."""
         self.accepted = [count * keep for count in self.accepted]
         self.reached = [count * keep for count in self.reached]
-        self.version += 1
+        self._hazards = []
 
     def hazards(self, count: int) -> list[float]:
-        """h_1 … h_count. A position without evidence takes its parent's, else its predecessor's."""
+        """h_1 … h_count. A position without evidence takes its parent's, else its predecessor's.
+
+        Computed anew after every ``REFRESH`` observations, a block or two: estimates that rest on tens of
+        observations do not move more in between.
+        """
+        if self._stale < REFRESH and count <= len(self._hazards):
+            return self._hazards[:count]
+        self._stale = 0
+        self._hazards = self._estimate(MAX_POSITIONS if count > 16 else 16)
+        return self._hazards[:count]
+
+    def _estimate(self, count: int) -> list[float]:
         weight = self.shrinkage
         known = min(count, len(self.reached))
         result: list[float] = []
@@ -82,13 +98,10 @@ def survival(hazards: Sequence[float], shift: float = 0.0) -> list[float]:
 
     The shift multiplies the odds by e^shift: h·e ÷ (1 + h·(e − 1)).
     """
-    odds = math.exp(shift)
-    reach = 1.0
-    result = [1.0]
-    for hazard in hazards:
-        reach *= hazard * odds / (1.0 + hazard * (odds - 1.0))
-        result.append(reach)
-    return result
+    if shift:
+        odds = math.exp(shift)
+        hazards = [hazard * odds / (1.0 + hazard * (odds - 1.0)) for hazard in hazards]
+    return list(accumulate(hazards, mul, initial=1.0))
 
 
 class Change:

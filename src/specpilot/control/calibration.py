@@ -57,7 +57,7 @@ class Calibration:
         """The intercept by position (the last stands for all later ones) in a prompt-length bucket."""
         offset = self._buckets.get(bucket)
         base = self.intercept + (offset.value if offset else 0.0)
-        return tuple(base + position.value for position in self._positions)
+        return tuple([base + position.value for position in self._positions])
 
     def acceptance(self, position: int, bucket: int, confidence: float) -> float:
         """α̂ for a token at ``position`` (from 1) whose distribution has its maximum at ``confidence``."""

@@ -66,7 +66,7 @@ class TimePrice:
         self._last_s = now
 
     def price(self, waiting: int, left_ms: float) -> float:
-        """θ in tokens per ms, with ``waiting`` other requests ready and ``left_ms`` to this one's deadline."""
+        """θ in tokens per ms; ``waiting`` other requests are ready, ``left_ms`` remain to the deadline."""
         pressure = self.utilisation**6
         if waiting and self._cycles:
             queue_ms = waiting * self._time_ms / self._cycles

@@ -20,7 +20,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise, repeat
+from operator import mul
 
 from specpilot.control.acceptance import AcceptanceModel, Difficulty, survival
 from specpilot.control.calibration import Calibration
@@ -56,17 +57,12 @@ def future_values(
         passes: k ≥ 0.
     """
     size = len(goes_on)
-    values = [0.0] * size
     if passes == 1:
         # With nothing after it a pass earns the same whatever is wanted beyond its reach.
-        total, best = -costs[0], 0.0
-        for wanted in range(1, size):
-            j = wanted - 1
-            if j < len(survive):
-                total += survive[j] * goes_on[j] - (costs[j] if j else 0.0)
-                best = max(best, total)
-            values[wanted] = best
-        return values
+        earned = accumulate([s * g - c for s, g, c in zip(survive, goes_on[:-1], costs, strict=False)])
+        reach: list[float] = list(accumulate(earned, max, initial=0.0))
+        return (reach + [reach[-1]] * size)[:size]
+    values = [0.0] * size
     for _ in range(min(passes, size)):  # a pass emits at least one token
         before = values
         values = [0.0] * size
@@ -270,16 +266,12 @@ class OptimalPlanner:
             # No later pass, or so much wanted that later passes are worth the same whatever this one
             # yields: a token is a token.
             return goes_on[: ceiling + 1]
-        reach = min(wanted, (passes + 1) * (ceiling + 1))
-        later = future_values(
-            survive, self._end_hazard.survival(reach + 1), self._later_costs(view, costs), passes
-        )
-        worth = []
-        for j in range(ceiling + 1):
-            after = goes_on[j + 1] * later[max(0, wanted - j - 1)]
-            now = goes_on[j] * later[max(0, wanted - j)] if j else 0.0
-            worth.append(goes_on[j] + after - now)
-        return worth
+        survive = survive[: ceiling + 1]
+        goes_on = self._end_hazard.survival(wanted + 1)
+        later = future_values(survive, goes_on, self._later_costs(view, costs), passes)
+        # W_m for m = 0 … wanted: what is left to the later passes once m tokens are out.
+        left = [0.0, *map(mul, goes_on[1:], later[wanted - 1 :: -1])]
+        return [now + w1 - w0 for now, w0, w1 in zip(goes_on[: ceiling + 1], left, left[1:], strict=False)]
 
     def _later_costs(self, view: CycleView, costs: Sequence[float]) -> list[float]:
         """A later pass has one new context token instead of the prompt; positions cost alike."""
@@ -321,24 +313,16 @@ class EndHazard:
     def survival(self, count: int) -> list[float]:
         """G_0 … G_{count−1}: P(not ended before token j + 1)."""
         stay = 1.0 - min(0.9, self._ends / max(self._tokens, 1.0))
-        result = [1.0]
-        for _ in range(count - 1):
-            result.append(result[-1] * stay)
-        return result
+        return list(accumulate(repeat(stay, count - 1), mul, initial=1.0))
 
 
 def _best(
     survive: Sequence[float], worth: Sequence[float], costs: Sequence[float]
 ) -> tuple[int, float, float]:
     """(τ*, U(τ*), U(0)): the best draft length and the values with and without it."""
-    total = worth[0] - costs[0]
-    plain = best = total
-    tau = 0
-    for j in range(1, len(costs)):
-        total += survive[j] * worth[j] - costs[j]
-        if total > best:
-            best, tau = total, j
-    return tau, best, plain
+    totals = list(accumulate([s * w - c for s, w, c in zip(survive, worth, costs, strict=True)]))
+    best = max(totals)
+    return totals.index(best), best, totals[0]
 
 
 def _thresholds(
