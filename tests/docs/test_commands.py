@@ -1,0 +1,97 @@
+"""Every command in README and docs runs; every link and every function named in docs exists."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SMALL = {
+    "demo": ["--requests", "12"],
+    "record": ["--limit", "3"],
+    "replay": ["--requests", "12", "--slo-p95-ms", "60000"],
+    "benchmarks/bench_cycle.py": ["--rounds", "1"],
+    "benchmarks/bench_decision.py": ["--cycles", "50"],
+    "benchmarks/live_equals_replay.py": ["--requests", "3"],
+}
+"""Options that make a documented command small; the command itself stays as it is written."""
+ALLOWED_STATUS = {"demo": (0, 1), "benchmarks/bench_cycle.py": (0, 1)}
+"""Commands whose verdict depends on this machine's speed: what is tested is that they run."""
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The shell commands of a page, comments removed."""
+    lines = [
+        line
+        for kind, text in BLOCK.findall(page.read_text(encoding="utf-8"))
+        if kind == "sh"
+        for line in text.splitlines()
+    ]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def snippets(page: Path) -> list[str]:
+    """The Python snippets of a page."""
+    return [text for kind, text in BLOCK.findall(page.read_text(encoding="utf-8")) if kind == "python"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_run_in_the_order_in_which_they_stand(page: Path, tmp_path: Path) -> None:
+    """A page's commands run one after the other in an empty folder, made small."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+    (tmp_path / "docs").mkdir()
+    for words in commands(page):
+        if words[0] == "make":
+            done = subprocess.run(
+                ["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, f"{words}: {done.stderr}"
+            continue
+        if words[0] == "specpilot":
+            name, call = words[1], [sys.executable, "-m", "specpilot.cli.main", *words[1:]]
+        elif words[0] == "python":
+            name, call = words[1], [sys.executable, *words[1:]]
+        else:
+            pytest.fail(f"{page.name}: no way to test {words}")
+        done = subprocess.run(
+            [*call, *SMALL.get(name, [])], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode in ALLOWED_STATUS.get(name, (0,)), f"{words}: {done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_snippets_run(page: Path) -> None:
+    """A page's Python snippets run in one namespace, in order."""
+    namespace: dict[str, object] = {}
+    for text in snippets(page):
+        exec(compile(text, page.name, "exec"), namespace)
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "ARCHITECTURE.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    """Relative links point at files of the repository."""
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_functions_named_in_the_policy_page_exist() -> None:
+    """The right-hand column of the pseudocode names real code."""
+    source = "\n".join(
+        path.read_text(encoding="utf-8") for path in (ROOT / "src/specpilot/control").glob("*.py")
+    )
+    text = (ROOT / "docs/policy.md").read_text(encoding="utf-8")
+    code = next(body for kind, body in BLOCK.findall(text) if kind == "text")
+    named = re.findall(r"\b([A-Z]\w+)\.(\w+)\b", code)
+    assert len(named) > 10
+    for owner, member in named:
+        assert f"class {owner}" in source, owner
+        assert re.search(rf"def {member}", source), f"{owner}.{member}"
