@@ -63,7 +63,8 @@ def table(result: dict[str, Any]) -> str:
         low, high = row["e2e_p95_ci_ms"]
         lines.append(
             f"| {name} | {run} | {row['e2e_p95_ms']:.0f} ({low:.0f}–{high:.0f}) "
-            f"| {row['slo_attainment']:.1%} | {row['target_passes_per_request']:.2f} | {row['tokens_per_pass']:.2f} "
+            f"| {row['slo_attainment']:.1%} | {row['target_passes_per_request']:.2f} "
+            f"| {row['tokens_per_pass']:.2f} "
             f"| {row['goodput_tokens_per_s']:.1f} | {row['tokens_per_arrival']:.2f} "
             f"| {row['completion_share']:.0%} | {row['loop_share']:.1%} |"
         )

@@ -131,7 +131,8 @@ def drive(
 ) -> list[CyclePlan]:
     """Serve made-up requests one after the other; ``acceptance(cycle)`` is the true α."""
     rng = random.Random(seed)
-    now, served, plans = 0.0, 0, []
+    now, served = 0.0, 0
+    plans: list[CyclePlan] = []
     while len(plans) < cycles:
         served += 1
         name = f"q{served}"

@@ -212,7 +212,7 @@ class AcceptanceModel:
             bucket: prompt-length bucket.
             accepted: accepted draft tokens.
             proposed: proposed draft tokens.
-            cut_at: in an open block, the position at which the stop rule would have cut it.
+            cut_at: in an open block, the first position that the stop rule would not have computed.
             dropped: calibrated acceptance of the token that was computed but not proposed.
         """
         table = self.table(drafter, bucket)

@@ -15,6 +15,8 @@ from specpilot.control.stop import logit, sigmoid
 
 POSITIONS = 8
 """Positions with a correction of their own; later ones share the last."""
+_C00, _C11 = 0.5, 0.1
+"""Prior variance of intercept and slope."""
 
 
 @dataclass(slots=True)
@@ -49,7 +51,7 @@ class Calibration:
         self.intercept = 0.0
         self.slope = 1.0
         # Covariance of (intercept, slope).
-        self._c00, self._c01, self._c11 = 0.5, 0.0, 0.1
+        self._c00, self._c01, self._c11 = _C00, 0.0, _C11
         self._positions = [Offset() for _ in range(POSITIONS)]
         self._buckets: dict[int, Offset] = {}
 
@@ -90,5 +92,7 @@ class Calibration:
         self._c01 -= g0 * g1 / denominator
         self._c11 -= g1 * g1 / denominator
         # Forgetting: the covariance grows back, up to where it started.
-        self._c00 = min(self._c00 / self._discount, 0.5)
-        self._c11 = min(self._c11 / self._discount, 0.1)
+        grow = min(1.0 / self._discount, _C00 / self._c00, _C11 / self._c11)
+        self._c00 *= grow
+        self._c01 *= grow
+        self._c11 *= grow

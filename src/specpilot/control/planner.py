@@ -340,13 +340,18 @@ def _thresholds(
     """
     keep = [math.inf] * depth
     draft = [math.inf] * depth
-    run_gain = run_cost = 0.0
+    runs: list[tuple[float, float, float]] = []  # what follows j: (gain, cost, Π h) of each run, nearest last
     for j in range(depth, 0, -1):
-        gain, cost = hazards[j - 1] * worth[j], costs[j]
-        longer_gain = gain + hazards[j - 1] * run_gain
-        if run_gain > 0.0 and (gain <= 0.0 or (cost + run_cost) * gain < cost * longer_gain):
-            gain, cost = longer_gain, cost + run_cost
-        run_gain, run_cost = max(gain, 0.0), cost
+        reach = hazards[j - 1]
+        gain, cost = reach * max(worth[j], 0.0), costs[j]
+        while runs:
+            next_gain, next_cost, next_reach = runs[-1]
+            longer = gain + reach * next_gain
+            if (cost + next_cost) * gain >= cost * longer:
+                break
+            gain, cost, reach = longer, cost + next_cost, reach * next_reach
+            runs.pop()
+        runs.append((gain, cost, reach))
         if gain > 0.0:
             draft[j - 1] = cost / gain
         if worth[j] > 0.0:
@@ -357,11 +362,13 @@ def _thresholds(
 
 
 def _cut(rule: StopRule, confidences: Sequence[float]) -> int | None:
-    """The first position that ``rule`` would not have drafted or kept, had the block not been open."""
+    """The first position that ``rule`` would not have computed, had the block not been open."""
     rule.start()
     for position, confidence in enumerate(confidences, 1):
-        if not rule.draft_on(position, 0.0) or not rule.keep(position, confidence):
+        if not rule.draft_on(position, 0.0):
             return position
+        if not rule.keep(position, confidence):
+            return position + 1
     return None
 
 

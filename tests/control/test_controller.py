@@ -1,0 +1,248 @@
+"""The controller and its planner: decisions that can be reasoned out, and misuse."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from specpilot.control import Controller, ControllerConfig, CycleOutcome, CyclePlan, RequestInfo, StopCause
+from specpilot.control.planner import _best, _thresholds, future_values
+from specpilot.control.types import Binding
+
+
+def outcome(plan: CyclePlan, proposed: int, accepted: int, **changes: object) -> CycleOutcome:
+    """A cycle on an engine with a cheap draft: 0.3 ms a step, 7 ms a pass."""
+    fields: dict[str, object] = {
+        "cycle_id": plan.cycle_id,
+        "drafted": proposed,
+        "proposed": proposed,
+        "accepted": accepted,
+        "emitted": accepted + 1,
+        "confidences": tuple([0.6] * proposed),
+        "draft_ms": 0.3 * proposed,
+        "verify_ms": 7.0,
+        "verified_tokens": proposed + 1,
+    }
+    return CycleOutcome(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def one_cycle(
+    controller: Controller, name: str, now: float, accepted: int = 1, **changes: object
+) -> CyclePlan | None:
+    """Plan, begin and observe one cycle; ``None`` if the request was ended instead."""
+    answer = controller.plan([name], now=now)
+    if answer.stops:
+        controller.finish(name, answer.stops[0].cause, now=now)
+        return None
+    plan = answer.cycles[0]
+    controller.begin([plan.cycle_id], now=now)
+    controller.observe(
+        [outcome(plan, plan.max_draft, min(accepted, plan.max_draft), **changes)], now=now + 0.008
+    )
+    return plan
+
+
+# --- the decision ---------------------------------------------------------------------------------
+
+
+def test_best_draft_length_by_hand() -> None:
+    """S = 1, ½, ¼, ⅛ and a step that costs 0.3 tokens: position 1 pays (½), position 2 does not (¼)."""
+    tau, value, plain = _best([1.0, 0.5, 0.25, 0.125], [1.0] * 4, [0.1, 0.3, 0.3, 0.3])
+    assert tau == 1
+    assert value == pytest.approx(1.0 - 0.1 + 0.5 - 0.3)
+    assert plain == pytest.approx(0.9)
+
+
+def test_value_of_later_passes_by_hand() -> None:
+    """No ending, no costs, α = ½, one pass: wanting n allows τ = n − 1, worth Σ_{j<n} 2^−j."""
+    survive = [0.5**j for j in range(5)]
+    values = future_values(survive, [1.0] * 4, [0.0] * 5, passes=1)
+    assert values == pytest.approx([0.0, 1.0, 1.5, 1.75])
+    # Two passes, two wanted: the first draws 1 + ½, and if its draft fails the second gives the other ½.
+    assert future_values(survive, [1.0] * 4, [0.0] * 5, passes=2)[2] == pytest.approx(2.0)
+    assert future_values(survive, [1.0] * 4, [0.0] * 5, passes=0) == [0.0] * 4
+
+
+def test_thresholds_look_ahead_where_hazards_rise() -> None:
+    """Position 2 alone costs 0.2 for 0.1; with the two sure ones behind it 0.22 for 0.1 + 0.09 + 0.081."""
+    _, alone = _thresholds([0.9, 0.1], [1.0] * 3, [0.0, 0.2, 0.2], [0.0] * 3, 1.0, 2)
+    _, ahead = _thresholds([0.9, 0.1, 0.9, 0.9], [1.0] * 5, [0.0, 0.2, 0.2, 0.01, 0.01], [0.0] * 5, 1.0, 4)
+    assert alone[1] == pytest.approx(2.0)  # never reached: S is at most 1
+    assert ahead[1] == pytest.approx((0.2 + 0.01 + 0.01) / (0.1 + 0.09 + 0.081))
+    assert ahead[0] == 0.0  # settled by the choice of τ
+
+
+def test_worthless_positions_are_never_drafted() -> None:
+    keep, draft = _thresholds([0.5, 0.5], [1.0, 1.0, 0.0], [0.1] * 3, [1.0, 1.1, 1.2], 0.1, 2)
+    assert keep[1] == math.inf
+    assert draft[1] == math.inf
+
+
+def test_draft_never_exceeds_what_is_wanted() -> None:
+    controller = Controller()
+    controller.admit(RequestInfo("a", 10, 1), now=0.0)
+    controller.admit(RequestInfo("b", 10, 3), now=0.0)
+    plans = {plan.request_id: plan for plan in controller.plan(["a", "b"], now=0.0).cycles}
+    assert plans["a"].max_draft == 0
+    assert plans["a"].reason.binding is Binding.LENGTH
+    assert plans["b"].max_draft <= 2
+
+
+def test_a_request_may_switch_speculation_off() -> None:
+    controller = Controller()
+    controller.admit(RequestInfo("a", 10, 24, max_draft=0), now=0.0)
+    assert controller.plan(["a"], now=0.0).cycles[0].max_draft == 0
+
+
+def test_a_dear_draft_falls_back_at_saturation() -> None:
+    """A draft step as dear as a pass, accepted at one in five: plain decoding wins, with probes."""
+    controller = Controller(ControllerConfig(pass_budget=8.0, slo_p95_ms=1e6))
+    now, lengths = 0.0, []
+    for serial in range(60):
+        name = f"r{serial}"
+        controller.admit(RequestInfo(name, 20, 24), now=now)
+        while True:
+            answer = controller.plan([name], now=now)
+            if answer.stops:
+                controller.finish(name, answer.stops[0].cause, now=now)
+                break
+            plan = answer.cycles[0]
+            controller.begin([plan.cycle_id], now=now)
+            lengths.append(plan.max_draft)
+            drafted = min(plan.max_draft, 2)
+            accepted = int(len(lengths) % 5 == 0 and drafted > 0)
+            now += 0.007 * (1 + drafted)
+            controller.observe([outcome(plan, drafted, accepted, draft_ms=7.0 * drafted)], now=now)
+    tail = lengths[200:]
+    assert sum(length == 0 for length in tail) > 0.8 * len(tail)
+    assert any(tail), "probes go on"
+
+
+# --- promises -------------------------------------------------------------------------------------
+
+
+def test_budget_ends_a_request_with_the_numbers() -> None:
+    controller = Controller()
+    controller.admit(RequestInfo("a", 10, 24), now=0.0)
+    assert one_cycle(controller, "a", 0.0)
+    assert one_cycle(controller, "a", 0.01)
+    answer = controller.plan(["a"], now=0.02)
+    assert answer.stops[0].cause is StopCause.BUDGET
+    assert answer.stops[0].reason.numbers["missing_tokens"] == 20.0
+    summary = controller.finish("a", StopCause.BUDGET, now=0.02)
+    assert (summary.target_passes, summary.emitted_tokens, summary.met_slo) == (2, 4, True)
+
+
+def test_what_cannot_meet_its_deadline_is_refused_and_refusal_recovers() -> None:
+    controller = Controller()
+    now = 0.0
+    for serial in range(8):  # calibrate: 7 ms a pass
+        controller.admit(RequestInfo(str(serial), 10, 24), now=now)
+        while one_cycle(controller, str(serial), now):
+            now += 0.01
+    refusal = controller.admit(RequestInfo("late", 10, 24, arrival_s=now - 0.249), now=now)
+    assert not refusal.admitted
+    assert "deadline" in refusal.reason
+    answers = [
+        controller.admit(RequestInfo(f"l{n}", 10, 24, arrival_s=now - 0.249), now=now).admitted
+        for n in range(8)
+    ]
+    assert any(answers), "one in eight is let in, so that a wrong cost estimate cannot refuse for ever"
+
+
+def test_a_prompt_with_more_chunks_than_passes_is_refused() -> None:
+    controller = Controller()
+    refusal = controller.admit(RequestInfo("a", 9000, 24, prefill_passes=2), now=0.0)
+    assert not refusal.admitted
+    assert "prefill chunk" in refusal.reason
+    assert controller.ledger.admitted == 0
+
+
+def test_a_pass_that_would_be_late_is_not_started() -> None:
+    controller = Controller()
+    now = 0.0
+    for serial in range(8):
+        controller.admit(RequestInfo(str(serial), 10, 24), now=now)
+        while one_cycle(controller, str(serial), now):
+            now += 0.01
+    controller.admit(RequestInfo("a", 10, 24), now=now)
+    assert one_cycle(controller, "a", now)
+    answer = controller.plan(["a"], now=now + 0.248)
+    assert answer.stops[0].cause is StopCause.DEADLINE
+    assert answer.stops[0].reason.binding is Binding.DEADLINE
+
+
+def test_a_faulty_drafter_means_plain_decoding_for_that_request() -> None:
+    controller = Controller(ControllerConfig(pass_budget=3.0))
+    controller.admit(RequestInfo("a", 10, 24), now=0.0)
+    plan = controller.plan(["a"], now=0.0).cycles[0]
+    controller.begin([plan.cycle_id], now=0.0)
+    controller.observe([outcome(plan, 0, 0, draft_fault="RuntimeError: gone")], now=0.01)
+    after = controller.plan(["a"], now=0.01).cycles[0]
+    assert (after.max_draft, after.reason.binding) == (0, Binding.BREAKER)
+
+
+def test_unlimited_budget_ends_by_length() -> None:
+    controller = Controller(ControllerConfig(pass_budget=math.inf))
+    controller.admit(RequestInfo("a", 10, 24), now=0.0)
+    passes = 0
+    while passes < 12:
+        assert one_cycle(controller, "a", 0.0)
+        passes += 1
+    assert controller.ledger.passes_started == 12
+
+
+# --- misuse ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"pass_budget": 0.5}, "pass_budget: 0.5 is not ≥ 1"),
+        ({"slo_p95_ms": 0.0}, "slo_p95_ms"),
+        ({"max_draft": 33}, "max_draft: 33 is not 0…32"),
+        ({"probe_max": 1}, "probe_max"),
+        ({"discount": 1.0}, "discount"),
+    ],
+)
+def test_bad_configuration(changes: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ControllerConfig(**changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens: 0 is not ≥ 1"),
+        ({"prompt_tokens": -1}, "prompt_tokens: -1"),
+        ({"slo_ms": 0.0}, "slo_ms"),
+        ({"max_draft": -1}, "max_draft"),
+    ],
+)
+def test_bad_requests(changes: dict[str, float], message: str) -> None:
+    fields: dict[str, object] = {"request_id": "a", "prompt_tokens": 5, "max_tokens": 5, **changes}
+    with pytest.raises(ValueError, match=message):
+        Controller().admit(RequestInfo(**fields), now=0.0)  # type: ignore[arg-type]
+
+
+def test_cycles_are_used_once_and_in_order() -> None:
+    controller = Controller()
+    controller.admit(RequestInfo("a", 10, 24), now=0.0)
+    with pytest.raises(ValueError, match="in flight"):
+        controller.admit(RequestInfo("a", 10, 24), now=0.0)
+    plan = controller.plan(["a"], now=0.0).cycles[0]
+    with pytest.raises(ValueError, match="observe or abort"):
+        controller.plan(["a"], now=0.0)
+    with pytest.raises(ValueError, match="has not begun"):
+        controller.observe([outcome(plan, 0, 0)], now=0.0)
+    controller.begin([plan.cycle_id], now=0.0)
+    with pytest.raises(ValueError, match="begun already"):
+        controller.begin([plan.cycle_id], now=0.0)
+    with pytest.raises(ValueError, match="exceeds proposed"):
+        controller.observe([outcome(plan, 1, 2)], now=0.0)
+    controller.observe([outcome(plan, 1, 1)], now=0.0)
+    with pytest.raises(ValueError, match="not open"):
+        controller.abort([plan.cycle_id], now=0.0)
+    with pytest.raises(ValueError, match="not in flight"):
+        controller.finish("ghost", StopCause.ERROR, now=0.0)
