@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from specpilot.models import llama_graph
+from specpilot.models import onnx as onnx_engine
 from specpilot.models.base import CausalLM, ForwardItem
 from specpilot.models.checks import ALL_CHECKS, check_batch, check_tree
 from specpilot.models.onnx import OnnxCausalLM
+from specpilot.models.onnx_batch import OnnxBatch
 from specpilot.models.onnx_cache import OnnxCache
 
 WriteLlama = Callable[..., Path]
@@ -33,11 +35,48 @@ def test_protocol(check: Callable[[CausalLM], None], write_llama: WriteLlama) ->
     check(OnnxCausalLM(write_llama()))
 
 
+def test_a_small_model_waits_for_a_full_batch(
+    write_llama: WriteLlama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    run = OnnxBatch.run
+
+    def counted(batch: OnnxBatch, parts: Any) -> Any:
+        sizes.append(len(parts))
+        return run(batch, parts)
+
+    monkeypatch.setattr(OnnxBatch, "run", counted)
+
+    def passes(model: OnnxCausalLM, widths: list[int]) -> list[int]:
+        sizes.clear()
+        model.forward([ForwardItem(model.new_cache(), [1] * width) for width in widths])
+        return list(sizes)
+
+    folder = write_llama()
+    assert passes(OnnxCausalLM(folder), [1, 1, 1]) == []
+    assert passes(OnnxCausalLM(folder), [2, 20, 3, 1, 16, 4, 5]) == [4]
+    monkeypatch.setattr(onnx_engine, "_STREAMED_BYTES", 0)
+    assert passes(OnnxCausalLM(folder), [2, 20, 3, 1, 16, 4, 5]) == [4, 2]
+    assert passes(OnnxCausalLM(folder), [2]) == []
+
+
 @pytest.mark.parametrize("check", ALL_CHECKS, ids=lambda check: check.__name__)
 def test_protocol_without_batching(check: Callable[[CausalLM], None], write_llama: WriteLlama) -> None:
     check(OnnxCausalLM(write_llama(), batching=False))
 
 
+@pytest.fixture
+def small_is_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Treats tiny models as large ones, which share a pass from two items on."""
+    monkeypatch.setattr(onnx_engine, "_STREAMED_BYTES", 0)
+
+
+@pytest.mark.usefixtures("small_is_large")
+def test_protocol_with_idle_slots(write_llama: WriteLlama) -> None:
+    check_batch(OnnxCausalLM(write_llama()))
+
+
+@pytest.mark.usefixtures("small_is_large")
 def test_any_batch_equals_one_at_a_time(write_llama: WriteLlama) -> None:
     """Requests come, go, stay away for a pass, roll back and outgrow their buffers."""
     model = OnnxCausalLM(write_llama(max_position_embeddings=200))
@@ -49,11 +88,11 @@ def test_any_batch_equals_one_at_a_time(write_llama: WriteLlama) -> None:
         items = []
         for pair in chosen:
             held = len(pair[0].token_ids)
-            if held > 150 or rng.random() < 0.3:
+            if held > 120 or rng.random() < 0.3:
                 held = int(rng.integers(0, held + 1))
                 for cache in pair:
                     cache.truncate(held)
-            width = int(rng.integers(1, 12))
+            width = int(rng.integers(1, 12)) if rng.random() < 0.9 else 40
             tokens = rng.integers(50, size=width).tolist()
             parents = [int(rng.integers(-1, i)) for i in range(width)] if rng.random() < 0.5 else None
             items.append((tokens, parents, int(rng.integers(width))))
@@ -76,7 +115,7 @@ def test_threads_may_share_a_model(write_llama: WriteLlama) -> None:
     def work(_: int) -> float:
         worst = 0.0
         for _ in range(20):
-            rows = model.forward([ForwardItem(model.new_cache(), TOKENS) for _ in range(3)])
+            rows = model.forward([ForwardItem(model.new_cache(), TOKENS) for _ in range(4)])
             worst = max(worst, *(float(np.abs(row - whole).max()) for row in rows))
         return worst
 
@@ -257,13 +296,13 @@ def test_failure_in_the_engine_leaves_all_caches_as_they_were(
     write_llama: WriteLlama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = OnnxCausalLM(write_llama())
-    caches = [model.new_cache() for _ in range(5)]
+    caches = [model.new_cache() for _ in range(5)]  # four in a batch, then one
     items = [ForwardItem(cache, TOKENS) for cache in caches]
 
     def fail(*_: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(OnnxCausalLM, "_run", fail)  # of the fifth, when four have run in a batch
+    monkeypatch.setattr(OnnxCausalLM, "_run", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         model.forward(items)
     assert [list(cache.token_ids) for cache in caches] == [[]] * 5

@@ -40,6 +40,11 @@ class TensorIndex:
     tensors: dict[str, TensorPlace]
     digest: str
 
+    @property
+    def elements(self) -> int:
+        """Numbers in all tensors."""
+        return sum(math.prod(place.shape) for place in self.tensors.values())
+
 
 def read_index(folder: Path) -> TensorIndex:
     """Read the header of ``model.safetensors``, or of all shards of ``model.safetensors.index.json``.
