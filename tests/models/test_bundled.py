@@ -1,4 +1,4 @@
-"""The pair in the package: its graphs fit its weights, both engines agree on it, and it shares a vocabulary."""
+"""The pair in the package: graphs that fit its weights, engines that agree on it, and one vocabulary."""
 
 from __future__ import annotations
 
