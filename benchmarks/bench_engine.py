@@ -5,6 +5,8 @@ Per model and number of threads: passes over 1…33 new tokens behind 128 and 38
 pass that is spent outside ONNX Runtime. All shapes are run in turn within each round, so that a slow second
 of the machine hits all alike. A visit runs its shape four times: the first, with caches cold from the other
 model (as after a target pass), is reported apart; the table has the medians of the others.
+
+Then, on one thread, several sequences of 128 cached tokens: a shared pass beside one after the other.
 """
 
 from __future__ import annotations
@@ -121,6 +123,43 @@ class Bench:
         return [(7 * position + 11) % self._model.vocab_size for position in range(start, end)]
 
 
+def batches(role: str, folder: Path, rounds: int) -> list[dict[str, Any]]:
+    """Shared passes and the same one after the other, in turn: medians in ms."""
+    models = {"shared": OnnxCausalLM(folder), "in_turn": OnnxCausalLM(folder, batching=False)}
+    results: list[dict[str, Any]] = []
+    for count in (2, 4, 8):
+        caches = {name: [model.new_cache() for _ in range(count)] for name, model in models.items()}
+        for name, model in models.items():
+            context = [7] * CONTEXTS[0]
+            for cache in caches[name]:
+                model.forward([ForwardItem(cache, context, logits_from=len(context) - 1)])
+        for width in (1, 5, 9, 17):
+            times: dict[str, list[float]] = {name: [] for name in models}
+            for _ in range(rounds):
+                for name, model in models.items():
+                    for _ in range(2):  # the first warms up
+                        for cache in caches[name]:
+                            cache.truncate(CONTEXTS[0])
+                        start = time.perf_counter()
+                        model.forward([ForwardItem(cache, [5] * width) for cache in caches[name]])
+                        spent = time.perf_counter() - start
+                    times[name].append(spent * 1e3)
+            medians = {name: statistics.median(values) for name, values in times.items()}
+            results.append({"model": role, "sequences": count, "new_tokens": width, **medians})
+    return results
+
+
+def show_batches(results: list[dict[str, Any]]) -> None:
+    """Print the table of shared passes."""
+    print("\nsequences  new tokens   shared, ms   in turn, ms   ratio")
+    for row in results:
+        ratio = row["shared"] / row["in_turn"]
+        print(
+            f"{row['model']:<8}{row['sequences']:>3}{row['new_tokens']:>10}"
+            f"{row['shared']:>13.2f}{row['in_turn']:>14.2f}{ratio:>8.2f}"
+        )
+
+
 def show(result: dict[str, Any]) -> None:
     """Print one model's table."""
     ms = {(part["context"], part["new_tokens"]): part["ms"] for part in result["passes"]}
@@ -165,8 +204,15 @@ def main() -> None:
     print(f"ONNX Runtime {onnxruntime.__version__}, {platform.processor() or platform.machine()}")
     for result in results:
         show(result)
+    shared = [row for role in ("draft", "target") for row in batches(role, pair / role, options.rounds)]
+    show_batches(shared)
     if options.json:
-        report = {"onnxruntime": onnxruntime.__version__, "rounds": options.rounds, "models": results}
+        report = {
+            "onnxruntime": onnxruntime.__version__,
+            "rounds": options.rounds,
+            "models": results,
+            "batches": shared,
+        }
         options.json.write_text(json.dumps(report, indent=2) + "\n")
 
 

@@ -246,3 +246,21 @@ def test_cycles_are_used_once_and_in_order() -> None:
         controller.abort([plan.cycle_id], now=0.0)
     with pytest.raises(ValueError, match="not in flight"):
         controller.finish("ghost", StopCause.ERROR, now=0.0)
+
+
+def test_time_is_shared_with_later_passes() -> None:
+    """With 45 ms left, two passes of 7 ms and steps of 2 ms, the first block leaves time for the second.
+
+    (Found on the tight-SLO scenario: drafting up to the deadline cost every request its second pass.)
+    """
+    controller = Controller(ControllerConfig(slo_p95_ms=1000.0))
+    now = 0.0
+    for serial in range(8):
+        controller.admit(RequestInfo(str(serial), 1, 24), now=now)
+        while one_cycle(controller, str(serial), now, draft_ms=32.0, draft_prefill_ms=0.0):
+            now += 0.05
+    step = controller.cost.draft_step_ms
+    assert step > 1.5
+    controller.admit(RequestInfo("a", 1, 24, slo_ms=45.0), now=now)
+    plan = controller.plan(["a"], now=now).cycles[0]
+    assert 1 <= plan.max_draft <= 45.0 / 2 / step

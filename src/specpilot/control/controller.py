@@ -33,6 +33,8 @@ from specpilot.control.types import (
 
 REFUSAL_PROBE = 8
 """Every so many-th refusal in a row is let in, so that a wrong cost estimate cannot refuse for ever."""
+MAX_SHARED_PASSES = 8
+"""Later passes that a request's remaining time is shared with, at most."""
 
 
 @dataclass(slots=True)
@@ -322,21 +324,31 @@ class Controller:
             cycle_index=request.cycles,
             own_passes=own,
             from_pool=own == 0,
-            max_draft=max(0, self._fitting_draft(cap, request.uncached, context, left)),
+            max_draft=max(0, self._fitting_draft(cap, own, request.uncached, context, left)),
             time_left_ms=left,
             waiting=waiting,
             pass_price=self.pass_price.price(self.ledger.fill),
             speculation_allowed=not request.drafter_failed and breaker.allow(),
         )
 
-    def _fitting_draft(self, cap: int, uncached: int, context: int, left_ms: float) -> int:
-        """The longest draft that still lets the pass end in time, by the upper quantiles."""
+    def _fitting_draft(self, cap: int, own: int, uncached: int, context: int, left_ms: float) -> int:
+        """The longest draft that leaves time for this pass and for the request's later ones.
+
+        By the upper quantiles. Time is shared equally among as many of its own passes as still fit with
+        a draft each: two short blocks yield more than one that runs up to the deadline.
+        """
         if not self.cost.calibrated or cap <= 0:
             return cap
-        step = self.cost.draft_step_ms * self.cost.draft_upper.ratio
-        verify = self.cost.verify_ms(uncached + cap, context - uncached) * self.cost.verify_upper.ratio
-        fits = int((left_ms - verify - self.cost.draft_prefill_ms(uncached - 1)) / step)
-        return min(cap, max(0, fits))
+        cost = self.cost
+        step = cost.draft_step_ms * cost.draft_upper.ratio
+        first = cost.verify_ms(uncached + cap, context - uncached) + cost.draft_prefill_ms(uncached - 1)
+        later = cost.verify_ms(1 + cap, context)
+        for passes in range(max(1, min(own, MAX_SHARED_PASSES)), 0, -1):
+            verify = (first + (passes - 1) * later) * cost.verify_upper.ratio + passes * cost.host_ms
+            fits = int((left_ms - verify) / (passes * step))
+            if fits >= 1 or passes == 1:
+                return min(cap, max(0, fits))
+        return 0
 
     def _grant(self, wanting: Sequence[tuple[_Request, CycleView, Choice]]) -> dict[str, str]:
         bids = {request.info.request_id: choice.bid_tokens for request, _, choice in wanting}
