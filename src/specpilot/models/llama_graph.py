@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 BATCH_SLOTS = 4
 """Sequences in a pass of the batch graph. An unused slot costs a token's arithmetic, so more would be dear
-for two sequences (8 slots: no gain there). Eight in two passes take 15 to 65 % longer than in one of eight."""
+for two sequences (8 slots: no gain there). Eight in two passes take 15 to 65 % longer than in one."""
 FILE_NAMES = {1: "model.onnx", BATCH_SLOTS: "model.batch.onnx"}
 """By the number of slots."""
 _GRAPH_VERSION = 3

@@ -6,8 +6,8 @@ the attention is causal by itself, so a slice of one array of zeros serves all c
 Several items run up to ``BATCH_SLOTS`` at a time in one pass of a second graph that computes the same, to the
 last bit where it was compared. It needs a session of its own, and ONNX Runtime's sessions cannot share
 float32 weights: ``batching=False`` saves that memory, and items then run one after the other. Measured on the
-bundled pair (one thread, 128 cached tokens each; benchmarks/bench_engine.py), time of a shared pass ÷ time one
-after the other: target, 4 items, 0.46 for a token each, 0.64 for 5, 0.71 for 9, about 0.9 for 17 or more;
+bundled pair (one thread, 128 cached tokens each; benchmarks/bench_engine.py), time of a shared pass ÷ time
+one after the other: target, 4 items, 0.46 for a token each, 0.64 for 5, 0.71 for 9, about 0.9 for 17 or more;
 2 items 0.77, 0.84, 0.89; draft, 4 items, 0.71 for a token each, but 1.3 for 2 items. Hence the limits below.
 """
 
