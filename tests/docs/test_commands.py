@@ -20,6 +20,8 @@ SMALL = {
     "benchmarks/bench_cycle.py": ["--rounds", "1"],
     "benchmarks/bench_decision.py": ["--cycles", "50"],
     "benchmarks/live_equals_replay.py": ["--requests", "3"],
+    "benchmarks/suite.py": ["--requests", "20", "--only", "steady"],
+    "benchmarks/bundled_trace.py": ["--requests", "20"],
 }
 """Options that make a documented command small; the command itself stays as it is written."""
 ALLOWED_STATUS = {"demo": (0, 1), "benchmarks/bench_cycle.py": (0, 1)}
