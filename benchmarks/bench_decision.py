@@ -43,11 +43,15 @@ def measure(cycles: int, budget: float, seed: int = 1) -> dict[str, float]:
             controller.begin([plan.cycle_id], now=now)
             confidences: list[float] = []
             proposed = 0
-            plan.stop.start()
+            drawn = [rng.betavariate(2.0, 1.2) for _ in range(plan.max_draft)]
+            stop = plan.stop
+            stop.start()
             began = clock()
-            while len(confidences) < plan.max_draft and plan.stop.draft_on(len(confidences) + 1, 0.0):
-                confidences.append(rng.betavariate(2.0, 1.2))
-                if not plan.stop.keep(len(confidences), confidences[-1]):
+            for position, confidence in enumerate(drawn, 1):
+                if not stop.draft_on(position, 0.0):
+                    break
+                confidences.append(confidence)
+                if not stop.keep(position, confidence):
                     break
                 proposed += 1
             if confidences:

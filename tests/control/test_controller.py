@@ -7,7 +7,7 @@ import math
 import pytest
 
 from specpilot.control import Controller, ControllerConfig, CycleOutcome, CyclePlan, RequestInfo, StopCause
-from specpilot.control.planner import _best, _thresholds, future_values
+from specpilot.control.horizon import best_length, future_values, thresholds
 from specpilot.control.types import Binding
 
 
@@ -48,7 +48,7 @@ def one_cycle(
 
 def test_best_draft_length_by_hand() -> None:
     """S = 1, ½, ¼, ⅛ and a step that costs 0.3 tokens: position 1 pays (½), position 2 does not (¼)."""
-    tau, value, plain = _best([1.0, 0.5, 0.25, 0.125], [1.0] * 4, [0.1, 0.3, 0.3, 0.3])
+    tau, value, plain = best_length([1.0, 0.5, 0.25, 0.125], [1.0] * 4, [0.1, 0.3, 0.3, 0.3])
     assert tau == 1
     assert value == pytest.approx(1.0 - 0.1 + 0.5 - 0.3)
     assert plain == pytest.approx(0.9)
@@ -66,15 +66,15 @@ def test_value_of_later_passes_by_hand() -> None:
 
 def test_thresholds_look_ahead_where_hazards_rise() -> None:
     """Position 2 alone costs 0.2 for 0.1; with the two sure ones behind it 0.22 for 0.1 + 0.09 + 0.081."""
-    _, alone = _thresholds([0.9, 0.1], [1.0] * 3, [0.0, 0.2, 0.2], [0.0] * 3, 1.0, 2)
-    _, ahead = _thresholds([0.9, 0.1, 0.9, 0.9], [1.0] * 5, [0.0, 0.2, 0.2, 0.01, 0.01], [0.0] * 5, 1.0, 4)
+    _, alone = thresholds([0.9, 0.1], [1.0] * 3, [0.0, 0.2, 0.2], [0.0] * 3, 1.0, 2)
+    _, ahead = thresholds([0.9, 0.1, 0.9, 0.9], [1.0] * 5, [0.0, 0.2, 0.2, 0.01, 0.01], [0.0] * 5, 1.0, 4)
     assert alone[1] == pytest.approx(2.0)  # never reached: S is at most 1
     assert ahead[1] == pytest.approx((0.2 + 0.01 + 0.01) / (0.1 + 0.09 + 0.081))
     assert ahead[0] == 0.0  # settled by the choice of τ
 
 
 def test_worthless_positions_are_never_drafted() -> None:
-    keep, draft = _thresholds([0.5, 0.5], [1.0, 1.0, 0.0], [0.1] * 3, [1.0, 1.1, 1.2], 0.1, 2)
+    keep, draft = thresholds([0.5, 0.5], [1.0, 1.0, 0.0], [0.1] * 3, [1.0, 1.1, 1.2], 0.1, 2)
     assert keep[1] == math.inf
     assert draft[1] == math.inf
 

@@ -115,6 +115,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def budget_holds(self) -> None:
         if not hasattr(self, "controller"):
             return
+        requests = self.controller._requests.values()
+        assert self.controller._ready == sum(r.cycle_id is None and r.ended is None for r in requests)
         charged = len(self.with_pass | self.alive)
         assert self.total == self.controller.ledger.passes_started
         assert self.total <= self.budget * charged + 1e-9, "I1"

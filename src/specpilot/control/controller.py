@@ -99,6 +99,7 @@ class Controller:
         self._requests: dict[str, _Request] = {}
         self._cycles: dict[int, _Cycle] = {}
         self._next_cycle = 1
+        self._ready = 0  # requests that have neither ended nor a cycle open
 
     # --- a request's life -------------------------------------------------------------------------
 
@@ -122,6 +123,7 @@ class Controller:
         self.counters.refused_in_a_row = 0
         self.ledger.admit(request.request_id, request.tenant)
         self._requests[request.request_id] = _Request(request, arrival, slo_ms, deadline, uncached=uncached)
+        self._ready += 1
         self.planner.admitted(request.request_id, request.prompt_tokens, now=now)
         return Admission(True, deadline)
 
@@ -133,9 +135,7 @@ class Controller:
         """
         stops: list[PlannedStop] = []
         wanting: list[tuple[_Request, CycleView, Choice]] = []
-        waiting = sum(r.cycle_id is None and r.ended is None for r in self._requests.values()) - len(
-            request_ids
-        )
+        waiting = max(0, self._ready - len(request_ids))
         for request_id in request_ids:
             request = self._request(request_id)
             if request.cycle_id is not None:
@@ -146,7 +146,7 @@ class Controller:
             if stop:
                 stops.append(stop)
                 continue
-            view = self._view(request, max(0, waiting), now)
+            view = self._view(request, waiting, now)
             choice = self.planner.choose(view, now=now)
             if choice.end:
                 stops.append(PlannedStop(request_id, StopCause.POLICY, choice.reason))
@@ -198,6 +198,7 @@ class Controller:
             request.emitted += outcome.emitted
             request.uncached = 1
             request.ended = outcome.ended
+            self._ready += outcome.ended is None
             self._learn(cycle, outcome, now)
             self.planner.observe(cycle.view, outcome, now=now)
 
@@ -212,6 +213,7 @@ class Controller:
             if not cycle.begun:
                 self.ledger.release(cycle.request.info.request_id)
             cycle.request.cycle_id = None
+            self._ready += 1
             del self._cycles[cycle_id]
 
     def finish(self, request_id: str, cause: StopCause, *, now: float) -> RequestSummary:
@@ -226,6 +228,7 @@ class Controller:
         passes, drawn = self.ledger.passes(request_id)
         self.ledger.finish(request_id)
         del self._requests[request_id]
+        self._ready -= request.ended is None
         self.planner.finished(request_id, now=now)
         e2e_ms = (now - request.arrival_s) * 1000.0
         met = request.emitted > 0 and e2e_ms <= request.slo_ms
@@ -352,10 +355,12 @@ class Controller:
 
     def _grant(self, wanting: Sequence[tuple[_Request, CycleView, Choice]]) -> dict[str, str]:
         bids = {request.info.request_id: choice.bid_tokens for request, _, choice in wanting}
+        price = 0.0
         for _, view, choice in wanting:
             if view.from_pool:
                 self.pass_price.bid(choice.bid_tokens, self.ledger.inflow)
-        return self.ledger.reserve(bids, self.pass_price.price(self.ledger.fill))
+                price = self.pass_price.price(self.ledger.fill)
+        return self.ledger.reserve(bids, price)
 
     def _open_cycle(self, request: _Request, view: CycleView, choice: Choice, from_pool: bool) -> CyclePlan:
         draft = min(choice.max_draft, view.max_draft)
@@ -371,6 +376,7 @@ class Controller:
         )
         self._cycles[plan.cycle_id] = _Cycle(request, view, from_pool, draft)
         request.cycle_id = plan.cycle_id
+        self._ready -= 1
         self._next_cycle += 1
         return plan
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from math import exp, log
 
 _LOGIT_CAP = 12.0
+_ODDS_CAP = math.exp(_LOGIT_CAP)
 
 
 def logit(probability: float) -> float:
@@ -68,6 +70,10 @@ class StopRule:
         Called exactly once for each computed position, in order; it advances the running product.
         """
         if self.intercepts:
-            intercept = self.intercepts[min(position, len(self.intercepts)) - 1]
-            self.survival *= sigmoid(intercept + self.slope * logit(confidence))
+            # σ(intercept + slope · logit(confidence)) written out: this runs once for every drafted token.
+            odds = confidence / (1.0 - confidence) if confidence < 1.0 else _ODDS_CAP
+            odds = min(_ODDS_CAP, max(1.0 / _ODDS_CAP, odds))
+            intercepts = self.intercepts
+            power = intercepts[position - 1 if position < len(intercepts) else -1] + self.slope * log(odds)
+            self.survival *= 1.0 / (1.0 + exp(-power)) if power > -700.0 else 0.0
         return position > len(self.keep_at) or self.survival >= self.keep_at[position - 1]

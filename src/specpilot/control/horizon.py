@@ -1,0 +1,148 @@
+"""The arithmetic of the decision: values over a horizon of cycles, the best τ, the stop thresholds.
+
+With n tokens still wanted and k passes left, the value of a cycle that drafts τ tokens is
+
+    U(τ) = Σ_{j=0}^{τ} S_j · ΔV_j  −  θ · cost(τ),        ΔV_j = G_j + W_{j+1} − W_j
+
+where S_j = P(at least j draft tokens are accepted), G_j = P(the suggestion has not ended before token
+j + 1), W_m = G_m · V_{k−1}(n − m) is what the later passes are still worth after m tokens (W_0 = 0),
+and θ is the price of time. (Abel summation of Σ_a P(a) · [a + 1 tokens + V_{k−1}(n − a − 1)].) The
+increments are what each further draft position adds, so the same numbers give the stop rule's
+thresholds: keep x_j if S_j · ΔV_j > θ · Δverify; run its draft step while the best run of positions that
+starts with it earns more than it costs (with falling hazards that run is the position alone).
+
+The value of a horizon of cycles under an acceptance model is the view of SpecDec++ (Huang et al. 2024)
+and of Sequoia's dynamic programme (Chen et al. 2024); the price of time is Dinkelbach's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
+
+
+@dataclass(frozen=True, slots=True)
+class Horizon:
+    """What one decision looks ahead over.
+
+    ``goes_on`` is G_0 … G_N with N ≥ ``wanted``; ``later_passes`` are those after this one (k − 1).
+    """
+
+    wanted: int
+    later_passes: int
+    goes_on: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """The answer: τ*, its value and that of plain decoding in tokens, and the stop rule's thresholds.
+
+    ``depth`` is the ceiling up to which the thresholds decide (τ* ≤ depth); ``bonus`` is S_τ*.
+    """
+
+    tau: int
+    value: float
+    plain: float
+    first: float
+    reach: float
+    depth: int
+    keep_at: tuple[float, ...]
+    draft_at: tuple[float, ...]
+
+
+def future_values(
+    survive: Sequence[float], goes_on: Sequence[float], costs: Sequence[float], passes: int
+) -> list[float]:
+    """V_k(n) for n = 0 … N: what ``passes`` more passes are worth with n tokens wanted.
+
+    Args:
+        survive: S_0 … S_T.
+        goes_on: G_0 … G_N, P(not ended before token j + 1).
+        costs: θ·cost of the pass itself, then of each draft position 1 … T (in tokens).
+        passes: k ≥ 0.
+    """
+    size = len(goes_on)
+    if passes == 1:
+        # With nothing after it a pass earns the same whatever is wanted beyond its reach.
+        earned = accumulate([s * g - c for s, g, c in zip(survive, goes_on[:-1], costs, strict=False)])
+        reach: list[float] = list(accumulate(earned, max, initial=0.0))
+        return (reach + [reach[-1]] * size)[:size]
+    values = [0.0] * size
+    for _ in range(min(passes, size)):  # a pass emits at least one token
+        before = values
+        values = [0.0] * size
+        for wanted in range(1, size):
+            total = -costs[0]
+            best = -math.inf
+            for j in range(min(len(survive), wanted)):
+                if j:
+                    total -= costs[j]
+                later = goes_on[j + 1] * before[wanted - j - 1] if j + 1 < size else 0.0
+                now = goes_on[j] * before[wanted - j] if j else 0.0
+                total += survive[j] * (goes_on[j] + later - now)
+                best = max(best, total)
+            values[wanted] = max(0.0, best)
+    return values
+
+
+def increments(
+    survive: Sequence[float], horizon: Horizon, later_costs: Sequence[float], ceiling: int
+) -> Sequence[float]:
+    """ΔV_0 … ΔV_ceiling: what each further emitted token of this pass is worth."""
+    goes_on, passes, wanted = horizon.goes_on, horizon.later_passes, horizon.wanted
+    if passes <= 0 or wanted > (passes + 1) * (ceiling + 1):
+        # No later pass, or so much wanted that later passes are worth the same whatever this one
+        # yields: a token is a token.
+        return goes_on[: ceiling + 1]
+    later = future_values(survive, goes_on[: wanted + 1], later_costs, passes)
+    # W_m for m = 0 … wanted: what is left to the later passes once m tokens are out.
+    left = [0.0, *map(mul, goes_on[1:], later[wanted - 1 :: -1])]
+    return [now + w1 - w0 for now, w0, w1 in zip(goes_on[: ceiling + 1], left, left[1:], strict=False)]
+
+
+def best_length(
+    survive: Sequence[float], worth: Sequence[float], costs: Sequence[float]
+) -> tuple[int, float, float]:
+    """(τ*, U(τ*), U(0)): the best draft length and the values with and without it."""
+    totals = list(accumulate([s * w - c for s, w, c in zip(survive, worth, costs, strict=True)]))
+    best = max(totals)
+    return totals.index(best), best, totals[0]
+
+
+def thresholds(
+    hazards: Sequence[float],
+    worth: Sequence[float],
+    costs: Sequence[float],
+    verify: Sequence[float],
+    theta: float,
+    depth: int,
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(keep_at, draft_at) on S for positions 1 … depth; infinite where a position is worth nothing.
+
+    ``draft_at`` is an index of the Gittins kind: per unit of S, the run of positions j … m with the
+    least cost ÷ gain, found by merging runs from the back. Position 1 is settled by the choice of τ.
+    """
+    keep = [math.inf] * depth
+    draft = [math.inf] * depth
+    runs: list[tuple[float, float, float]] = []  # what follows j: (gain, cost, Π h) of each run, nearest last
+    for j in range(depth, 0, -1):
+        reach = hazards[j - 1]
+        gain, cost = reach * max(worth[j], 0.0), costs[j]
+        while runs:
+            next_gain, next_cost, next_reach = runs[-1]
+            longer = gain + reach * next_gain
+            if (cost + next_cost) * gain >= cost * longer:
+                break
+            gain, cost, reach = longer, cost + next_cost, reach * next_reach
+            runs.pop()
+        runs.append((gain, cost, reach))
+        if gain > 0.0:
+            draft[j - 1] = cost / gain
+        if worth[j] > 0.0:
+            keep[j - 1] = theta * (verify[j] - verify[j - 1]) / worth[j]
+    if depth:
+        draft[0] = 0.0
+    return tuple(keep), tuple(draft)
