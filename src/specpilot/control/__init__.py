@@ -1,7 +1,7 @@
 """The policy: a pure core that reads events and answers with plans."""
 
 from specpilot.control.budget import BudgetExhausted, PassLedger
-from specpilot.control.config import ControllerConfig
+from specpilot.control.config import ControllerConfig, Mode
 from specpilot.control.controller import Controller
 from specpilot.control.cost import CostProfile
 from specpilot.control.stop import StopRule
@@ -28,6 +28,7 @@ __all__ = [
     "CostProfile",
     "CycleOutcome",
     "CyclePlan",
+    "Mode",
     "PassLedger",
     "PlannedStop",
     "Reason",

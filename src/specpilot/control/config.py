@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Mode(StrEnum):
+    """Who chooses τ. The pass ledger and the deadlines hold in all three."""
+
+    OFF = "off"
+    """A static τ; the planner is not asked and does not learn."""
+    SHADOW = "shadow"
+    """A static τ; the planner plans, learns and is recorded, but does not decide."""
+    ON = "on"
+    """The planner."""
+
+
+PROMISES = ("pass_budget", "slo_p95_ms", "burst", "max_draft", "tenant_pool_cap", "mode", "static_draft")
+"""Fields that say what to do and not how to learn: a snapshot may be taken up under other ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class ControllerConfig:
     """What the operator promises, and the constants of the policy.
 
-    The promises are the first three; the rest were tuned on the development seeds of the scenario
-    suite and rarely need a change.
+    The promises are the first three, ``mode`` and ``static_draft`` say who chooses τ; the rest were
+    tuned on the development seeds of the scenario suite and rarely need a change.
 
     Raises:
         ValueError: naming the field, its value, the allowed range and the remedy.
@@ -47,6 +63,10 @@ class ControllerConfig:
     """What finishing a suggestion is worth beyond its tokens, when bidding for a pool pass."""
     idle_price: float = 0.02
     """Least price of time as a share of the busy rate: stops drafting that is sheer waste."""
+    mode: Mode = Mode.ON
+    """Who chooses τ at the start; :attr:`Controller.mode` switches it while running."""
+    static_draft: int = 4
+    """τ in the modes ``off`` and ``shadow`` (0: plain decoding)."""
 
     def __post_init__(self) -> None:
         self._require(
@@ -69,6 +89,8 @@ class ControllerConfig:
         self._require("probe_max", self.probe_max >= self.probe_first, "≥ probe_first", "64 is typical")
         self._require("finish_bonus_tokens", self.finish_bonus_tokens >= 0.0, "≥ 0", "1 is typical")
         self._require("idle_price", 0.0 <= self.idle_price <= 1.0, "in [0, 1]", "0.02 is typical")
+        self._require("mode", self.mode in tuple(Mode), "off, shadow or on", "use on")
+        self._require("static_draft", 0 <= self.static_draft <= 32, "0…32", "4 is typical")
         if self.tenant_pool_cap is not None:
             self._require("tenant_pool_cap", self.tenant_pool_cap >= 0, "≥ 0", "use None for no cap")
 

@@ -9,15 +9,17 @@ leaves the choice of τ to a :class:`~specpilot.control.planning.Planner`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from specpilot.control.budget import PassLedger, PassPrice
-from specpilot.control.config import ControllerConfig
+from specpilot.control.config import PROMISES, ControllerConfig, Mode
 from specpilot.control.cost import CostModel, CostProfile
 from specpilot.control.health import Breaker
 from specpilot.control.latency import DeadlineTracker, TimePrice
 from specpilot.control.planner import OptimalPlanner
-from specpilot.control.planning import Choice, CycleView, Planner
+from specpilot.control.planning import Choice, CycleView, Planner, static_choice
+from specpilot.control.snapshot import adopt, check_kinds, dump, load
+from specpilot.control.timing import fitting_draft, work_ms
 from specpilot.control.types import (
     Admission,
     BatchPlan,
@@ -33,8 +35,8 @@ from specpilot.control.types import (
 
 REFUSAL_PROBE = 8
 """Every so many-th refusal in a row is let in, so that a wrong cost estimate cannot refuse for ever."""
-MAX_SHARED_PASSES = 8
-"""Later passes that a request's remaining time is shared with, at most."""
+LEARNED = ("cost", "time_price", "pass_price", "deadlines")
+"""The controller's own estimators, by attribute; the breakers and the planner's come on top."""
 
 
 @dataclass(slots=True)
@@ -57,6 +59,7 @@ class _Cycle:
     view: CycleView
     from_pool: bool
     planned_draft: int
+    learns: bool  # the planner has seen it
     begun: bool = False
 
 
@@ -99,6 +102,7 @@ class Controller:
         self._requests: dict[str, _Request] = {}
         self._cycles: dict[int, _Cycle] = {}
         self._next_cycle = 1
+        self._mode = Mode(self.config.mode)
         self._ready = 0  # requests that have neither ended nor a cycle open
 
     # --- a request's life -------------------------------------------------------------------------
@@ -107,9 +111,10 @@ class Controller:
         """Take a request up, or refuse it because its promises could not be kept.
 
         Raises:
-            ValueError: for an id in use, a negative count, max_tokens < 1 or slo_ms ≤ 0.
+            ValueError: for an id that is in use.
         """
-        self._check(request)
+        if request.request_id in self._requests:
+            raise ValueError(f"request_id: {request.request_id!r} is in flight; ids are used once at a time")
         arrival = now if request.arrival_s is None else request.arrival_s
         slo_ms = request.slo_ms or self.config.slo_p95_ms
         deadline = arrival + slo_ms * self.deadlines.share / 1000.0
@@ -147,7 +152,7 @@ class Controller:
                 stops.append(stop)
                 continue
             view = self._view(request, waiting, now)
-            choice = self.planner.choose(view, now=now)
+            choice = self._choose(view, now)
             if choice.end:
                 stops.append(PlannedStop(request_id, StopCause.POLICY, choice.reason))
             else:
@@ -200,7 +205,8 @@ class Controller:
             request.ended = outcome.ended
             self._ready += outcome.ended is None
             self._learn(cycle, outcome, now)
-            self.planner.observe(cycle.view, outcome, now=now)
+            if cycle.learns:
+                self.planner.observe(cycle.view, outcome, now=now)
 
     def abort(self, cycle_ids: Sequence[int], *, now: float) -> None:
         """Give cycles up: a pass that has not begun costs nothing, one that has stays spent.
@@ -237,20 +243,52 @@ class Controller:
         self.counters.finished[cause] = self.counters.finished.get(cause, 0) + 1
         return RequestSummary(request_id, cause, request.emitted, passes, drawn, request.cycles, e2e_ms, met)
 
-    # --- admission and deadlines ------------------------------------------------------------------
+    # --- operation --------------------------------------------------------------------------------
 
-    def _check(self, request: RequestInfo) -> None:
-        if request.request_id in self._requests:
-            raise ValueError(f"request_id: {request.request_id!r} is in flight; ids are used once at a time")
-        for name in ("prompt_tokens", "cached_tokens", "prefill_passes"):
-            if getattr(request, name) < 0:
-                raise ValueError(f"{name}: {getattr(request, name)} is not ≥ 0; give a count")
-        if request.max_tokens < 1:
-            raise ValueError(f"max_tokens: {request.max_tokens} is not ≥ 1; ask for at least one token")
-        if request.slo_ms is not None and not request.slo_ms > 0.0:
-            raise ValueError(f"slo_ms: {request.slo_ms} is not > 0; give milliseconds")
-        if request.max_draft is not None and request.max_draft < 0:
-            raise ValueError(f"max_draft: {request.max_draft} is not ≥ 0; use 0 to switch speculation off")
+    @property
+    def mode(self) -> Mode:
+        """Who chooses τ; may be set at any time, the next plan follows it."""
+        return self._mode
+
+    @mode.setter
+    def mode(self, mode: str) -> None:
+        try:
+            self._mode = Mode(mode)
+        except ValueError:
+            raise ValueError(f"mode: {mode!r} is not off, shadow or on; use one of them") from None
+
+    def snapshot(self) -> bytes:
+        """The learned state, for :meth:`restore` in another process; no request, clock or credit is in it."""
+        return dump(self._learned(), self._constants())
+
+    def restore(self, data: bytes) -> None:
+        """Take up what another process has learned. The ledger starts empty: I1 holds on its own.
+
+        Raises:
+            ValueError: for a snapshot that is malformed, of another version or learned under other
+                constants, or if requests are in flight. Nothing is changed then.
+        """
+        if self._requests:
+            raise ValueError(
+                f"restore: {len(self._requests)} requests are in flight; restore before the first"
+            )
+        parts = load(data, self._constants())
+        check_kinds(self._learned(), parts)
+        for name in LEARNED:
+            adopt(getattr(self, name), parts[name])
+        self._breakers = parts["breakers"]
+        if isinstance(self.planner, OptimalPlanner):
+            self.planner.restore(parts)
+
+    def _learned(self) -> dict[str, object]:
+        parts = {name: getattr(self, name) for name in LEARNED} | {"breakers": self._breakers}
+        return parts | (self.planner.learned() if isinstance(self.planner, OptimalPlanner) else {})
+
+    def _constants(self) -> dict[str, object]:
+        values = {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.name not in PROMISES}
+        return {"planner": self.planner.name, **values}
+
+    # --- admission and deadlines ------------------------------------------------------------------
 
     def _refusal(self, request: RequestInfo, uncached: int, deadline_s: float, now: float) -> str:
         """Why the request cannot be served as promised; empty if it can."""
@@ -263,7 +301,17 @@ class Controller:
         if not self.cost.calibrated or self.counters.refused_in_a_row % REFUSAL_PROBE == REFUSAL_PROBE - 1:
             return ""
         first = self.cost.verify_ms(uncached, request.cached_tokens) * self.cost.verify_upper.ratio
-        backlog = sum(self._work_ms(other) for other in self._requests.values() if other.ended is None)
+        backlog = sum(
+            work_ms(
+                self.cost,
+                self.ledger.own_passes(name),
+                r.info.prompt_tokens,
+                r.uncached,
+                started=r.cycles > 0,
+            )
+            for name, r in self._requests.items()
+            if r.ended is None
+        )
         left = (deadline_s - now) * 1000.0
         if backlog + first <= left:
             return ""
@@ -271,19 +319,6 @@ class Controller:
             f"deadline: {left:.0f} ms are left, the first target pass needs about {first:.0f} ms and the "
             f"work before it {backlog:.0f} ms; retry later, shorten the prompt or raise slo_ms"
         )
-
-    def _work_ms(self, request: _Request) -> float:
-        """Expected engine time that an admitted request still needs for its own passes."""
-        own = self.ledger.own_passes(request.info.request_id)
-        cycle = (
-            self.cost.verify_ms(4, request.info.prompt_tokens)
-            + 4 * self.cost.draft_step_ms
-            + self.cost.host_ms
-        )
-        if request.cycles:
-            return own * cycle
-        first = self.cost.verify_ms(request.uncached + 4) + self.cost.draft_prefill_ms(request.uncached)
-        return first + max(0, own - 1) * cycle
 
     def _must_stop(self, request: _Request, now: float) -> PlannedStop | None:
         """Deadline check: is there time for one more plain pass?"""
@@ -327,31 +362,22 @@ class Controller:
             cycle_index=request.cycles,
             own_passes=own,
             from_pool=own == 0,
-            max_draft=max(0, self._fitting_draft(cap, own, request.uncached, context, left)),
+            max_draft=max(0, fitting_draft(self.cost, cap, own, request.uncached, context, left)),
             time_left_ms=left,
             waiting=waiting,
             pass_price=self.pass_price.price(self.ledger.fill),
             speculation_allowed=not request.drafter_failed and breaker.allow(),
         )
 
-    def _fitting_draft(self, cap: int, own: int, uncached: int, context: int, left_ms: float) -> int:
-        """The longest draft that leaves time for this pass and for the request's later ones.
-
-        By the upper quantiles. Time is shared equally among as many of its own passes as still fit with
-        a draft each: two short blocks yield more than one that runs up to the deadline.
-        """
-        if not self.cost.calibrated or cap <= 0:
-            return cap
-        cost = self.cost
-        step = cost.draft_step_ms * cost.draft_upper.ratio
-        first = cost.verify_ms(uncached + cap, context - uncached) + cost.draft_prefill_ms(uncached - 1)
-        later = cost.verify_ms(1 + cap, context)
-        for passes in range(max(1, min(own, MAX_SHARED_PASSES)), 0, -1):
-            verify = (first + (passes - 1) * later) * cost.verify_upper.ratio + passes * cost.host_ms
-            fits = int((left_ms - verify) / (passes * step))
-            if fits >= 1 or passes == 1:
-                return min(cap, max(0, fits))
-        return 0
+    def _choose(self, view: CycleView, now: float) -> Choice:
+        """The planner's choice, or the static one with what the planner would have done beside it."""
+        if self._mode is Mode.ON:
+            return self.planner.choose(view, now=now)
+        shadow = None
+        if self._mode is Mode.SHADOW:
+            shadow = self.planner.choose(view, now=now)
+            self.planner.discarded(view.request_id)
+        return static_choice(view, self.config.static_draft, shadow)
 
     def _grant(self, wanting: Sequence[tuple[_Request, CycleView, Choice]]) -> dict[str, str]:
         bids = {request.info.request_id: choice.bid_tokens for request, _, choice in wanting}
@@ -373,8 +399,10 @@ class Controller:
             deadline_s=request.deadline_s,
             from_pool=from_pool,
             reason=choice.reason,
+            shadow_draft=choice.shadow_draft,
         )
-        self._cycles[plan.cycle_id] = _Cycle(request, view, from_pool, draft)
+        learns = self._mode is not Mode.OFF
+        self._cycles[plan.cycle_id] = _Cycle(request, view, from_pool, draft, learns)
         request.cycle_id = plan.cycle_id
         self._ready -= 1
         self._next_cycle += 1

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise, repeat
 from operator import mul
+from typing import Any
 
 from specpilot.control.acceptance import AcceptanceModel, Difficulty, survival
 from specpilot.control.calibration import Calibration
@@ -36,6 +37,7 @@ DECISION_CYCLES = 8
 observations do not move more in between."""
 PROBE_DRAFT = 4
 """τ of a probe."""
+LEARNED = ("acceptance", "difficulty", "calibrations", "contexts", "end_hazard")
 
 
 def bucket_of(prompt_tokens: int) -> int:
@@ -47,7 +49,7 @@ _Key = tuple[int, int, int, int, int, int]
 
 
 @dataclass(slots=True)
-class _Context:
+class Context:
     """A drafter on one prompt-length bucket: its decisions by what they depend on, kept for a few cycles."""
 
     fallback: Fallback
@@ -75,12 +77,12 @@ class OptimalPlanner:
         self._config = config
         self._cost = cost
         self._time = time_price
-        self.acceptance = AcceptanceModel(
+        self._acceptance = AcceptanceModel(
             config.prior_acceptance, config.discount, config.shrinkage, config.open_block_every
         )
         self._difficulty: dict[str, Difficulty] = {}
         self._calibrations: dict[str, Calibration] = {}
-        self._contexts: dict[tuple[str, int], _Context] = {}
+        self._contexts: dict[tuple[str, int], Context] = {}
         self._posteriors: dict[str, list[float]] = {}
         self._open: dict[str, StopRule] = {}
         self._probing: set[str] = set()
@@ -130,7 +132,7 @@ class OptimalPlanner:
         binding = _binding(depth, ceiling, view, context.has_confidence)
         return Choice(depth, rule, Reason(binding, numbers), bid)
 
-    def _decision(self, context: _Context, view: CycleView, bucket: int, theta: float) -> Decision:
+    def _decision(self, context: Context, view: CycleView, bucket: int, theta: float) -> Decision:
         """The decision for this view, from the few that the context has just made where one fits.
 
         Prices, widths and shifts are taken on grids of a few per cent, so that requests alike share one.
@@ -152,11 +154,11 @@ class OptimalPlanner:
             context.decisions[key] = decision
         return decision
 
-    def _decide(self, context: _Context, drafter: str, bucket: int, key: _Key, theta: float) -> Decision:
+    def _decide(self, context: Context, drafter: str, bucket: int, key: _Key, theta: float) -> Decision:
         """Solve one decision; ``key`` is (ceiling, wanted, later passes, –, new context tokens, 4·shift)."""
         ceiling, wanted, later, _, width, quarters = key
         verify = self._cost.verify_run_ms(width, ceiling)
-        hazards = self.acceptance.table(drafter, bucket).hazards(ceiling)
+        hazards = self._acceptance.table(drafter, bucket).hazards(ceiling)
         shift = quarters / 4.0
         survive = survival(hazards, shift)
         # θ · cost of the pass over the context alone, then of each further draft position. Drafting at all
@@ -206,9 +208,9 @@ class OptimalPlanner:
                 cut_at = _cut(closed_rule, outcome.confidences)
             for position in range(1, min(accepted + 1, proposed) + 1):
                 calibration.observe(position, bucket, outcome.confidences[position - 1], position <= accepted)
-        hazards = self.acceptance.table(view.drafter, bucket).hazards(proposed)
+        hazards = self._acceptance.table(view.drafter, bucket).hazards(proposed)
         self._learn_difficulty(view, hazards, accepted, proposed)
-        changed = self.acceptance.observe(view.drafter, bucket, accepted, proposed, cut_at, dropped)
+        changed = self._acceptance.observe(view.drafter, bucket, accepted, proposed, cut_at, dropped)
         if probe:
             context.fallback.probed(accepted, proposed)
         if changed:
@@ -216,11 +218,24 @@ class OptimalPlanner:
             if context.fallback.active:
                 context.fallback.probed(1, 1)
 
+    def discarded(self, request_id: str) -> None:
+        """The choice just made for this request will not be run (shadow mode)."""
+        self._open.pop(request_id, None)
+        self._probing.discard(request_id)
+
     def finished(self, request_id: str, *, now: float) -> None:
         """Forget what belongs to the request alone."""
         self._posteriors.pop(request_id, None)
-        self._open.pop(request_id, None)
-        self._probing.discard(request_id)
+        self.discarded(request_id)
+
+    def learned(self) -> dict[str, object]:
+        """The estimates by name, for a snapshot: what belongs to no single request."""
+        return {name: getattr(self, f"_{name}") for name in LEARNED}
+
+    def restore(self, learned: Mapping[str, Any]) -> None:
+        """Take up estimates that :meth:`learned` gave in another process."""
+        for name in LEARNED:
+            setattr(self, f"_{name}", learned[name])
 
     def _plain(self, view: CycleView) -> Choice:
         if not view.speculation_allowed:
@@ -228,12 +243,12 @@ class OptimalPlanner:
         binding = Binding.LENGTH if view.remaining_tokens <= 1 else Binding.DEADLINE
         return Choice(0, StopRule(), Reason(binding, {"time_left_ms": view.time_left_ms}))
 
-    def _context(self, drafter: str, bucket: int) -> _Context:
+    def _context(self, drafter: str, bucket: int) -> Context:
         key = (drafter, bucket)
         context = self._contexts.get(key)
         if context is None:
             calibration = self._calibrations.setdefault(drafter, Calibration())
-            context = _Context(Fallback(self._config.probe_first, self._config.probe_max), calibration)
+            context = Context(Fallback(self._config.probe_first, self._config.probe_max), calibration)
             self._contexts[key] = context
         return context
 
@@ -251,7 +266,7 @@ class OptimalPlanner:
     def _rule(
         self,
         view: CycleView,
-        context: _Context,
+        context: Context,
         bucket: int,
         keep_at: tuple[float, ...],
         draft_at: tuple[float, ...],

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from specpilot.control.stop import StopRule
-from specpilot.control.types import CycleOutcome, Reason
+from specpilot.control.types import Binding, CycleOutcome, Reason
 
 
 @dataclass(slots=True)  # not frozen: one is made for every decision, and a frozen one takes 3 µs longer
@@ -48,7 +48,8 @@ class Choice:
     """A planner's answer: how deep to draft at most, when to stop by itself, and why.
 
     ``bid_tokens`` is the expected gain of this pass in tokens; the controller grants a pass from the
-    pool only for a bid that is worth its price. ``end`` asks to end the request instead.
+    pool only for a bid that is worth its price. ``end`` asks to end the request instead. ``shadow_draft``
+    is what the policy would have drafted where a static τ is run.
     """
 
     max_draft: int
@@ -56,6 +57,16 @@ class Choice:
     reason: Reason
     bid_tokens: float = 1.0
     end: bool = False
+    shadow_draft: int | None = None
+
+
+def static_choice(view: CycleView, draft: int, shadow: Choice | None) -> Choice:
+    """A static τ; ``shadow`` is what the policy would have done, recorded beside it."""
+    depth = min(draft, view.max_draft) if view.speculation_allowed else 0
+    if shadow is None:
+        return Choice(depth, StopRule(), Reason(Binding.MAX, note="static"))
+    planned = 0 if shadow.end else shadow.max_draft
+    return Choice(depth, StopRule(), shadow.reason, shadow.bid_tokens, shadow_draft=planned)
 
 
 class Planner(Protocol):
@@ -74,6 +85,10 @@ class Planner(Protocol):
 
     def observe(self, view: CycleView, outcome: CycleOutcome, *, now: float) -> None:
         """Learn from a finished cycle; ``view`` is what :meth:`choose` saw."""
+        ...
+
+    def discarded(self, request_id: str) -> None:
+        """The choice just made for this request will not be run: a static τ is (shadow mode)."""
         ...
 
     def finished(self, request_id: str, *, now: float) -> None:

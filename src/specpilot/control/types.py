@@ -58,6 +58,9 @@ class RequestInfo:
     ``slo_ms`` overrides the configured end-to-end SLO; ``max_draft`` caps τ for this request (0
     switches speculation off); ``prefill_passes`` is how many target passes the prompt needs before
     its last one (0 unless the engine chunks prefill).
+
+    Raises:
+        ValueError: for a negative count, max_tokens < 1 or slo_ms ≤ 0.
     """
 
     request_id: str
@@ -70,6 +73,17 @@ class RequestInfo:
     prefill_passes: int = 0
     drafter: str = "draft_model"
     tenant: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_tokens", "cached_tokens", "prefill_passes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is not ≥ 0; give a count")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens: {self.max_tokens} is not ≥ 1; ask for at least one token")
+        if self.slo_ms is not None and not self.slo_ms > 0.0:
+            raise ValueError(f"slo_ms: {self.slo_ms} is not > 0; give milliseconds")
+        if self.max_draft is not None and self.max_draft < 0:
+            raise ValueError(f"max_draft: {self.max_draft} is not ≥ 0; use 0 to switch speculation off")
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +113,8 @@ class CyclePlan:
     """One cycle for one request: at most ``max_draft`` tokens deep and ``max_nodes`` in all.
 
     A chain has ``max_nodes == max_draft``. ``max_draft == 0`` is plain target decoding. The drafter
-    runs ``stop`` by itself; ``deadline_s`` is when the pass must have ended.
+    runs ``stop`` by itself; ``deadline_s`` is when the pass must have ended. In shadow mode a static τ is
+    run, ``shadow_draft`` is what the policy would have drafted at most, and ``reason`` is the policy's.
     """
 
     cycle_id: int
@@ -110,6 +125,7 @@ class CyclePlan:
     deadline_s: float
     from_pool: bool
     reason: Reason
+    shadow_draft: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,6 +54,9 @@ class Rule:
         if outcome.proposed and not outcome.draft_fault:
             self.learn(view, outcome)
 
+    def discarded(self, request_id: str) -> None:
+        """Nothing is remembered of a choice."""
+
     def finished(self, request_id: str, *, now: float) -> None:
         """Nothing is kept for a request."""
 

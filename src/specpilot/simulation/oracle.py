@@ -39,6 +39,9 @@ class Oracle:
     def observe(self, view: CycleView, outcome: CycleOutcome, *, now: float) -> None:
         """There is nothing to learn for one who knows."""
 
+    def discarded(self, request_id: str) -> None:
+        """Nothing is remembered of a choice."""
+
     def finished(self, request_id: str, *, now: float) -> None:
         """Nothing is kept for a request."""
 

@@ -1,0 +1,159 @@
+"""Learned state as bytes, and the three modes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from test_controller import one_cycle
+from test_invariants import drive
+
+from specpilot.control import Controller, ControllerConfig, Mode, RequestInfo, StopRule
+from specpilot.control.snapshot import BLANK
+
+
+def taught(seed: int = 1, **changes: object) -> Controller:
+    """A controller that has seen 300 cycles."""
+    controller = Controller(ControllerConfig(**changes))  # type: ignore[arg-type]
+    drive(controller, seed, 300, lambda position: 0.8 - 0.05 * position)
+    return controller
+
+
+def plans(controller: Controller, count: int = 40) -> list[tuple[int, StopRule, str]]:
+    """What it decides from here on; request ids are its own."""
+    result = []
+    for index in range(count):
+        name = f"after-{index}"
+        assert controller.admit(RequestInfo(name, 40 + 60 * (index % 9), 24), now=1000.0 + index).admitted
+        while plan := one_cycle(controller, name, 1000.0 + index, accepted=index % 5):
+            result.append((plan.max_draft, plan.stop, str(plan.reason)))
+    return result
+
+
+def test_a_restored_controller_plans_as_the_first_would() -> None:
+    """Both start afresh in every other respect: the pool, which belongs to a process, is emptied."""
+    first = taught(burst=0)
+    data = first.snapshot()
+    second = Controller(ControllerConfig(burst=0))
+    second.restore(data)
+    third = Controller(ControllerConfig(burst=0))
+    third.restore(second.snapshot())
+    assert second.snapshot() == data
+    expected = plans(second)
+    assert plans(third) == expected
+    # The first has decisions in its cache that the others make anew: compare what it drafts once it has.
+    for context in first.planner._contexts.values():  # type: ignore[attr-defined]
+        context.forget_decisions()
+    first.time_price._last_s = None
+    assert plans(first) == expected
+
+
+def test_snapshot_is_taken_up_under_other_promises_only() -> None:
+    data = taught().snapshot()
+    Controller(ControllerConfig(pass_budget=3.0, slo_p95_ms=500.0, mode=Mode.SHADOW)).restore(data)
+    with pytest.raises(ValueError, match=r"discount=0\.985, now it is 0\.9"):
+        Controller(ControllerConfig(discount=0.9)).restore(data)
+
+
+def test_snapshot_shares_what_was_shared() -> None:
+    """Contexts of one drafter learn into one calibration, before and after."""
+    controller = Controller()
+    first = taught()
+    plans(first)
+    controller.restore(first.snapshot())
+    contexts = list(controller.planner._contexts.values())  # type: ignore[attr-defined]
+    assert len(contexts) > 1
+    assert len({id(context.calibration) for context in contexts}) == 1
+
+
+def test_restore_refuses_with_requests_in_flight() -> None:
+    controller = Controller()
+    controller.admit(RequestInfo("a", 10, 10), now=0.0)
+    with pytest.raises(ValueError, match="1 requests are in flight"):
+        controller.restore(taught().snapshot())
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda d: d.update(version=99), "version 99"),
+        (lambda d: d["objects"][0].update({"class": "Popen"}), "no known class"),
+        (lambda d: d["objects"][0]["attributes"].popitem(), "other attributes"),
+        (lambda d: d["objects"][0]["attributes"].update({"draft_step_ms": "fast"}), "draft_step_ms='fast'"),
+        (lambda d: d["objects"][0]["attributes"].update({"draft_step_ms": float("inf")}), "not finite"),
+        (lambda d: d["objects"][0]["attributes"].update({"host_ms": {"object": 10**6}}), "host_ms holds"),
+        (lambda d: d["parts"].pop("cost"), "cost is NoneType, not CostModel"),
+        (lambda d: d["parts"].update(cost=d["parts"]["deadlines"]), "cost is DeadlineTracker, not CostModel"),
+        (lambda d: d.pop("objects"), "not readable"),
+    ],
+)
+def test_a_damaged_snapshot_is_refused_as_a_whole(damage: object, message: str) -> None:
+    document = json.loads(taught().snapshot())
+    damage(document)  # type: ignore[operator]
+    fresh = Controller()
+    before = fresh.snapshot()
+    with pytest.raises(ValueError, match=message):
+        fresh.restore(json.dumps(document).encode())
+    assert fresh.snapshot() == before
+
+
+def test_truncated_snapshot() -> None:
+    with pytest.raises(ValueError, match="not readable"):
+        Controller().restore(taught().snapshot()[:-20])
+
+
+def test_every_class_a_snapshot_may_hold_is_in_one() -> None:
+    """Nothing is listed that no controller learns into."""
+    written = {record["class"] for record in json.loads(taught().snapshot())["objects"]}
+    assert written == set(BLANK) - {"Breaker"} or written == set(BLANK)
+
+
+# --- modes ------------------------------------------------------------------------------------------
+
+
+def test_shadow_records_the_policy_and_runs_the_static_length() -> None:
+    controller = Controller(ControllerConfig(mode=Mode.SHADOW, static_draft=3))
+    shadows = set()
+    for index in range(60):
+        name = str(index)
+        controller.admit(RequestInfo(name, 40, 24), now=float(index))
+        while plan := one_cycle(controller, name, float(index), accepted=3):
+            assert plan.max_draft == 3
+            assert plan.stop.keep_at == ()
+            assert plan.shadow_draft is not None
+            shadows.add(plan.shadow_draft)
+    assert max(shadows) > 3, "it learned from the static blocks that drafting longer would pay"
+
+
+def test_off_neither_plans_nor_learns() -> None:
+    controller = Controller(ControllerConfig(mode=Mode.OFF, static_draft=2))
+    planner_state = controller.planner.learned()["contexts"]  # type: ignore[attr-defined]
+    controller.admit(RequestInfo("a", 40, 24), now=0.0)
+    plan = one_cycle(controller, "a", 0.0)
+    assert plan is not None
+    assert (plan.max_draft, plan.shadow_draft, plan.reason.note) == (2, None, "static")
+    assert planner_state == {}
+
+
+def test_modes_switch_while_a_request_runs() -> None:
+    controller = Controller(ControllerConfig(pass_budget=4.0, static_draft=2))
+    controller.admit(RequestInfo("a", 40, 60), now=0.0)
+    seen = []
+    for mode in ("on", "off", "shadow", "on"):
+        controller.mode = mode
+        plan = one_cycle(controller, "a", 0.0)
+        assert plan is not None
+        seen.append((plan.max_draft == 2, plan.shadow_draft is None))
+    assert seen == [(False, True), (True, True), (True, False), (False, True)]
+    with pytest.raises(ValueError, match="mode: 'fast' is not off, shadow or on"):
+        controller.mode = "fast"
+
+
+def test_a_mode_switched_between_plan_and_observe_is_harmless() -> None:
+    controller = Controller(ControllerConfig(mode=Mode.OFF))
+    controller.admit(RequestInfo("a", 40, 24), now=0.0)
+    plan = controller.plan(["a"], now=0.0).cycles[0]
+    controller.begin([plan.cycle_id], now=0.0)
+    controller.mode = Mode.ON
+    controller.abort([plan.cycle_id], now=0.0)
+    assert one_cycle(controller, "a", 0.0) is not None
