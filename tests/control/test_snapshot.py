@@ -3,31 +3,54 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
-from test_controller import one_cycle
-from test_invariants import drive
 
-from specpilot.control import Controller, ControllerConfig, Mode, RequestInfo, StopRule
+from specpilot.control import (
+    Controller,
+    ControllerConfig,
+    CycleOutcome,
+    CyclePlan,
+    Mode,
+    RequestInfo,
+    StopRule,
+)
 from specpilot.control.snapshot import BLANK
 
 
-def taught(seed: int = 1, **changes: object) -> Controller:
-    """A controller that has seen 300 cycles."""
-    controller = Controller(ControllerConfig(**changes))  # type: ignore[arg-type]
-    drive(controller, seed, 300, lambda position: 0.8 - 0.05 * position)
-    return controller
+def one_cycle(controller: Controller, name: str, now: float, accepted: int = 1) -> CyclePlan | None:
+    """Plan, begin and observe one cycle; ``None`` if the request was ended instead."""
+    answer = controller.plan([name], now=now)
+    if answer.stops:
+        controller.finish(name, answer.stops[0].cause, now=now)
+        return None
+    plan = answer.cycles[0]
+    controller.begin([plan.cycle_id], now=now)
+    drafted = plan.max_draft
+    accepted = min(accepted, drafted)
+    confidences = tuple([0.6] * drafted)
+    cycle = CycleOutcome(plan.cycle_id, drafted, drafted, accepted, accepted + 1, confidences, 0.3 * drafted)
+    controller.observe([replace(cycle, verify_ms=7.0, verified_tokens=drafted + 1)], now=now + 0.008)
+    return plan
 
 
-def plans(controller: Controller, count: int = 40) -> list[tuple[int, StopRule, str]]:
-    """What it decides from here on; request ids are its own."""
+def plans(controller: Controller, count: int = 40, start: float = 0.0) -> list[tuple[int, StopRule, str]]:
+    """What it decides for ``count`` requests of four prompt lengths."""
     result = []
     for index in range(count):
-        name = f"after-{index}"
-        assert controller.admit(RequestInfo(name, 40 + 60 * (index % 9), 24), now=1000.0 + index).admitted
-        while plan := one_cycle(controller, name, 1000.0 + index, accepted=index % 5):
+        name, now = f"{start:g}-{index}", start + index
+        assert controller.admit(RequestInfo(name, 40 + 160 * (index % 4), 24), now=now).admitted
+        while plan := one_cycle(controller, name, now, accepted=index % 5):
             result.append((plan.max_draft, plan.stop, str(plan.reason)))
     return result
+
+
+def taught(**changes: object) -> Controller:
+    """A controller that has served 150 requests."""
+    controller = Controller(ControllerConfig(**changes))  # type: ignore[arg-type]
+    plans(controller, 150)
+    return controller
 
 
 def test_a_restored_controller_plans_as_the_first_would() -> None:
@@ -39,13 +62,13 @@ def test_a_restored_controller_plans_as_the_first_would() -> None:
     third = Controller(ControllerConfig(burst=0))
     third.restore(second.snapshot())
     assert second.snapshot() == data
-    expected = plans(second)
-    assert plans(third) == expected
+    expected = plans(second, start=1000.0)
+    assert plans(third, start=1000.0) == expected
     # The first has decisions in its cache that the others make anew: compare what it drafts once it has.
     for context in first.planner._contexts.values():  # type: ignore[attr-defined]
         context.forget_decisions()
     first.time_price._last_s = None
-    assert plans(first) == expected
+    assert plans(first, start=1000.0) == expected
 
 
 def test_snapshot_is_taken_up_under_other_promises_only() -> None:
@@ -58,9 +81,7 @@ def test_snapshot_is_taken_up_under_other_promises_only() -> None:
 def test_snapshot_shares_what_was_shared() -> None:
     """Contexts of one drafter learn into one calibration, before and after."""
     controller = Controller()
-    first = taught()
-    plans(first)
-    controller.restore(first.snapshot())
+    controller.restore(taught().snapshot())
     contexts = list(controller.planner._contexts.values())  # type: ignore[attr-defined]
     assert len(contexts) > 1
     assert len({id(context.calibration) for context in contexts}) == 1
