@@ -1,98 +1,272 @@
-"""What a decision costs: the controller's plan and observe per cycle, the stop rule per token.
+"""What a decision costs, on the state that the policy learns from the bundled pair.
 
-    python benchmarks/bench_decision.py [--cycles 5000] [--json FILE]
+    python benchmarks/bench_decision.py [--cycles 5000] [--trace FILE --costs FILE] [--json FILE]
+    make bench
 
-Made-up requests with B = 2 on the real controller; medians over all calls of one run, in microseconds. A
-decision is one ``plan`` call (constraints, choice of τ, stop rule, grant); learning is one ``observe``.
+The controller serves requests replayed from the pair's agreement trace (recorded on the spot unless one is
+given), one after the other. Timed apart, on a state that has learnt from ``--warm-up`` cycles: a decision is
+one ``plan`` call (constraints, choice of τ, stop rule, grant), learning one ``observe``; the stop rule is
+timed over a block's own confidences and divided by their number. Medians of one run, in microseconds. Exit
+status 1 if a decision takes more than 20 µs or the stop rule more than 2 µs per token.
+
+``make bench`` runs the same calls under pytest-benchmark (B = 2).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
+import math
 import statistics
+import sys
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import cycle
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from specpilot.control import Controller, ControllerConfig, CycleOutcome, RequestInfo
+from specpilot.control import Controller, ControllerConfig, CycleOutcome, CyclePlan, RequestInfo
+from specpilot.control.types import StopCause
+from specpilot.decoding.loop import duration_ms
+from specpilot.simulation.costs import EngineCosts, read_costs
+from specpilot.simulation.measure import measure_costs
+from specpilot.simulation.record import Recorder
+from specpilot.simulation.replay import ReplayRequest, TraceExecutor
+from specpilot.simulation.stream import stream
+from specpilot.trace import read_agreement
+from specpilot.trace.agreement import AgreementTrace
+
+if TYPE_CHECKING:
+    from pytest_benchmark.fixture import BenchmarkFixture
+
+PLAN_LIMIT_US = 20.0
+STOP_LIMIT_US = 2.0
+WARM_UP = 500
+RECORDED = 24
+"""Prompts recorded where no trace is given: some of each class."""
+MAX_TOKENS = 24
 
 
-def measure(cycles: int, budget: float, seed: int = 1) -> dict[str, float]:
+@dataclass(frozen=True, slots=True)
+class Material:
+    """What is replayed: the pair's traces and its engine's costs."""
+
+    traces: Sequence[AgreementTrace]
+    costs: EngineCosts
+
+
+@cache
+def recorded() -> Material:
+    """Every eighth bundled prompt on the bundled pair, and its engine's costs."""
+    from specpilot.demo.pair_engine import load_engine
+    from specpilot.demo.workload import bundled_prompts
+
+    engine = load_engine("onnx")
+    recorder = Recorder(engine.target, engine.draft)
+    prompts = bundled_prompts()
+    chosen = prompts[:: max(1, len(prompts) // RECORDED)]
+    traces = [
+        recorder.record(prompt.key, engine.encode(prompt.text), MAX_TOKENS, label=prompt.label).trace
+        for prompt in chosen
+    ]
+    return Material(traces, measure_costs(engine.target, engine.draft, rounds=2, engine=engine.name))
+
+
+class Service:
+    """Serves replayed requests one after the other, and halts before each call that is timed.
+
+    ``ready`` → ``plan`` → ``run`` → ``observe``; ``ready`` does whatever is left of the last cycle, and lets
+    cycles on pool passes run untimed, so that every ``plan`` after it is a decision on τ and no refusal.
+    """
+
+    def __init__(self, material: Material, budget: float) -> None:
+        requests, _ = stream(material.traces, count=None, max_tokens=MAX_TOKENS, rate=math.inf, seed=1)
+        self.controller = Controller(ControllerConfig(pass_budget=budget, slo_p95_ms=60_000.0))
+        self._source = cycle(requests)
+        self._costs = material.costs
+        self._serial = 0
+        self._now = 0.0
+        self._request = ""
+        self._executor: TraceExecutor | None = None
+        self._own = 0
+        self.planned: CyclePlan | None = None
+        self.outcome: CycleOutcome | None = None
+
+    def ready(self) -> None:
+        """Until the next decision on one of a request's own passes."""
+        if self.planned is not None:
+            if self.outcome is None:
+                self.run()
+            self.observe()
+        while self._executor is None or self._own < 1:
+            if self._executor is None:
+                self._admit()
+            else:
+                self._on_the_pool()
+
+    def plan(self) -> None:
+        """The decision."""
+        answer = self.controller.plan([self._request], now=self._now)
+        self.planned = answer.cycles[0] if answer.cycles else None
+        if answer.stops:
+            self._finish(answer.stops[0].cause)
+
+    def run(self) -> None:
+        """Run what was planned."""
+        if self.planned is None or self._executor is None:
+            raise RuntimeError("run: nothing is planned; call ready() and plan() first")
+        self.controller.begin([self.planned.cycle_id], now=self._now)
+        self.outcome = self._executor.run([self.planned])[0]
+        self._now += duration_ms([self.outcome]) / 1000.0
+        self._own -= 1
+
+    def observe(self) -> None:
+        """Learn from it."""
+        if self.outcome is None:
+            raise RuntimeError("observe: nothing has run; call run() first")
+        outcome, self.planned, self.outcome = self.outcome, None, None
+        self.controller.observe([outcome], now=self._now)
+        if outcome.ended is not None:
+            self._finish(outcome.ended)
+
+    def _admit(self) -> None:
+        known = next(self._source)
+        self._serial += 1
+        self._request = f"{self._serial}"
+        request = ReplayRequest(self._request, known.trace, known.max_tokens)
+        info = RequestInfo(self._request, known.trace.prompt_tokens, request.length)
+        if not self.controller.admit(info, now=self._now).admitted:
+            raise RuntimeError(f"request {self._request}: refused in spite of a minute's time")
+        self._executor = TraceExecutor({self._request: request}, self._costs)
+        self._executor.open(self._request)
+        self._own = math.floor(self.controller.config.pass_budget)
+
+    def _on_the_pool(self) -> None:
+        self.plan()
+        if self.planned is not None:
+            self.run()
+            self.observe()
+
+    def _finish(self, cause: StopCause) -> None:
+        self.controller.finish(self._request, cause, now=self._now)
+        self._executor = None
+
+
+def stop_rule_over(plan: CyclePlan, confidences: Sequence[float]) -> None:
+    """The drafter's part of a block: both questions at each position."""
+    stop = plan.stop
+    stop.start()
+    for position, confidence in enumerate(confidences, 1):
+        stop.draft_on(position, 0.0)
+        stop.keep(position, confidence)
+
+
+def measure(material: Material, cycles: int, warm_up: int, budget: float) -> dict[str, float]:
     """Median microseconds of each kind of call over ``cycles`` cycles."""
-    rng = random.Random(seed)
-    controller = Controller(ControllerConfig(pass_budget=budget))
+    service = Service(material, budget)
     plans: list[float] = []
     observes: list[float] = []
     tokens: list[float] = []
     clock = time.perf_counter
-    now, serial = 0.0, 0
-    while len(plans) < cycles:
-        serial += 1
-        name = str(serial)
-        controller.admit(RequestInfo(name, rng.choice((30, 150, 400, 700)), 24, slo_ms=1e6), now=now)
-        while True:
+    for number in range(warm_up + cycles):
+        service.ready()
+        began = clock()
+        service.plan()
+        planning = clock() - began
+        plan = service.planned
+        if plan is None:
+            continue
+        service.run()
+        outcome = service.outcome
+        began = clock()
+        service.observe()
+        observing = clock() - began
+        if number < warm_up:
+            continue
+        plans.append(planning)
+        observes.append(observing)
+        if outcome is not None and outcome.confidences:
             began = clock()
-            answer = controller.plan([name], now=now)
-            plans.append(clock() - began)
-            if answer.stops:
-                controller.finish(name, answer.stops[0].cause, now=now)
-                plans.pop()  # the end of a request is no decision on τ
-                break
-            plan = answer.cycles[0]
-            controller.begin([plan.cycle_id], now=now)
-            confidences: list[float] = []
-            proposed = 0
-            drawn = [rng.betavariate(2.0, 1.2) for _ in range(plan.max_draft)]
-            stop = plan.stop
-            stop.start()
-            began = clock()
-            for position, confidence in enumerate(drawn, 1):
-                if not stop.draft_on(position, 0.0):
-                    break
-                confidences.append(confidence)
-                if not stop.keep(position, confidence):
-                    break
-                proposed += 1
-            if confidences:
-                tokens.append((clock() - began) / len(confidences))
-            accepted = 0
-            while accepted < proposed and rng.random() < confidences[accepted]:
-                accepted += 1
-            now += 0.01 + 0.0003 * len(confidences)
-            outcome = CycleOutcome(
-                cycle_id=plan.cycle_id,
-                drafted=len(confidences),
-                proposed=proposed,
-                accepted=accepted,
-                emitted=accepted + 1,
-                confidences=tuple(confidences),
-                draft_ms=0.3 * len(confidences),
-                verify_ms=7.0,
-                verified_tokens=proposed + 1,
-            )
-            began = clock()
-            controller.observe([outcome], now=now)
-            observes.append(clock() - began)
+            stop_rule_over(plan, outcome.confidences)
+            tokens.append((clock() - began) / len(outcome.confidences))
     return {
         "plan_us": statistics.median(plans) * 1e6,
+        "plan_mean_us": statistics.fmean(plans) * 1e6,
         "observe_us": statistics.median(observes) * 1e6,
-        "stop_rule_us_per_token": statistics.median(tokens) * 1e6,
+        "stop_rule_us_per_token": statistics.median(tokens) * 1e6 if tokens else 0.0,
     }
 
 
-def main() -> None:
-    """Measure and print."""
+def test_decision(benchmark: BenchmarkFixture) -> None:
+    """One ``plan`` on the learned state; limit 20 µs."""
+    service = _learned()
+    benchmark.pedantic(service.plan, setup=service.ready, rounds=5000)
+
+
+def test_observe(benchmark: BenchmarkFixture) -> None:
+    """One ``observe``."""
+    service = _learned()
+
+    def ran() -> None:
+        service.ready()
+        service.plan()
+        service.run()
+
+    benchmark.pedantic(service.observe, setup=ran, rounds=5000)
+
+
+def test_stop_rule_over_16_tokens(benchmark: BenchmarkFixture) -> None:
+    """Both questions at 16 positions; limit 16 × 2 µs."""
+    service = _learned()
+    service.ready()
+    service.plan()
+    confidences = [value for trace in recorded().traces for value in trace.confidence or ()][:16]
+    if service.planned is None:
+        raise RuntimeError("plan: the request was ended in spite of its own passes")
+    benchmark.pedantic(stop_rule_over, args=(service.planned, confidences), rounds=5000)
+
+
+def _learned() -> Service:
+    service = Service(recorded(), 2.0)
+    for _ in range(WARM_UP):
+        service.ready()
+        service.plan()
+    return service
+
+
+def main() -> int:
+    """Measure and print; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--cycles", type=int, default=5000)
+    parser.add_argument("--warm-up", type=int, default=WARM_UP, help="cycles before the first one timed")
+    parser.add_argument("--trace", type=Path, help="an agreement trace (with --costs)")
+    parser.add_argument("--costs", type=Path, help="its engine's costs (with --trace)")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    result = {f"B={budget:g}": measure(options.cycles, budget) for budget in (1.0, 2.0, 3.0)}
+    if (options.trace is None) != (options.costs is None):
+        parser.error("--trace and --costs belong together; give both, or neither")
+    if options.cycles < 1 or options.warm_up < 0:
+        parser.error("--cycles must be ≥ 1 and --warm-up ≥ 0")
+    given = options.trace is not None
+    material = Material(read_agreement(options.trace), read_costs(options.costs)) if given else recorded()
+    result = {
+        f"B={budget:g}": measure(material, options.cycles, options.warm_up, budget)
+        for budget in (1.0, 2.0, 3.0)
+    }
     for name, row in result.items():
         print(f"{name}: " + "  ".join(f"{key} {value:.1f}" for key, value in row.items()))
+    slowest = max(row["plan_us"] for row in result.values())
+    token = max(row["stop_rule_us_per_token"] for row in result.values())
+    print(
+        f"median decision {slowest:.1f} µs (limit {PLAN_LIMIT_US:g}), stop rule {token:.2f} µs per token "
+        f"(limit {STOP_LIMIT_US:g})"
+    )
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return int(slowest > PLAN_LIMIT_US or token > STOP_LIMIT_US)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
