@@ -42,8 +42,8 @@ test: $(DEV_STAMP)
 	$(BIN)/python -m pytest $(ARGS)
 
 lint: $(DEV_STAMP)
-	$(BIN)/ruff format --check src tests benchmarks training
-	$(BIN)/ruff check src tests benchmarks training
+	$(BIN)/ruff format --check src tests benchmarks training examples
+	$(BIN)/ruff check src tests benchmarks training examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

@@ -52,7 +52,8 @@ def snippets(page: Path) -> list[str]:
 def test_commands_run_in_the_order_in_which_they_stand(page: Path, tmp_path: Path) -> None:
     """A page's commands run one after the other in an empty folder, made small."""
     (tmp_path / "out").mkdir()
-    (tmp_path / "benchmarks").symlink_to(ROOT / "benchmarks")
+    for folder in ("benchmarks", "examples"):
+        (tmp_path / folder).symlink_to(ROOT / folder)
     (tmp_path / "docs").mkdir()
     for words in commands(page):
         if words[0] == "make":

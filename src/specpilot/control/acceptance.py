@@ -14,9 +14,10 @@ have been cut has been seen once in that many blocks, so it weighs as many (inve
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
 from operator import mul
 
 from specpilot.control.stop import logit, sigmoid
@@ -25,6 +26,10 @@ MAX_POSITIONS = 32
 """Positions tracked; τ is never larger."""
 REFRESH = 6
 """Observations after which a table's hazards are computed anew."""
+REJOIN = 30.0
+"""Evidence (discounted observations of position 1) after which a restarted table trusts its parent again."""
+RECENT_BLOCKS = 8
+"""Blocks that a restarted table is taught again: those that made the surprise."""
 _MAX_WEIGHT = 8.0
 """Cap on the inverse-propensity weight: bounds its variance for little bias."""
 
@@ -45,6 +50,7 @@ class HazardTable:
     reached: list[float] = field(default_factory=list)
     _hazards: list[float] = field(default_factory=list)
     _stale: int = 0
+    _alone: bool = False
 
     def observe(self, position: int, value: float, weight: float = 1.0) -> None:
         """One reached position (from 1): ``value`` is 1 accepted, 0 rejected, or an expectation."""
@@ -59,11 +65,10 @@ class HazardTable:
         self.reached[index] = self.reached[index] * keep + weight
         self._stale += 1
 
-    def forget(self, keep: float) -> None:
-        """Scale all counts down to ``keep`` (0…1) of their weight: something has changed."""
-        self.accepted = [count * keep for count in self.accepted]
-        self.reached = [count * keep for count in self.reached]
-        self._hazards = []
+    def restart(self) -> None:
+        """Forget everything, the parent too until there is evidence again: the context has changed."""
+        self.accepted, self.reached, self._hazards = [], [], []
+        self._alone = True
 
     def hazards(self, count: int) -> list[float]:
         """h_1 … h_count. A position without evidence takes its parent's, else its predecessor's.
@@ -81,7 +86,9 @@ class HazardTable:
         weight = self.shrinkage
         known = min(count, len(self.reached))
         result: list[float] = []
-        if self.parent is None:
+        if self._alone and known and self.reached[0] >= REJOIN:
+            self._alone = False
+        if self.parent is None or self._alone:
             previous = self.prior
             for index in range(known):
                 previous = (self.accepted[index] + weight * previous) / (self.reached[index] + weight)
@@ -108,9 +115,9 @@ class Change:
     """Notices that a context is not what it was: a fast average of surprise.
 
     z accumulates (accepted − expected) over reached positions with a short memory and is compared
-    with its standard deviation. A table that has just been wrong for some ten blocks in a row forgets
-    most of what it knew, so that a phase change costs tens of cycles and not hundreds, while a steady
-    context keeps a long memory.
+    with its standard deviation. A table that has just been wrong for some ten blocks in a row starts over
+    from the last few, so that a phase change costs tens of cycles and not hundreds, while a steady context
+    keeps a long memory (the idea of Adams and MacKay 2007, on a budget: one hypothesis at a time).
     """
 
     def __init__(self, memory: float = 0.9, limit: float = 3.5) -> None:
@@ -118,13 +125,15 @@ class Change:
         self._limit = limit
         self._surprise = 0.0
         self._variance = 0.0
+        self.recent: deque[list[tuple[int, float, float]]] = deque(maxlen=RECENT_BLOCKS)
+        """(position, value, weight) of the last blocks' observations."""
 
     def observe(self, surprise: float, variance: float) -> bool:
         """Add one block's Σ(y − h) and Σh(1 − h); True if the change is beyond chance."""
         self._surprise = self._surprise * self._memory + surprise
         self._variance = self._variance * self._memory**2 + variance
-        # Not before some evidence: with variance under 1 a single block could decide.
-        if self._variance > 1.0 and self._surprise**2 > self._limit**2 * self._variance:
+        # The floor asks for some evidence: where almost all is accepted one rejection is no change.
+        if self._surprise**2 > self._limit**2 * max(1.0, self._variance):
             self._surprise = self._variance = 0.0
             return True
         return False
@@ -219,22 +228,25 @@ class AcceptanceModel:
         reached = min(accepted + 1, proposed)
         expected = table.hazards(reached)
         surprise = variance = 0.0
+        seen: list[tuple[int, float, float]] = []
         for position in range(1, reached + 1):
             hazard = expected[position - 1]
             value = 1.0 if position <= accepted else 0.0
             surprise += value - hazard
             variance += hazard * (1.0 - hazard)
             weight = self._open_weight if cut_at is not None and position >= cut_at else 1.0
-            self._add(table, position, value, weight)
+            seen.append((position, value, weight))
         if dropped is not None and accepted == proposed:
-            self._add(table, proposed + 1, dropped, 1.0)
-        if reached and self._changes[drafter, bucket].observe(surprise, variance):
-            table.forget(0.2)
-            return True
-        return False
-
-    @staticmethod
-    def _add(table: HazardTable, position: int, value: float, weight: float) -> None:
-        table.observe(position, value, weight)
-        if table.parent:
-            table.parent.observe(position, value, weight)
+            seen.append((proposed + 1, dropped, 1.0))
+        for position, value, weight in seen:
+            table.observe(position, value, weight)
+            if table.parent:
+                table.parent.observe(position, value, weight)
+        change = self._changes[drafter, bucket]
+        change.recent.append(seen)
+        if not reached or not change.observe(surprise, variance):
+            return False
+        table.restart()
+        for position, value, weight in chain.from_iterable(change.recent):
+            table.observe(position, value, weight)
+        return True

@@ -48,6 +48,8 @@ class Calibration:
     def __init__(self, discount: float = 0.998, prior: float = 4.0) -> None:
         self._discount = discount
         self._prior = prior
+        self.blocks = 0
+        """Blocks of this drafter seen, with or without confidences."""
         self.intercept = 0.0
         self.slope = 1.0
         # Covariance of (intercept, slope).

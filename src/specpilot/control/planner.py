@@ -36,7 +36,10 @@ DECISION_CYCLES = 8
 """Cycles of a context for which a decision is kept after that: estimates that rest on tens of
 observations do not move more in between."""
 PROBE_DRAFT = 4
-"""τ of a probe."""
+"""τ of a probe, and of a drafter's first blocks."""
+COLD_BLOCKS = 8
+"""A drafter's first blocks, drafted at a static length without a confidence stop: neither the forecast nor
+the calibration nor θ* means anything before."""
 LEARNED = ("acceptance", "difficulty", "calibrations", "contexts", "end_hazard")
 
 
@@ -119,6 +122,9 @@ class OptimalPlanner:
             rule = self._rule(view, context, bucket, (), ())
             return Choice(min(ceiling, PROBE_DRAFT), rule, Reason(Binding.PROBE, numbers), bid)
         context.blocks += 1
+        if context.calibration.blocks < COLD_BLOCKS:
+            rule = self._rule(view, context, bucket, (), ())
+            return Choice(min(ceiling, PROBE_DRAFT), rule, Reason(Binding.PROBE, numbers, "cold start"), bid)
         if context.blocks % self._config.open_block_every == 0:
             self._open[view.request_id] = self._rule(
                 view, context, bucket, decision.keep_at, decision.draft_at
@@ -197,6 +203,7 @@ class OptimalPlanner:
         proposed = outcome.proposed if outcome.ended is None else min(outcome.proposed, outcome.emitted)
         accepted = min(outcome.accepted, proposed)
         calibration = context.calibration
+        calibration.blocks += 1
         dropped = None
         cut_at = None
         if outcome.confidences:
