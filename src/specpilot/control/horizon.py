@@ -40,7 +40,8 @@ class Horizon:
 class Decision:
     """The answer: τ*, its value and that of plain decoding in tokens, and the stop rule's thresholds.
 
-    ``depth`` is the ceiling up to which the thresholds decide (τ* ≤ depth); ``bonus`` is S_τ*.
+    ``first`` is S_1, ``reach`` is S_τ*, ``expected`` the tokens that a block of τ* is expected to emit (the
+    bonus or recovered token included). ``depth`` is the ceiling up to which the thresholds decide.
     """
 
     tau: int
@@ -48,6 +49,7 @@ class Decision:
     plain: float
     first: float
     reach: float
+    expected: float
     depth: int
     keep_at: tuple[float, ...]
     draft_at: tuple[float, ...]

@@ -111,6 +111,8 @@ class OptimalPlanner:
             "theta": theta,
             "gain": gain,
             "lambda": view.pass_price,
+            # Feasibility: what the request's passes are expected to leave undone, whatever τ is.
+            "short": max(0.0, view.remaining_tokens - max(1, view.own_passes) * decision.expected),
         }
         bid = decision.value
         if tau + 1 >= view.remaining_tokens:
@@ -181,7 +183,8 @@ class OptimalPlanner:
         if context.has_confidence:
             depth = max(depth, best_length(survival(hazards, shift + EASY_SHIFT), worth, costs)[0])
         keep_at, draft_at = thresholds(hazards, worth, costs, verify, theta, depth)
-        return Decision(tau, value, plain, survive[1], survive[tau], depth, keep_at, draft_at)
+        expected = sum(survive[: tau + 1])
+        return Decision(tau, value, plain, survive[1], survive[tau], expected, depth, keep_at, draft_at)
 
     def observe(self, view: CycleView, outcome: CycleOutcome, *, now: float) -> None:
         """Learn from a cycle."""
