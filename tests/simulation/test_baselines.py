@@ -26,6 +26,7 @@ def view(max_draft: int = 16, *, new: int = 1, emitted: int = 0, allowed: bool =
         prompt_tokens=10,
         context_tokens=10 + emitted,
         new_context_tokens=new,
+        draft_behind_tokens=1,
         emitted_tokens=emitted,
         remaining_tokens=24 - emitted,
         cycle_index=0,

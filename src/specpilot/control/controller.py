@@ -47,7 +47,8 @@ class _Request:
     deadline_s: float
     emitted: int = 0
     cycles: int = 0
-    uncached: int = 0
+    uncached: int = 0  # context tokens that the target has not cached
+    behind: int = 0  # context tokens that the draft has not cached
     drafter_failed: bool = False
     cycle_id: int | None = None  # planned or running
     ended: StopCause | None = None
@@ -127,7 +128,9 @@ class Controller:
             return Admission(False, deadline, refusal)
         self.counters.refused_in_a_row = 0
         self.ledger.admit(request.request_id, request.tenant)
-        self._requests[request.request_id] = _Request(request, arrival, slo_ms, deadline, uncached=uncached)
+        self._requests[request.request_id] = _Request(
+            request, arrival, slo_ms, deadline, uncached=uncached, behind=uncached
+        )
         self._ready += 1
         self.planner.admitted(request.request_id, request.prompt_tokens, now=now)
         return Admission(True, deadline)
@@ -202,6 +205,7 @@ class Controller:
             request.cycles += 1
             request.emitted += outcome.emitted
             request.uncached = 1
+            request.behind = 1 if outcome.drafted else request.behind + outcome.emitted
             request.ended = outcome.ended
             self._ready += outcome.ended is None
             self._learn(cycle, outcome, now)
@@ -357,12 +361,15 @@ class Controller:
             prompt_tokens=info.prompt_tokens,
             context_tokens=context,
             new_context_tokens=min(request.uncached, max(context, 1)),
+            draft_behind_tokens=min(request.behind, max(context, 1)),
             emitted_tokens=request.emitted,
             remaining_tokens=remaining,
             cycle_index=request.cycles,
             own_passes=own,
             from_pool=own == 0,
-            max_draft=max(0, fitting_draft(self.cost, cap, own, request.uncached, context, left)),
+            max_draft=max(
+                0, fitting_draft(self.cost, cap, own, request.uncached, request.behind, context, left)
+            ),
             time_left_ms=left,
             waiting=waiting,
             pass_price=self.pass_price.price(self.ledger.fill),

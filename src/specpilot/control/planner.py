@@ -48,7 +48,7 @@ def bucket_of(prompt_tokens: int) -> int:
     return bisect_left(BUCKET_EDGES, prompt_tokens)
 
 
-_Key = tuple[int, int, int, int, int, int]
+_Key = tuple[int, int, int, int, int, int, int]
 
 
 @dataclass(slots=True)
@@ -149,12 +149,10 @@ class OptimalPlanner:
         later = view.own_passes - (0 if view.from_pool else 1)
         wanted = min(view.remaining_tokens, (later + 1) * (ceiling + 1) + 1) if later > 0 else 0
         price = round(math.log(theta) * 10.0) if theta > 0.0 else -(10**6)
-        width = view.new_context_tokens
-        if width > 8:
-            width = round(math.exp(round(math.log(width) * 10.0) / 10.0))
+        width, behind = _grid(view.new_context_tokens), _grid(view.draft_behind_tokens)
         posterior = self._posteriors.get(view.request_id)
         shift = round(self._difficulty[view.drafter].shift(posterior) * 4.0) if posterior else 0
-        key = (ceiling, wanted, later, price, width, shift)
+        key = (ceiling, wanted, later, price, width, behind, shift)
         decision = context.decisions.get(key)
         if decision is None:
             theta = math.exp(price / 10.0) if theta > 0.0 else 0.0
@@ -163,8 +161,8 @@ class OptimalPlanner:
         return decision
 
     def _decide(self, context: Context, drafter: str, bucket: int, key: _Key, theta: float) -> Decision:
-        """Solve one decision; ``key`` is (ceiling, wanted, later passes, –, new context tokens, 4·shift)."""
-        ceiling, wanted, later, _, width, quarters = key
+        """Solve one decision; ``key`` is (ceiling, wanted, later passes, –, tokens that the target and the draft have not cached, 4·shift)."""
+        ceiling, wanted, later, _, width, behind, quarters = key
         verify = self._cost.verify_run_ms(width, ceiling)
         hazards = self._acceptance.table(drafter, bucket).hazards(ceiling)
         shift = quarters / 4.0
@@ -173,7 +171,7 @@ class OptimalPlanner:
         # needs the draft's own prefill, once for all passes still to come.
         step = self._cost.draft_step_ms
         costs = [theta * verify[0], *[theta * (step + after - before) for before, after in pairwise(verify)]]
-        costs[1] += theta * self._cost.draft_prefill_ms(width - 1) / (later + 1)
+        costs[1] += theta * self._cost.draft_prefill_ms(behind - 1) / (later + 1)
         # A later pass has one new context token instead of the prompt; positions cost alike.
         later_costs = [theta * self._cost.verify_ms(1), *costs[1:]]
         horizon = Horizon(wanted, later, self._end_hazard.survival(max(wanted, ceiling) + 2))
@@ -296,6 +294,11 @@ class OptimalPlanner:
             verify_ms=cost.verify_ms(view.new_context_tokens + view.max_draft, cached)
             * cost.verify_upper.ratio,
         )
+
+
+def _grid(tokens: int) -> int:
+    """A width on a grid of a tenth, exact up to 8."""
+    return tokens if tokens <= 8 else round(math.exp(round(math.log(tokens) * 10.0) / 10.0))
 
 
 class EndHazard:

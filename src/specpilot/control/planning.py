@@ -18,7 +18,8 @@ class CycleView:
     """What a planner may look at when it chooses one cycle of one request; not to be changed.
 
     ``context_tokens`` counts prompt and output so far; ``new_context_tokens`` of them are not in the
-    target's cache yet (the prompt before the first pass, one token later). ``remaining_tokens`` are
+    target's cache yet (the prompt before the first pass, one token later), ``draft_behind_tokens`` not
+    in the draft's (more after plain cycles, which leave it behind). ``remaining_tokens`` are
     still wanted (max_tokens − emitted); ``own_passes`` are the request's own unspent passes, this one
     included if it is not drawn from the pool (``from_pool``). ``max_draft`` is the cap on τ from the
     configuration, the request, the context limit and the deadline. ``time_left_ms`` is until the
@@ -31,6 +32,7 @@ class CycleView:
     prompt_tokens: int
     context_tokens: int
     new_context_tokens: int
+    draft_behind_tokens: int
     emitted_tokens: int
     remaining_tokens: int
     cycle_index: int

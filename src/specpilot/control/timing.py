@@ -10,7 +10,9 @@ TYPICAL_DRAFT = 4
 """τ that work not planned yet is taken to draft."""
 
 
-def fitting_draft(cost: CostModel, cap: int, own: int, uncached: int, context: int, left_ms: float) -> int:
+def fitting_draft(
+    cost: CostModel, cap: int, own: int, uncached: int, behind: int, context: int, left_ms: float
+) -> int:
     """The longest draft, up to ``cap``, that leaves time for this pass and for the request's later ones.
 
     By the upper quantiles. Time is shared equally among as many of its ``own`` passes as still fit with
@@ -21,13 +23,14 @@ def fitting_draft(cost: CostModel, cap: int, own: int, uncached: int, context: i
         cap: τ's cap for other reasons.
         own: passes of its own that the request may still start.
         uncached: context tokens that the target has not cached.
+        behind: context tokens that the draft has not cached.
         context: all context tokens.
         left_ms: time to the request's internal deadline.
     """
     if not cost.calibrated or cap <= 0:
         return cap
     step = cost.draft_step_ms * cost.draft_upper.ratio
-    first = cost.verify_ms(uncached + cap, context - uncached) + cost.draft_prefill_ms(uncached - 1)
+    first = cost.verify_ms(uncached + cap, context - uncached) + cost.draft_prefill_ms(behind - 1)
     later = cost.verify_ms(1 + cap, context)
     for passes in range(max(1, min(own, MAX_SHARED_PASSES)), 0, -1):
         verify = (first + (passes - 1) * later) * cost.verify_upper.ratio + passes * cost.host_ms
