@@ -21,6 +21,7 @@ SMALL = {
     "benchmarks/bench_decision.py": ["--cycles", "50", "--warm-up", "20"],
     "benchmarks/live_equals_replay.py": ["--requests", "3"],
     "benchmarks/suite.py": ["--requests", "20", "--only", "steady"],
+    "benchmarks/no_ledger.py": ["--requests", "20"],
     "benchmarks/bundled_trace.py": ["--requests", "20"],
 }
 """Options that make a documented command small; the command itself stays as it is written."""

@@ -62,6 +62,17 @@ def test_a_request_by_hand() -> None:
     assert (fourth.accepted, fourth.emitted, fourth.ended) == (1, 2, StopCause.MAX_TOKENS)
 
 
+def test_an_outage_costs_a_step_and_the_pass_goes_on_without_a_block() -> None:
+    made = TraceExecutor({"a": ReplayRequest("a", TRACE, 10, draft_fails=True)}, COSTS)
+    made.open("a")
+    outcome = cycle(made, 4)
+    assert (outcome.drafted, outcome.proposed, outcome.emitted) == (0, 0, 1)
+    assert (outcome.draft_ms, outcome.draft_prefill_ms, outcome.verified_tokens) == (1.0, 0.0, 20)
+    assert outcome.draft_fault is not None
+    # A plain cycle does not notice.
+    assert cycle(made, 0).draft_fault is None
+
+
 def test_plain_cycles_leave_the_draft_behind() -> None:
     run = executor()
     plain = cycle(run, 0)

@@ -12,6 +12,7 @@ What is exact and what is not (stated again in every replay's output):
 * unknown bits are drawn from a fitted hazard, seeded and counted (``drawn_bits``);
 * times are medians from a table: no noise, no other load on the machine;
 * session reuse takes the cached tokens of the request, whatever was evicted meanwhile;
+* a draft outage (``draft_fails``) raises at once: a hanging drafter would cost its time-out instead;
 * not valid for EAGLE/MTP heads, lookup drafters, sliding windows or token trees.
 """
 
@@ -27,6 +28,8 @@ from specpilot.trace.agreement import AgreementTrace
 
 STEP_TOKENS = 2
 """Feeding this many tokens still counts as a draft step (after a full accept two are fed), as live."""
+OUTAGE = "exception: the simulated drafter is down"
+"""The fault of a drafter that raises; it took one step to find out."""
 LIMITS = (
     "Accepted lengths are exact for greedy decoding with a token-level draft model and chain blocks.",
     "Confidences beyond a block's first disagreement are the on-path ones (off_path_confidences).",
@@ -40,7 +43,8 @@ LIMITS = (
 class ReplayRequest:
     """One request of a replay: a trace without unknown bits, and how it is asked for.
 
-    ``cached_tokens`` is how much of the prompt a session's caches hold (both models').
+    ``cached_tokens`` is how much of the prompt a session's caches hold (both models'). With
+    ``draft_fails`` its drafter raises whenever it is asked: an outage.
     """
 
     request_id: str
@@ -48,6 +52,7 @@ class ReplayRequest:
     max_tokens: int
     arrival_s: float = 0.0
     cached_tokens: int = 0
+    draft_fails: bool = False
 
     @property
     def length(self) -> int:
@@ -67,6 +72,7 @@ class _State:
     emitted: int
     target_rows: int
     draft_rows: int
+    draft_fails: bool
 
 
 class TraceExecutor:
@@ -98,6 +104,7 @@ class TraceExecutor:
             emitted=0,
             target_rows=cached,
             draft_rows=cached,
+            draft_fails=request.draft_fails,
         )
         return cached
 
@@ -124,8 +131,11 @@ class TraceExecutor:
         prefill_ms = draft_ms = 0.0
         confidences: list[float] = []
         plan.stop.start()
-        if plan.max_draft and plan.stop.draft_on(1, 0.0):
-            step_ms = costs.draft_step(context)
+        asked = plan.max_draft > 0 and plan.stop.draft_on(1, 0.0)
+        step_ms = costs.draft_step(context) if asked else 0.0
+        if asked and state.draft_fails:
+            draft_ms = step_ms
+        elif asked:
             fed = max(1, context - state.draft_rows)
             if fed > STEP_TOKENS:
                 # The first draft pass catches up and makes a step; what is beyond a step is prefill.
@@ -164,6 +174,7 @@ class TraceExecutor:
             context_tokens=cached,
             host_ms=costs.host,
             ended=ended,
+            draft_fault=OUTAGE if asked and state.draft_fails else None,
         )
 
     def _draft(

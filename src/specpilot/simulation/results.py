@@ -144,15 +144,12 @@ def summarise(
     """
     if not records:
         raise ValueError("records: there are none; a result needs at least one arrival")
-    if duration_s is None:
-        duration_s = max(r.end_s for r in records) - min(r.arrival_s for r in records)
-    duration_s = max(duration_s, 1e-9)
+    duration_s = max(span_s(records) if duration_s is None else duration_s, 1e-9)
     served = [r for r in records if r.cause is not None]
     cancelled = sum(r.cause is StopCause.CANCELLED for r in served)
     latencies = sorted(r.e2e_ms for r in served if r.cause is not StopCause.CANCELLED)
     tokens = sum(r.emitted_tokens for r in served)
     loops = sum(r.loop_tokens for r in served)
-    useful = sum(r.emitted_tokens - r.loop_tokens for r in served if r.met_slo)
     passes = sum(r.target_passes for r in served)
     with_pass = sum(r.target_passes > 0 for r in served)
     finished = sum(r.cause is not None and r.cause.complete for r in served)
@@ -170,7 +167,7 @@ def summarise(
         stop_causes=dict(sorted(Counter(r.cause.value for r in served if r.cause is not None).items())),
         verified_tokens=tokens,
         verified_tokens_per_s=tokens / duration_s,
-        goodput_tokens_per_s=useful / duration_s,
+        goodput_tokens_per_s=goodput(records, duration_s),
         target_passes=passes,
         target_passes_per_request=passes / max(1, with_pass),
         budget_violations=budget_violations,
@@ -190,6 +187,17 @@ def summarise(
         near_ties=sum(r.near_ties for r in served),
         cancelled=cancelled,
     )
+
+
+def span_s(records: Sequence[RequestRecord]) -> float:
+    """From the first arrival to the last end."""
+    return max(r.end_s for r in records) - min(r.arrival_s for r in records)
+
+
+def goodput(records: Sequence[RequestRecord], duration_s: float | None = None) -> float:
+    """Tokens per second of requests that met the SLO, those in a loop left out."""
+    useful = sum(r.emitted_tokens - r.loop_tokens for r in records if r.met_slo)
+    return useful / max(span_s(records) if duration_s is None else duration_s, 1e-9)
 
 
 def quantile(ordered: Sequence[float], share: float) -> float | None:

@@ -53,7 +53,8 @@ class Scenario:
     hazard of its own. ``spread`` and ``noise`` are standard deviations on the logit scale of a request's
     and a token's difficulty; ``blur`` that of the confidence around the token's true agreement.
     ``burst`` > 1 multiplies the arrival rate in every fourth stretch of 20 requests (and divides it in
-    between, so that the mean load stays).
+    between, so that the mean load stays). ``outage`` is the part of the requests, from and to a share of
+    all, whose drafter raises.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Scenario:
     noise: float = 1.0
     blur: float = 0.7
     burst: float = 1.0
+    outage: tuple[float, float] = (0.0, 0.0)
 
     def requests(self, count: int, seed: int) -> list[ReplayRequest]:
         """Draw ``count`` requests, all arriving at once (see :meth:`arriving`)."""
@@ -101,7 +103,8 @@ class Scenario:
             run = run + 1 if bit else 0
         name = f"{self.name}-{index}"
         trace = AgreementTrace(name, prompt, tuple(agree), confidence=tuple(confidence), ended="max_tokens")
-        return ReplayRequest(name, trace, self.max_tokens)
+        fails = self.outage[0] * count <= index < self.outage[1] * count
+        return ReplayRequest(name, trace, self.max_tokens, draft_fails=fails)
 
 
 def flat(alpha: float) -> Hazard:
@@ -126,6 +129,7 @@ def _falling(run: int, prompt: int) -> float:
     return max(0.35, 0.75 - 0.08 * run)
 
 
+# B = 2 is the default of all others.
 SCENARIOS: tuple[Scenario, ...] = (
     Scenario("steady", (_by_prompt,)),
     Scenario("steady-cheap-draft", (_by_prompt,), CHEAP_DRAFT),
@@ -141,6 +145,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("B=1.5", (_by_prompt,), config=ControllerConfig(pass_budget=1.5)),
     Scenario("B=3", (_by_prompt,), config=ControllerConfig(pass_budget=3.0)),
     Scenario("burst", (_by_prompt,), burst=4.0),
+    Scenario("outage", (_by_prompt,), outage=(0.4, 0.5)),
 )
 
 
