@@ -264,3 +264,21 @@ def test_time_is_shared_with_later_passes() -> None:
     controller.admit(RequestInfo("a", 1, 24, slo_ms=45.0), now=now)
     plan = controller.plan(["a"], now=now).cycles[0]
     assert 1 <= plan.max_draft <= 45.0 / 2 / step
+
+
+def test_a_plain_cycle_does_not_use_up_the_breakers_trial() -> None:
+    """Three faults open the breaker; the fourth cycle after them may draft. A request that wants one token
+    only cannot use it, so the next one does.
+    """
+    controller = Controller()
+    for name in ("a", "b", "c"):
+        controller.admit(RequestInfo(name, prompt_tokens=20, max_tokens=24), now=0.0)
+        one_cycle(controller, name, 0.0, accepted=0, draft_fault="exception")
+    allowed = []
+    for index, wanted in enumerate((24, 24, 24, 1, 24)):
+        name = f"later-{index}"
+        controller.admit(RequestInfo(name, prompt_tokens=20, max_tokens=wanted), now=0.1)
+        plan = one_cycle(controller, name, 0.1)
+        assert plan is not None
+        allowed.append(plan.max_draft > 0)
+    assert allowed == [False, False, False, False, True]

@@ -273,6 +273,15 @@ def test_breaker_opens_after_three_faults_in_a_row() -> None:
     assert breaker.allow()
 
 
+def test_a_trial_that_was_not_used_moves_to_the_next_cycle() -> None:
+    breaker = Breaker(1, 2, 8)
+    breaker.observe(True)
+    assert [breaker.allow() for _ in range(2)] == [False, True]
+    breaker.unused()
+    assert breaker.allow()  # and the interval after it is 4 as if the first trial had been this one
+    assert [breaker.allow() for _ in range(4)] == [False, False, False, True]
+
+
 def test_fallback_has_hysteresis() -> None:
     fallback = Fallback(4, 64)
     assert not fallback.decide(0.0)  # once is chance

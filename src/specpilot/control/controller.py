@@ -156,6 +156,8 @@ class Controller:
                 continue
             view = self._view(request, waiting, now)
             choice = self._choose(view, now)
+            if view.speculation_allowed and not choice.max_draft:
+                self._breaker(view.drafter).unused()
             if choice.end:
                 stops.append(PlannedStop(request_id, StopCause.POLICY, choice.reason))
             else:

@@ -29,6 +29,11 @@ class Backoff:
         """Start over at the first interval."""
         self._interval = self._left = self._first
 
+    def again(self) -> None:
+        """The cycle that was to try did not: the next one is to, and the interval does not grow for it."""
+        self._interval = max(self._first, self._interval // 2)
+        self._left = 1
+
     def hurry(self) -> None:
         """Let the very next cycle try: the last trial looked good."""
         self._interval = self._first
@@ -51,6 +56,11 @@ class Breaker:
     def allow(self) -> bool:
         """Whether this cycle may draft: always while closed, a trial now and then while open."""
         return not self.open or self._backoff.due()
+
+    def unused(self) -> None:
+        """A cycle that was allowed to draft did not: a trial moves on to the next one."""
+        if self.open:
+            self._backoff.again()
 
     def observe(self, fault: bool) -> None:
         """A cycle that drafted has ended, with or without a fault."""
