@@ -161,7 +161,10 @@ class OptimalPlanner:
         return decision
 
     def _decide(self, context: Context, drafter: str, bucket: int, key: _Key, theta: float) -> Decision:
-        """Solve one decision; ``key`` is (ceiling, wanted, later passes, –, tokens that the target and the draft have not cached, 4·shift)."""
+        """Solve one decision.
+
+        ``key`` is (ceiling, wanted, later passes, –, tokens not cached by target, by draft, 4 · shift).
+        """
         ceiling, wanted, later, _, width, behind, quarters = key
         verify = self._cost.verify_run_ms(width, ceiling)
         hazards = self._acceptance.table(drafter, bucket).hazards(ceiling)
