@@ -7,9 +7,10 @@ from itertools import pairwise
 
 import pytest
 
-from specpilot.simulation.compare import compare, geometric_mean, markdown
-from specpilot.simulation.policies import POLICY_NAMES, replay_policy
+from specpilot.simulation.compare import GAP, bounds_markdown, compare, geometric_mean, markdown
+from specpilot.simulation.policies import replay_policy
 from specpilot.simulation.scenarios import DEVELOPMENT_SEEDS, EVALUATION_SEEDS, SCENARIOS, Scenario, scenario
+from specpilot.simulation.suite import Job, run
 
 
 def agreement(requests: list[int]) -> float:
@@ -59,16 +60,17 @@ def test_the_budget_holds_on_every_scenario(one: Scenario) -> None:
 
 
 def test_comparison_by_hand() -> None:
-    one = scenario("steady")
-    requests = one.requests(30, 5)
-    results = {
-        name: replay_policy(name, requests, one.costs, one.config, closed_loop=True).result
-        for name in POLICY_NAMES
-    }
+    results = run(Job("steady", 0.0, 5, 30))
     row = compare([results])
     best = results[str(row["best_static"])].goodput_tokens_per_s
     assert best == max(results[f"static-{tau}"].goodput_tokens_per_s for tau in range(17))
     assert row["specpilot"] == pytest.approx(results["specpilot"].goodput_tokens_per_s / best)
     assert f"| {row['specpilot']:.3f} |" in markdown({"steady": row})
+    gap = results["bayes"].goodput_tokens_per_s / best - 1.0
+    assert row["bayes_gap"] == pytest.approx(gap)  # a short run is warm all through
+    lead = results["specpilot"].goodput_tokens_per_s / best - 1.0
+    if gap > GAP:
+        assert row["bayes_share"] == pytest.approx(lead / gap)
+    assert f"| {1.0 + gap:.3f} |" in bounds_markdown({"steady": row})
     assert geometric_mean([2.0, 8.0]) == pytest.approx(4.0)
     assert math.isclose(geometric_mean([1.0]), 1.0)

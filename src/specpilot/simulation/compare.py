@@ -11,26 +11,52 @@ from specpilot.simulation.results import PolicyResult
 Row = dict[str, float | str]
 
 
+GAP = 0.02
+"""Where the belief-state optimum is less than this above the best static, a share of the gap says nothing."""
+WARM = "warm_goodput_tokens_per_s"
+
+
 def compare(results: Sequence[Mapping[str, PolicyResult]]) -> Row:
-    """Ratios of mean goodput over the seeds, and specpilot's account."""
+    """Ratios of mean goodput over the seeds, and specpilot's account.
+
+    ``headroom_share`` is the part of the clairvoyant oracle's lead over the best static τ that specpilot
+    takes; ``bayes_gap`` the belief-state optimum's lead after warm-up and ``bayes_share`` specpilot's part of
+    it (not a number where the gap is below ``GAP`` or bayes was not run).
+    """
 
     def goodput(name: str) -> float:
         return sum(result[name].goodput_tokens_per_s for result in results) / len(results)
+
+    def warm(name: str) -> float:
+        return float(sum(result[name].extra[WARM] for result in results)) / len(results)
 
     best = max(STATIC_NAMES, key=goodput)
     base = max(goodput(best), 1e-9)
     own = [result["specpilot"] for result in results]
     headroom = goodput("oracle") - base
-    return {
+    row: Row = {
         "best_static": best,
         **{name: goodput(name) / base for name in ("specpilot", "oracle", *RULES)},
         "headroom_share": (goodput("specpilot") - base) / headroom if headroom > 0.0 else math.nan,
         "slo_attainment": sum(r.slo_attainment for r in own) / len(own),
+        "best_slo_attainment": max(
+            sum(r[name].slo_attainment for r in results) / len(results) for name in STATIC_NAMES
+        ),
         "passes": sum(r.target_passes_per_request for r in own) / len(own),
         "tokens_per_arrival": sum(r.tokens_per_arrival for r in own) / len(own),
         "completion": sum(r.completion_share for r in own) / len(own),
         "violations": float(sum(r.budget_violations for r in own)),
     }
+    if all("bayes" in result for result in results):
+        warm_base = max(1e-9, *map(warm, STATIC_NAMES))
+        gap = warm("bayes") / warm_base - 1.0
+        lead = warm("specpilot") / warm_base - 1.0
+        row |= {
+            "bayes": goodput("bayes") / base,
+            "bayes_gap": gap,
+            "bayes_share": lead / gap if gap > GAP else math.nan,
+        }
+    return row
 
 
 def geometric_mean(values: Sequence[float]) -> float:
@@ -44,17 +70,36 @@ def markdown(table: Mapping[str, Row]) -> str:
     lines = [
         "| scenario, load | best static | "
         + " | ".join(names)
-        + " | in SLO | passes | tokens/arrival | done |",
+        + " | in SLO | best static's | passes | tokens/arrival |",
         "| --- " * (len(names) + 6) + "|",
     ]
     for key, values in table.items():
         cells = " | ".join(f"{values[name]:.3f}" for name in names)
         lines.append(
             f"| {key} | {values['best_static']} | {cells} | {values['slo_attainment']:.1%} "
-            f"| {values['passes']:.2f} | {values['tokens_per_arrival']:.2f} | {values['completion']:.0%} |"
+            f"| {values['best_slo_attainment']:.1%} | {values['passes']:.2f} "
+            f"| {values['tokens_per_arrival']:.2f} |"
         )
-    means = " | ".join(
-        f"{geometric_mean([float(values[name]) for values in table.values()]):.3f}" for name in names
-    )
-    lines.append(f"| **geometric mean** | | {means} | | | | |")
+    means = [geometric_mean([float(values[name]) for values in table.values()]) for name in names]
+    lines.append("| **geometric mean** | | " + " | ".join(f"{mean:.3f}" for mean in means) + " | | | | |")
     return "\n".join(lines)
+
+
+def bounds_markdown(table: Mapping[str, Row]) -> str:
+    """How far specpilot is from what can be had: the belief-state optimum's gap and the oracle's headroom."""
+    lines = [
+        "| scenario, load | bayes ÷ best static, warm | specpilot's share | oracle ÷ best static "
+        "| specpilot's share |",
+        "| --- " * 5 + "|",
+    ]
+    lines += [
+        f"| {key} | {1.0 + float(values['bayes_gap']):.3f} | {_share(values['bayes_share'])} "
+        f"| {values['oracle']:.3f} | {_share(values['headroom_share'])} |"
+        for key, values in table.items()
+        if "bayes_gap" in values
+    ]
+    return "\n".join(lines)
+
+
+def _share(value: float | str) -> str:
+    return "–" if math.isnan(float(value)) else f"{float(value):.0%}"

@@ -9,6 +9,7 @@ from specpilot.control import ControllerConfig
 from specpilot.control.planning import Planner
 from specpilot.decoding.clock import VirtualClock
 from specpilot.simulation.baselines import RULES, STATIC_NAMES, make_rule
+from specpilot.simulation.bayes import Bayes, Population
 from specpilot.simulation.costs import EngineCosts
 from specpilot.simulation.drive import request_record, serve
 from specpilot.simulation.observed import ObservedController
@@ -17,6 +18,9 @@ from specpilot.simulation.replay import ReplayRequest, TraceExecutor
 from specpilot.simulation.results import PolicyResult, RequestRecord, summarise
 
 POLICY_NAMES = ("specpilot", *STATIC_NAMES, *RULES, "oracle")
+"""Policies that need nothing but a trace."""
+SIMULATED_NAMES = (*POLICY_NAMES, "bayes")
+"""And the one that needs to know what the requests were drawn from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +68,7 @@ def replay_policy(
     *,
     closed_loop: bool = False,
     keep_cycles: bool = False,
+    population: Population | None = None,
 ) -> ReplayRun:
     """Replay one policy over requests in order of arrival.
 
@@ -75,6 +80,7 @@ def replay_policy(
         closed_loop: each request arrives when the one before has ended, whatever its ``arrival_s``:
             one client that never waits, which measures capacity.
         keep_cycles: keep a record per cycle.
+        population: what the requests were drawn from; for ``bayes`` alone.
 
     Raises:
         ValueError: for an unknown policy or no requests.
@@ -82,7 +88,12 @@ def replay_policy(
     if not requests:
         raise ValueError("requests: there are none; give at least one trace")
     config = config or ControllerConfig()
-    controller = ObservedController(config, make_planner(name, requests), keep_cycles=keep_cycles)
+    if name == "bayes" and population is not None:
+        controller = ObservedController(config, keep_cycles=keep_cycles)
+        # The same θ: the planner needs the controller's, which has one only when it is made.
+        controller.planner = Bayes(population, costs, controller.time_price, config.finish_bonus_tokens)
+    else:
+        controller = ObservedController(config, make_planner(name, requests), keep_cycles=keep_cycles)
     executor = TraceExecutor({request.request_id: request for request in requests}, costs)
     serve(controller, executor, requests, VirtualClock(), closed_loop=closed_loop)
     records = [request_record(request, controller) for request in requests]

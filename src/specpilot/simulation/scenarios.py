@@ -18,6 +18,8 @@ from dataclasses import dataclass, field, replace
 
 from specpilot.control import ControllerConfig
 from specpilot.control.stop import logit, sigmoid
+from specpilot.simulation.bayes import LogOdds, Population
+from specpilot.simulation.belief import Spread
 from specpilot.simulation.costs import EngineCosts
 from specpilot.simulation.replay import ReplayRequest
 from specpilot.trace.agreement import AgreementTrace
@@ -86,17 +88,32 @@ class Scenario:
             result.append(replace(request, arrival_s=now))
         return result
 
+    def population(self, requests: list[ReplayRequest]) -> Population:
+        """What the belief-state optimum knows of requests drawn by :meth:`requests`."""
+        count = len(requests)
+        spread = Spread(self.spread, self.noise, self.blur)
+        return Population(
+            {
+                request.request_id: self._log_odds(self.phases[index * len(self.phases) // count])
+                for index, request in enumerate(requests)
+            },
+            spread,
+        )
+
+    def _log_odds(self, hazard: Hazard) -> LogOdds:
+        # The spread flattens a mean on the logit scale; widening it back keeps the stated average.
+        scale = math.sqrt(1.0 + 0.35 * (self.spread**2 + self.noise**2))
+        return lambda run, prompt: logit(hazard(run, prompt)) * scale
+
     def _request(self, index: int, count: int, rng: random.Random) -> ReplayRequest:
-        hazard = self.phases[index * len(self.phases) // count]
+        log_odds = self._log_odds(self.phases[index * len(self.phases) // count])
         prompt = rng.choice(self.prompts)
         request_shift = rng.gauss(0.0, self.spread)
         agree: list[int] = []
         confidence: list[float] = []
         run = 0
         for _ in range(self.max_tokens):
-            # The spread flattens a mean on the logit scale; widening it back keeps the stated average.
-            scale = math.sqrt(1.0 + 0.35 * (self.spread**2 + self.noise**2))
-            truth = logit(hazard(run, prompt)) * scale + request_shift + rng.gauss(0.0, self.noise)
+            truth = log_odds(run, prompt) + request_shift + rng.gauss(0.0, self.noise)
             bit = int(rng.random() < sigmoid(truth))
             agree.append(bit)
             confidence.append(sigmoid(truth + rng.gauss(0.0, self.blur)))

@@ -7,7 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
 from specpilot.control import ControllerConfig
-from specpilot.simulation.policies import POLICY_NAMES, replay_policy
+from specpilot.simulation.policies import SIMULATED_NAMES, replay_policy
 from specpilot.simulation.replay import ReplayRequest
 from specpilot.simulation.results import PolicyResult, goodput
 from specpilot.simulation.scenarios import Scenario, scenario
@@ -29,7 +29,7 @@ class Job:
     load: float
     seed: int
     requests: int
-    policies: tuple[str, ...] = POLICY_NAMES
+    policies: tuple[str, ...] = SIMULATED_NAMES
     ledger: bool = True
 
 
@@ -47,9 +47,12 @@ def run(job: Job) -> dict[str, PolicyResult]:
     one = scenario(job.scenario)
     requests = offered(one, job.load, job.seed, job.requests)
     config = one.config if job.ledger else unlimited(one)
+    population = one.population(requests)
     results = {}
     for name in job.policies:
-        done = replay_policy(name, requests, one.costs, config, closed_loop=job.load == 0.0)
+        done = replay_policy(
+            name, requests, one.costs, config, closed_loop=job.load == 0.0, population=population
+        )
         # A short run (a test) has no warm part: all of it counts then.
         warm = done.records[WARM_UP:] if len(done.records) >= 2 * WARM_UP else done.records
         extra = done.result.extra | {"warm_goodput_tokens_per_s": goodput(warm)}
