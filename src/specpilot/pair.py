@@ -43,8 +43,8 @@ CACHE_BYTES = 256 << 20
 class TextTokenizer(Detokenizer, Protocol):
     """Text to tokens and back."""
 
-    def encode(self, text: str) -> Sequence[int]:
-        """Token ids of ``text``."""
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> Sequence[int]:
+        """Token ids of ``text``, by default with the special tokens (BOS) that stand before a prompt."""
         ...
 
 
@@ -107,7 +107,7 @@ class Pair:
         self.draft = draft
         self.tokenizer = tokenizer
         self.controller: ControllerLike = Controller(config)
-        self._start_token = min(target.eos_token_ids, default=None) if start_token is None else start_token
+        self.start_token = min(target.eos_token_ids, default=None) if start_token is None else start_token
         self._executor = LiveExecutor(
             ModelTarget(target, stores[0]),
             GuardedDrafter(ModelDrafter(draft, stores[1]), draft_timeout_ms, target.vocab_size),
@@ -161,7 +161,7 @@ class Pair:
                 tokens,
                 max_tokens,
                 context_limit=self.target.context_limit,
-                start_token=self._start_token,
+                start_token=self.start_token,
                 truncate=truncate,
             ),
             max_tokens,

@@ -26,6 +26,11 @@ def status(*arguments: str) -> int:
         (("demo", "--report", "nowhere/report.html"), "folder nowhere does not exist"),
         (("record", "nowhere/trace.jsonl"), "folder nowhere does not exist"),
         (("record", "x.jsonl", "--prompts", "missing.jsonl"), "missing.jsonl"),
+        (("serve", "--port", "70000"), "port: 70000 is not in 0…65535"),
+        (("serve", "--mode", "fast"), "mode: 'fast' is not off, shadow or on"),
+        (("serve", "--slo-p95-ms", "0"), "slo_p95_ms: 0.0"),
+        (("serve", "--max-batch", "0"), "max_batch: 0 is not ≥ 1"),
+        (("serve", "--temperature", "1"), "No such option"),
     ],
 )
 def test_one_clear_line(arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from threading import Thread
 
 import pytest
 
@@ -255,3 +256,49 @@ def test_counts_are_checked() -> None:
     loop = ServeLoop(StaticController(2), Engine(), VirtualClock())
     with pytest.raises(ValueError, match="outstanding"):
         loop.run_closed([], 0)
+
+
+def test_offered_requests_are_opened_by_the_thread_that_drives() -> None:
+    """An offer touches no executor; one that cannot be opened ends with an error, the others go on."""
+    engine, log = Engine(fail_open={"b"}), Log()
+    loop = ServeLoop(StaticController(2), engine, VirtualClock(), observer=log)
+    for name in "abc":
+        assert loop.offer(info(name)).admitted
+    assert engine.cycles == {}
+    with pytest.raises(ValueError, match="in flight"):
+        loop.offer(info("a"))
+    while loop.step():
+        pass
+    assert engine.closed == [("a", StopCause.EOS), ("c", StopCause.EOS)]
+    assert sum(event.startswith("finished") for event in log.events) == 3
+
+
+def test_a_cancellation_during_a_pass_waits_for_its_end() -> None:
+    """Told by another thread while the pass runs: nothing is closed under the executor's hands."""
+    engine = Engine()
+    loop = ServeLoop(StaticController(2), engine, VirtualClock())
+    seen: list[bool] = []
+
+    def cancel_now(name: str) -> bool:
+        thread = Thread(target=lambda: seen.append(loop.cancel(name)))
+        thread.start()
+        thread.join(10.0)
+        seen.append(name in engine.cycles)
+        return False
+
+    engine.fail_run = cancel_now
+    loop.offer(info("a"))
+    assert loop.step()
+    assert seen == [True, True]
+    assert engine.closed == [("a", StopCause.CANCELLED)]
+    assert not loop.step()
+
+
+def test_abandoning_ends_all_with_an_error() -> None:
+    engine = Engine()
+    loop = ServeLoop(StaticController(2), engine, VirtualClock())
+    loop.submit(info("a"))
+    loop.offer(info("b"))
+    loop.abandon()
+    assert loop.outstanding == 0
+    assert engine.closed == [("a", StopCause.ERROR)]

@@ -25,7 +25,7 @@ LOOSE = ControllerConfig(pass_budget=6.0, slo_p95_ms=3_600_000.0)
 
 
 class Letters:
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return [LETTERS.index(letter) for letter in text]
 
     def decode(self, token_ids: Sequence[int]) -> str:

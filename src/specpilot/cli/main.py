@@ -18,7 +18,7 @@ def build() -> Typer:
     """The command line's application; each command imports its engine only when it runs."""
     import typer
 
-    from specpilot.cli import complete, demo, record, replay
+    from specpilot.cli import complete, demo, record, replay, serve
 
     app = typer.Typer(
         name="specpilot",
@@ -31,6 +31,7 @@ def build() -> Typer:
     app.command("complete")(complete.run)
     app.command("record")(record.run)
     app.command("replay")(replay.run)
+    app.command("serve")(serve.run)
     return app
 
 
@@ -43,11 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         build()(args=None if arguments is None else list(arguments))
     except ModuleNotFoundError as error:
-        _fail(f"{error.name} is not installed; install it with: pip install 'specpilot[demo]'")
+        _fail(
+            f"{error.name} is not installed; install it with: pip install 'specpilot[{_extra(error.name)}]'"
+        )
     except OSError as error:
         _fail(f"{error.filename or 'file'}: {error.strerror or error}")
     except ValueError as error:
         _fail(str(error))
+
+
+def _extra(module: str | None) -> str:
+    """The extra that brings a missing module."""
+    serving = ("fastapi", "starlette", "uvicorn", "httptools", "prometheus_client", "pydantic")
+    return "demo,server" if (module or "").split(".")[0] in serving else "demo"
 
 
 def _fail(message: str) -> None:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
+from threading import RLock
 from typing import Protocol
 
 from specpilot.control.types import (
@@ -98,15 +99,20 @@ class RunResult:
     refusals: list[tuple[RequestInfo, Admission]] = field(default_factory=list)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Active:
     info: RequestInfo
     deadline_s: float
     order: int
+    opened: bool = True
+    cancelled: bool = False
 
 
 class ServeLoop:
     """Admits requests, runs their cycles in deadline order, and ends them.
+
+    One thread drives it (:meth:`step`). Any other may :meth:`offer` and :meth:`cancel` requests while a cycle
+    runs: the controller is called under a lock, the executor outside it and from the driving thread only.
 
     Args:
         controller: plans and keeps the promises.
@@ -137,6 +143,9 @@ class ServeLoop:
         self._active: dict[str, _Active] = {}
         self._orders = count()
         self._result: RunResult | None = None  # only while run() or run_closed() collects
+        self._stepping = False
+        self.lock = RLock()
+        """Held around every call of the controller; hold it to read the controller's state from elsewhere."""
 
     @property
     def outstanding(self) -> int:
@@ -171,31 +180,99 @@ class ServeLoop:
         self._observer.admitted(info, admission, now)
         return admission
 
+    def offer(self, info: RequestInfo) -> Admission:
+        """Offer a request from another thread; the answer does not wait for the cycle that is running.
+
+        ``info.cached_tokens`` is the caller's estimate. The executor opens an admitted request when the next
+        cycle is put together; if it cannot, the request ends with ``error``.
+
+        Raises:
+            ValueError: for an id that is in flight.
+        """
+        with self.lock:
+            if info.request_id in self._active:
+                raise ValueError(f"request_id: {info.request_id!r} is in flight; ids are used once at a time")
+            now = self._clock.now()
+            admission = self._controller.admit(info, now=now)
+            if admission.admitted:
+                order = next(self._orders)
+                self._active[info.request_id] = _Active(info, admission.deadline_s, order, opened=False)
+                self._observer.admitted(info, admission, now)
+            else:
+                self._observer.refused(info, admission, now)
+        return admission
+
     def cancel(self, request_id: str) -> bool:
-        """The client is gone; False if the request is not in flight (any more)."""
-        if request_id not in self._active:
-            return False
-        self._finish(request_id, StopCause.CANCELLED)
+        """The client is gone; False if the request is not in flight (any more).
+
+        Between cycles it ends at once; while one is planned or running (an observer or another thread calls),
+        at the next boundary: a pass that has started cannot be stopped.
+        """
+        with self.lock:
+            active = self._active.get(request_id)
+            if active is None or active.cancelled:
+                return False
+            active.cancelled = True
+            if not self._stepping:
+                self._finish(request_id, StopCause.CANCELLED)
         return True
+
+    def abandon(self) -> None:
+        """End whatever is in flight with ``error``: the driver met a failure that it cannot place."""
+        with self.lock:
+            for request_id in list(self._active):
+                self._finish(request_id, StopCause.ERROR)
 
     def step(self) -> bool:
         """Plan and run one batch; False if no request is in flight."""
-        if not self._active:
-            return False
-        # Earliest deadline first, then first come first served.
-        urgent = sorted(self._active.values(), key=lambda active: (active.deadline_s, active.order))
-        chosen = [active.info.request_id for active in urgent[: self._max_batch]]
-        planned_at = self._clock.now()
-        plan = self._controller.plan(chosen, now=planned_at)
-        self._observer.planned(plan, planned_at)
-        # An observer may have cancelled a request; its cycle or stop went with it.
-        for stop in plan.stops:
-            if stop.request_id in self._active:
-                self._finish(stop.request_id, stop.cause)
-        cycles = [cycle for cycle in plan.cycles if cycle.request_id in self._active]
+        with self.lock:
+            self._stepping = True
+        try:
+            return self._step()
+        finally:
+            with self.lock:
+                self._stepping = False
+                self._drop_cancelled()
+
+    def _step(self) -> bool:
+        with self.lock:
+            self._drop_cancelled()
+            if not self._active:
+                return False
+            # Earliest deadline first, then first come first served.
+            urgent = sorted(self._active.values(), key=lambda active: (active.deadline_s, active.order))
+            chosen = urgent[: self._max_batch]
+        ready = [active.info.request_id for active in chosen if self._opened(active)]
+        with self.lock:
+            planned_at = self._clock.now()
+            plan = self._controller.plan(ready, now=planned_at)
+            self._observer.planned(plan, planned_at)
+            for stop in plan.stops:
+                if not self._active[stop.request_id].cancelled:
+                    self._finish(stop.request_id, stop.cause)
+            # Dropped with its cycle, before the pass begins.
+            self._drop_cancelled()
+            cycles = [cycle for cycle in plan.cycles if cycle.request_id in self._active]
         if cycles:
             self._run(cycles)
         return True
+
+    def _opened(self, active: _Active) -> bool:
+        """Open an offered request; False, and it has ended, if the executor cannot."""
+        if active.opened:
+            return True
+        try:
+            self._executor.open(active.info.request_id)
+        except Exception:
+            with self.lock:
+                self._finish(active.info.request_id, StopCause.ERROR)
+            return False
+        active.opened = True
+        return True
+
+    def _drop_cancelled(self) -> None:
+        for request_id in [name for name, active in self._active.items() if active.cancelled]:
+            self._finish(request_id, StopCause.CANCELLED)
 
     def run(self, arrivals: Iterable[RequestInfo]) -> RunResult:
         """Open loop: each request is offered at its ``arrival_s`` (None: at once), then all are served out.
@@ -240,26 +317,30 @@ class ServeLoop:
         return result
 
     def _run(self, cycles: list[CyclePlan]) -> None:
-        infos = [self._active[cycle.request_id].info for cycle in cycles]
-        start = self._clock.now()
         cycle_ids = [cycle.cycle_id for cycle in cycles]
-        self._controller.begin(cycle_ids, now=start)
+        with self.lock:
+            infos = [self._active[cycle.request_id].info for cycle in cycles]
+            start = self._clock.now()
+            self._controller.begin(cycle_ids, now=start)
         try:
             outcomes = self._executor.run(cycles)
         except Exception:
             # An executor deals with what it expects; this was something else. The passes stay spent.
-            self._controller.abort(cycle_ids, now=self._clock.now())
-            for cycle in cycles:
-                self._finish(cycle.request_id, StopCause.ERROR)
+            with self.lock:
+                self._controller.abort(cycle_ids, now=self._clock.now())
+                for cycle in cycles:
+                    self._finish(cycle.request_id, StopCause.ERROR)
             return
-        self._clock.elapse(duration_ms(outcomes))
-        end = self._clock.now()
-        self._controller.observe(outcomes, now=end)
-        for info, cycle, outcome in zip(infos, cycles, outcomes, strict=True):
-            self._observer.cycle(info, cycle, outcome, start, end)
-        for cycle, outcome in zip(cycles, outcomes, strict=True):
-            if outcome.ended is not None and cycle.request_id in self._active:
-                self._finish(cycle.request_id, outcome.ended)
+        with self.lock:
+            self._clock.elapse(duration_ms(outcomes))
+            end = self._clock.now()
+            self._controller.observe(outcomes, now=end)
+            for info, cycle, outcome in zip(infos, cycles, outcomes, strict=True):
+                self._observer.cycle(info, cycle, outcome, start, end)
+            for cycle, outcome in zip(cycles, outcomes, strict=True):
+                # One whose last pass has completed has finished, even if its client has just left.
+                if outcome.ended is not None:
+                    self._finish(cycle.request_id, outcome.ended)
 
     def _finish(self, request_id: str, cause: StopCause) -> None:
         info = self._active.pop(request_id).info

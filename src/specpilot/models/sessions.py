@@ -69,6 +69,18 @@ class CacheStore:
         self._hits = self._misses = self._evictions = 0
         self._lock = Lock()
 
+    def shared(self, session_id: str, context: Sequence[int]) -> int:
+        """How many tokens of ``context`` the session's best cache would spare; nothing is taken out."""
+        with self._lock:
+            most = max(
+                (
+                    common_prefix(self._entries[key].cache.token_ids, context)
+                    for key in self._sessions.get(session_id, ())
+                ),
+                default=0,
+            )
+        return most if most >= self._min_shared else 0
+
     def acquire(self, session_id: str, context: Sequence[int]) -> KVCache | None:
         """Take out the session's cache that shares most with ``context``; None if none shares enough."""
         with self._lock:

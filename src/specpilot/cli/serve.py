@@ -1,0 +1,77 @@
+"""``specpilot serve``: the HTTP server."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from specpilot.control import ControllerConfig
+from specpilot.control.config import Mode
+
+DEFAULTS = ControllerConfig()
+
+
+def run(
+    target: Annotated[
+        str | None, typer.Option(help="Target: folder or hub id. Default: bundled.", show_default=False)
+    ] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="Draft: folder or hub id. Default: bundled.", show_default=False)
+    ] = None,
+    engine: Annotated[str, typer.Option(help="onnx or transformers.")] = "onnx",
+    slo_p95_ms: Annotated[float, typer.Option(help="End-to-end latency SLO.")] = DEFAULTS.slo_p95_ms,
+    pass_budget: Annotated[float, typer.Option(help="Target passes per request.")] = DEFAULTS.pass_budget,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    mode: Annotated[str, typer.Option(help="Who chooses the draft length: off, shadow or on.")] = "on",
+    model_name: Annotated[str, typer.Option(help="The name that clients give as model.")] = "specpilot",
+    threads: Annotated[int, typer.Option(help="ONNX Runtime's threads for a pass.")] = 1,
+    max_batch: Annotated[int, typer.Option(help="Most requests in one target pass.")] = 4,
+    max_outstanding: Annotated[int, typer.Option(help="Most requests in flight.")] = 64,
+    max_prompt_tokens: Annotated[
+        int | None, typer.Option(help="Longest prompt. Default: the context.", show_default=False)
+    ] = None,
+    tenant_pool_cap: Annotated[
+        int | None, typer.Option(help="Most pool passes a tenant may draw.", show_default=False)
+    ] = None,
+    continuation_tokens: Annotated[
+        int, typer.Option(help="Most tokens in the continuation cache; 0: off.")
+    ] = 1_000_000,
+    cache_mb: Annotated[int, typer.Option(help="Most MiB of KV caches kept per model.")] = 256,
+    draft_timeout_ms: Annotated[float, typer.Option(help="After this a draft counts as hung.")] = 250.0,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
+) -> None:
+    """Serve OpenAI's API within the promises.
+
+    Bearer tokens: SPECPILOT_API_KEYS=name:token,… in the environment; each name is a tenant.
+    """
+    from specpilot.pair import load_pair
+    from specpilot.serving.app import Server
+    from specpilot.serving.chat import find_chat_format
+    from specpilot.serving.config import Keys, ServerConfig
+    from specpilot.serving.http import serve
+
+    if mode not in tuple(Mode):
+        raise ValueError(f"mode: {mode!r} is not off, shadow or on; use one of them")
+    promises = ControllerConfig(
+        pass_budget=pass_budget, slo_p95_ms=slo_p95_ms, mode=Mode(mode), tenant_pool_cap=tenant_pool_cap
+    )
+    config = ServerConfig(
+        host=host,
+        port=port,
+        model_name=model_name,
+        max_batch=max_batch,
+        max_outstanding=max_outstanding,
+        max_prompt_tokens=max_prompt_tokens,
+        continuation_tokens=continuation_tokens,
+        cache_bytes=cache_mb << 20,
+        draft_timeout_ms=draft_timeout_ms,
+        log_prompts=log_prompts,
+    )
+    keys = Keys(os.environ)
+    pair = load_pair(target, draft, engine, threads=threads)
+    server = Server(pair, config, promises=promises, keys=keys, chat=find_chat_format(target))
+    if not serve(server):
+        raise typer.Exit(1)

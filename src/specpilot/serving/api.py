@@ -1,0 +1,376 @@
+"""The OpenAI-compatible routes: ``/v1/models``, ``/v1/completions``, ``/v1/chat/completions``."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response, StreamingResponse
+
+from specpilot.control.types import StopCause
+from specpilot.decoding.request import fit_prompt
+from specpilot.decoding.types import SamplingParams
+from specpilot.models.base import ContextLimitError
+from specpilot.pair import TextTokenizer
+from specpilot.serving.chat import ChatFormat
+from specpilot.serving.config import ServerConfig
+from specpilot.serving.errors import ApiError, bad_request, json_response
+from specpilot.serving.schema import ChatBody, CompletionBody, Sampling, Speculation
+from specpilot.serving.service import Answer, Ask, CompletionService, Run
+
+LOG = logging.getLogger("specpilot.serving")
+CREATED = int(time.time())
+_LONG_TEXT = 8_192
+"""Characters above which encoding leaves the event loop: a whole body of text takes part of a second."""
+
+
+class Api:
+    """Validates bodies into asks and shapes answers.
+
+    Args:
+        service: serves asks.
+        config: limits.
+        encoder: the tokenizer.
+        chat: how messages become a prompt.
+        vocab_size: token ids in a prompt must lie below.
+        context_limit: of the target.
+        start_token: what an empty prompt becomes.
+    """
+
+    def __init__(
+        self,
+        service: CompletionService,
+        config: ServerConfig,
+        encoder: TextTokenizer,
+        chat: ChatFormat,
+        *,
+        vocab_size: int,
+        context_limit: int,
+        start_token: int | None,
+    ) -> None:
+        self._service = service
+        self._config = config
+        self._encoder = encoder
+        self._chat = chat
+        self._vocab_size = vocab_size
+        self._context_limit = context_limit
+        self._start_token = start_token
+
+    def router(self) -> APIRouter:
+        """The routes."""
+        router = APIRouter(prefix="/v1")
+        router.add_api_route("/models", self.models, methods=["GET"], response_class=Response)
+        router.add_api_route("/models/{model}", self.model, methods=["GET"], response_class=Response)
+        router.add_api_route("/completions", self.completions, methods=["POST"], response_class=Response)
+        router.add_api_route("/chat/completions", self.chat, methods=["POST"], response_class=Response)
+        return router
+
+    async def models(self) -> Response:
+        """The one model that is served."""
+        return json_response({"object": "list", "data": [self._model()]})
+
+    async def model(self, model: str) -> Response:
+        """One model."""
+        self._check_model(model)
+        return json_response(self._model())
+
+    async def completions(self, body: CompletionBody, request: Request) -> Response:
+        """Continue a prompt."""
+        arrival_s = self._service.engine.now()
+        tokens: Sequence[int]
+        if isinstance(body.prompt, str):
+            tokens = await self._encode(body.prompt, "prompt")
+        elif body.prompt and isinstance(body.prompt[0], str):
+            tokens = await self._encode(body.prompt[0], "prompt")
+        else:
+            tokens = [self._token(index, token) for index, token in enumerate(body.prompt)]
+        ask = self._ask(body, tokens, body.max_tokens, "prompt", request)
+        return await self._respond(ask, body, request, arrival_s, _TextShape(self._config.model_name))
+
+    async def chat(self, body: ChatBody, request: Request) -> Response:
+        """Continue a chat."""
+        arrival_s = self._service.engine.now()
+        messages = [{"role": message.role, "content": message.text} for message in body.messages]
+        try:
+            prompt = self._chat.prompt(messages)
+        except ValueError as error:
+            raise bad_request("messages", str(error)) from None
+        tokens = await self._encode(prompt, "messages", templated=self._chat.templated)
+        wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+        ask = self._ask(body, tokens, wanted, "messages", request)
+        return await self._respond(ask, body, request, arrival_s, _ChatShape(self._config.model_name))
+
+    # --- bodies to asks --------------------------------------------------------------------------
+
+    def _ask(
+        self, body: Sampling, tokens: Sequence[int], max_tokens: int | None, field: str, request: Request
+    ) -> Ask:
+        if body.model is not None:
+            self._check_model(body.model)
+        if body.stream_options is not None and not body.stream:
+            raise bad_request("stream_options", "stream_options: it needs stream=true; leave it out")
+        wanted = max_tokens or min(self._config.default_max_tokens, self._context_limit - 1)
+        if wanted > self._config.max_tokens_limit:
+            raise bad_request(
+                "max_tokens",
+                f"max_tokens: {wanted} is not in 1…{self._config.max_tokens_limit}; ask for fewer",
+            )
+        stop = () if body.stop is None else (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
+        for index, text in enumerate(stop):
+            if not text:
+                raise bad_request("stop", f"stop[{index}]: '' is empty; leave it out to stop at no string")
+        options = body.speculation or Speculation()
+        return Ask(
+            prompt=tuple(self._fit(tokens, wanted, field)),
+            max_tokens=wanted,
+            params=SamplingParams(
+                temperature=body.temperature or 0.0,
+                top_k=body.top_k or 0,
+                top_p=1.0 if body.top_p is None else body.top_p,
+                seed=body.seed,
+            ),
+            stop=stop,
+            tenant=request.state.tenant,
+            user=body.user or "",
+            session_id=body.session_id,
+            slo_ms=body.slo_ms,
+            max_draft=0 if options.mode == "off" else options.max_draft,
+            whole_words=body.whole_words is not False,
+            continuation=body.continuation is not False,
+            explain=options.explain,
+            streamed=bool(body.stream),
+        )
+
+    def _fit(self, tokens: Sequence[int], max_tokens: int, field: str) -> list[int]:
+        most = self._config.max_prompt_tokens
+        if most is not None and len(tokens) > most:
+            raise bad_request(
+                field,
+                f"{field}: {len(tokens)} tokens exceed the {most} that this server takes; shorten it",
+                "context_length_exceeded",
+            )
+        try:
+            return fit_prompt(
+                tokens, max_tokens, context_limit=self._context_limit, start_token=self._start_token
+            )
+        except ContextLimitError:
+            raise bad_request(
+                field,
+                f"{field}: {len(tokens)} tokens and max_tokens {max_tokens} exceed the model's context of "
+                f"{self._context_limit}; shorten the prompt or ask for fewer",
+                "context_length_exceeded",
+            ) from None
+        except ValueError as error:
+            raise bad_request(field, str(error)) from None
+
+    async def _encode(self, text: str, field: str, *, templated: bool = False) -> Sequence[int]:
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            raise bad_request(
+                field, f"{field}: it holds a lone surrogate, which is no character; send valid Unicode"
+            ) from None
+        if self._config.log_prompts:
+            LOG.info("%s: %r", field, text)
+        if len(text) <= _LONG_TEXT:
+            return self._encoder.encode(text, add_special_tokens=not templated)
+        return await asyncio.to_thread(self._encoder.encode, text, add_special_tokens=not templated)
+
+    def _token(self, index: int, token: object) -> int:
+        if not isinstance(token, int) or token >= self._vocab_size:
+            raise bad_request(
+                "prompt", f"prompt[{index}]: {token!r} is not a token id in 0…{self._vocab_size - 1}"
+            )
+        return token
+
+    def _check_model(self, name: str) -> None:
+        if name != self._config.model_name:
+            raise ApiError(
+                404,
+                f"model: {name[:80]!r} does not exist; this server has {self._config.model_name!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def _model(self) -> dict[str, Any]:
+        return {
+            "id": self._config.model_name,
+            "object": "model",
+            "created": CREATED,
+            "owned_by": "specpilot",
+        }
+
+    # --- runs to responses -----------------------------------------------------------------------
+
+    async def _respond(
+        self, ask: Ask, body: Sampling, request: Request, arrival_s: float, shape: _Shape
+    ) -> Response:
+        run = self._service.start(ask, arrival_s)
+        shape.identify(run)
+        if body.stream:
+            usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+            return StreamingResponse(
+                self._stream(run, shape, usage),
+                media_type="text/event-stream",
+                headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
+            )
+        answer = await self._answer(run, request)
+        if answer is None:  # nobody reads this
+            return Response(status_code=499)
+        _check_answer(answer)
+        return json_response(shape.whole(answer))
+
+    async def _answer(self, run: Run, request: Request) -> Answer | None:
+        """The answer, or None where the client left before it."""
+        waiting = asyncio.ensure_future(run.answer())
+        leaving = asyncio.ensure_future(_disconnect(request))
+        try:
+            done, _ = await asyncio.wait(
+                (waiting, leaving),
+                timeout=self._config.request_timeout_s,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if waiting in done:
+                return waiting.result()
+            run.cancel()
+            if not done:
+                raise _timed_out(self._config.request_timeout_s)
+            return None
+        finally:
+            waiting.cancel()
+            leaving.cancel()
+
+    async def _stream(self, run: Run, shape: _Shape, usage: bool) -> AsyncIterator[bytes]:
+        try:
+            async with asyncio.timeout(self._config.request_timeout_s):
+                for chunk in shape.opening():
+                    yield _event(chunk)
+                async for piece in run.deltas():
+                    yield _event(shape.chunk(piece))
+                answer = await run.answer()
+            _check_answer(answer)
+            yield _event(shape.closing(answer))
+            if usage:
+                yield _event(shape.usage(answer))
+        except TimeoutError:
+            yield _event(_timed_out(self._config.request_timeout_s).body)
+        except ApiError as error:
+            yield _event(error.body)
+        finally:
+            run.cancel()
+        yield b"data: [DONE]\n\n"
+
+
+class _Shape:
+    """How OpenAI writes one kind of answer."""
+
+    object = ""
+    chunk_object = ""
+    prefix = ""
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._id = ""
+        self._created = int(time.time())
+
+    def identify(self, run: Run) -> None:
+        self._id = f"{self.prefix}-{run.request_id}"
+
+    def choice(self, text: str, finish_reason: str) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def delta(self, text: str | None, finish_reason: str | None) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def opening(self) -> list[dict[str, Any]]:
+        return []
+
+    def whole(self, answer: Answer) -> dict[str, Any]:
+        return {
+            **self._head(self.object),
+            "choices": [self.choice(answer.text, answer.finish_reason)],
+            "usage": _usage(answer),
+            "specpilot": answer.account,
+        }
+
+    def chunk(self, piece: str) -> dict[str, Any]:
+        return {**self._head(self.chunk_object), "choices": [self.delta(piece, None)]}
+
+    def closing(self, answer: Answer) -> dict[str, Any]:
+        choice = self.delta(None, answer.finish_reason)
+        return {**self._head(self.chunk_object), "choices": [choice], "specpilot": answer.account}
+
+    def usage(self, answer: Answer) -> dict[str, Any]:
+        return {**self._head(self.chunk_object), "choices": [], "usage": _usage(answer)}
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
+
+
+class _TextShape(_Shape):
+    object = chunk_object = "text_completion"
+    prefix = "cmpl"
+
+    def choice(self, text: str, finish_reason: str) -> dict[str, Any]:
+        return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
+
+    def delta(self, text: str | None, finish_reason: str | None) -> dict[str, Any]:
+        return {"index": 0, "text": text or "", "logprobs": None, "finish_reason": finish_reason}
+
+
+class _ChatShape(_Shape):
+    object = "chat.completion"
+    chunk_object = "chat.completion.chunk"
+    prefix = "chatcmpl"
+
+    def choice(self, text: str, finish_reason: str) -> dict[str, Any]:
+        message = {"role": "assistant", "content": text, "refusal": None}
+        return {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
+
+    def delta(self, text: str | None, finish_reason: str | None) -> dict[str, Any]:
+        delta = {} if text is None else {"content": text}
+        return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+
+    def opening(self) -> list[dict[str, Any]]:
+        delta = {"role": "assistant", "content": ""}
+        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
+        return [{**self._head(self.chunk_object), "choices": [choice]}]
+
+
+def _usage(answer: Answer) -> dict[str, int]:
+    return {
+        "prompt_tokens": answer.prompt_tokens,
+        "completion_tokens": answer.completion_tokens,
+        "total_tokens": answer.prompt_tokens + answer.completion_tokens,
+    }
+
+
+def _check_answer(answer: Answer) -> None:
+    if answer.cause is StopCause.ERROR:
+        LOG.error("a request failed: %s", answer.error)
+        raise ApiError(
+            500,
+            "the engine failed on this request; others are unharmed, try again",
+            "server_error",
+            code="engine_error",
+        )
+
+
+def _timed_out(seconds: float) -> ApiError:
+    return ApiError(
+        504, f"no answer within {seconds:g} s; the engine may hang", "server_error", code="timeout"
+    )
+
+
+def _event(body: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(body, ensure_ascii=True, separators=(",", ":")).encode() + b"\n\n"
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,219 @@
+"""The application: everything put together around one engine thread."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from specpilot import __version__
+from specpilot.control import Controller, ControllerConfig
+from specpilot.decoding.clock import RealClock
+from specpilot.decoding.loop import LoopObserver
+from specpilot.drafters.guarded import GuardedDrafter
+from specpilot.drafters.model import ModelDrafter
+from specpilot.models.sessions import CacheStore
+from specpilot.pair import Pair
+from specpilot.serving.api import Api
+from specpilot.serving.chat import ChatFormat
+from specpilot.serving.config import Keys, ServerConfig
+from specpilot.serving.engine import Engine
+from specpilot.serving.errors import ApiError
+from specpilot.serving.gate import Gate
+from specpilot.serving.service import CompletionService
+from specpilot.targets.model import ModelTarget
+
+LOG = logging.getLogger("specpilot.serving")
+
+
+class Server:
+    """An engine, the service on it, and the ASGI application in front.
+
+    Args:
+        pair: what is served; its own controller is not used.
+        config: limits.
+        promises: the controller's promises.
+        keys: who may call.
+        chat: how a chat becomes a prompt.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        config: ServerConfig | None = None,
+        *,
+        promises: ControllerConfig | None = None,
+        keys: Keys | None = None,
+        chat: ChatFormat | None = None,
+    ) -> None:
+        config = config or ServerConfig()
+        self.pair = pair
+        self.config = config
+        self.controller = Controller(promises)
+        self.stores = CacheStore(config.cache_bytes), CacheStore(config.cache_bytes)
+        target, tokenizer = pair.target, pair.tokenizer
+        drafter = GuardedDrafter(
+            ModelDrafter(pair.draft, self.stores[1]), config.draft_timeout_ms, target.vocab_size
+        )
+        observers: list[LoopObserver] = []
+        self.engine = Engine(
+            self.controller,
+            ModelTarget(target, self.stores[0]),
+            drafter,
+            RealClock(),
+            max_batch=config.max_batch,
+            observers=observers,
+        )
+        self.service = CompletionService(
+            self.engine, config, tokenizer, target.eos_token_ids, self.stores[0].shared
+        )
+        self.api = Api(
+            self.service,
+            config,
+            tokenizer,
+            chat or ChatFormat(),
+            vocab_size=target.vocab_size,
+            context_limit=target.context_limit,
+            start_token=pair.start_token,
+        )
+        self.drained = True
+        """Whether the engine came to rest when the server ended."""
+        self.app = self._app(keys or Keys({}))
+
+    def _app(self, keys: Keys) -> FastAPI:
+        # No documentation pages: they would load scripts from elsewhere.
+        app = FastAPI(
+            title="specpilot",
+            version=__version__,
+            lifespan=self._lifespan,
+            docs_url=None,
+            redoc_url=None,
+            openapi_url="/openapi.json",
+        )
+        app.include_router(self.api.router(), responses=_ERRORS)
+        app.add_api_route("/health", self.health, methods=["GET"], response_class=Response)
+        app.add_exception_handler(ApiError, _api_error)
+        app.add_exception_handler(RequestValidationError, _validation_error)
+        app.add_exception_handler(HTTPException, _http_error)
+        app.add_exception_handler(Exception, _unexpected)
+        app.add_middleware(
+            Gate,
+            keys=keys,
+            max_body_bytes=self.config.max_body_bytes,
+            body_timeout_s=self.config.body_timeout_s,
+        )
+        plain = app.openapi
+
+        def openapi() -> dict[str, Any]:
+            schema = plain()
+            for path in schema["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)  # it is 400 here
+            return schema
+
+        app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way
+        return app
+
+    async def health(self) -> Response:
+        """200 while requests are taken, 503 otherwise."""
+        if self.service.draining or not self.engine.alive:
+            raise ApiError(503, "the server takes no requests", "server_error", code="unavailable")
+        return Response("ok", media_type="text/plain")
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        self.engine.start()
+        try:
+            yield
+        finally:
+            self.service.draining = True
+            self.drained = self.engine.stop(self.config.drain_timeout_s)
+            if not self.drained:
+                LOG.error("the engine hangs; the process ends without it")
+
+
+_ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/json": {"schema": _ERROR_SCHEMA}}}
+    for status, text in (
+        (400, "A field is wrong; param names it"),
+        (401, "The bearer token is missing or unknown"),
+        (404, "No such model"),
+        (408, "The body came too slowly"),
+        (413, "The body is too large"),
+        (429, "The request cannot be served as promised; see Retry-After"),
+        (500, "The engine failed on this request"),
+        (503, "The server is shutting down"),
+        (504, "The engine gave no answer"),
+    )
+}
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _validation_error(request: Request, error: Exception) -> Response:
+    """A body that pydantic refuses, in OpenAI's words: the first problem, with the field's name."""
+    assert isinstance(error, RequestValidationError)
+    problems = error.errors()
+    # For a union pydantic lists each alternative; the one that came furthest says most.
+    problem = max(problems, key=lambda one: len(one["loc"]))
+    if problem["type"] == "json_invalid":
+        return ApiError(400, "the body is not valid JSON", code="invalid_json").response()
+    path = [part for part in problem["loc"][1:] if isinstance(part, str | int)]
+    param = _field(path)
+    if problem["type"] == "extra_forbidden":
+        return ApiError(
+            400,
+            f"{param}: this server knows no such argument; leave it out",
+            param=param,
+            code="unknown_parameter",
+        ).response()
+    if problem["type"] == "missing":
+        return ApiError(400, f"{param}: it is required", param=param, code="missing_parameter").response()
+    message = f"{param or 'body'}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    return ApiError(400, message, param=param or None, code="invalid_value").response()
+
+
+def _field(path: Sequence[str | int]) -> str:
+    """The field of a location; the names of a union's alternatives (str, list[int], …) are left out."""
+    parts = ""
+    for part in path:
+        if isinstance(part, int):
+            parts += f"[{part}]"
+        elif part.isidentifier() and part not in ("str", "int"):
+            parts += f".{part}" if parts else part
+    return parts
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    message = str(error.detail)
+    return ApiError(error.status_code, message, headers=error.headers, code=None).response()
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    return ApiError(500, "the server failed on this request; see its log", "server_error").response()

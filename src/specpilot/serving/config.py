@@ -1,0 +1,135 @@
+"""What the server allows itself and its clients: one frozen object, validated when it is made."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+KEYS_VARIABLE = "SPECPILOT_API_KEYS"
+"""``name:token`` pairs, comma-separated; each name is a tenant. Unset: no token is asked for."""
+ADMIN_VARIABLE = "SPECPILOT_ADMIN_KEY"
+"""The token for ``/admin``. Unset: ``/admin`` answers this machine only, and nobody if there are API keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerConfig:
+    """Limits and places of a server. Sizes in bytes or tokens, durations in seconds or milliseconds.
+
+    Raises:
+        ValueError: for a value out of range.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    model_name: str = "specpilot"
+    """What ``/v1/models`` lists and ``model`` must say."""
+    default_max_tokens: int = 24
+    """Where a request gives no ``max_tokens``."""
+    max_tokens_limit: int = 512
+    max_prompt_tokens: int | None = None
+    """Longest prompt; None: what the model's context holds."""
+    max_body_bytes: int = 1 << 20
+    max_outstanding: int = 64
+    """Most requests admitted and not ended; the next one is refused."""
+    max_connections: int = 512
+    max_batch: int = 4
+    """Most requests in one target pass."""
+    draft_timeout_ms: float = 250.0
+    """After this a draft counts as hung and the cycle decodes with the target alone."""
+    cache_bytes: int = 256 << 20
+    """Most memory per model for the KV caches that sessions keep between requests."""
+    continuation_tokens: int = 1_000_000
+    """Most tokens held by the continuation cache; 0 switches it off."""
+    header_timeout_s: float = 5.0
+    body_timeout_s: float = 5.0
+    keep_alive_s: float = 30.0
+    request_timeout_s: float = 30.0
+    """After this an answer is given up (the engine hangs); far beyond any deadline."""
+    drain_timeout_s: float = 10.0
+    """On SIGTERM: how long requests in flight may take."""
+    log_prompts: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.port <= 65535:
+            raise ValueError(f"port: {self.port} is not in 0…65535; 0 takes a free one")
+        for name in (
+            "default_max_tokens",
+            "max_tokens_limit",
+            "max_body_bytes",
+            "max_outstanding",
+            "max_connections",
+            "max_batch",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not ≥ 1; give a count")
+        for name in ("cache_bytes", "continuation_tokens"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}: {getattr(self, name)} is not ≥ 0; use 0 to keep nothing")
+        for name in (
+            "draft_timeout_ms",
+            "header_timeout_s",
+            "body_timeout_s",
+            "keep_alive_s",
+            "request_timeout_s",
+            "drain_timeout_s",
+        ):
+            if not getattr(self, name) > 0.0:
+                raise ValueError(f"{name}: {getattr(self, name)} is not > 0; give a duration")
+        if self.default_max_tokens > self.max_tokens_limit:
+            raise ValueError(
+                f"default_max_tokens: {self.default_max_tokens} exceeds max_tokens_limit "
+                f"{self.max_tokens_limit}; raise the limit"
+            )
+        if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
+            raise ValueError(f"max_prompt_tokens: {self.max_prompt_tokens} is not ≥ 1; give a count")
+
+
+class Keys:
+    """Who may call: bearer tokens by tenant, held as digests and compared in constant time.
+
+    Args:
+        environment: usually ``os.environ``.
+
+    Raises:
+        ValueError: for a malformed :data:`KEYS_VARIABLE` (its tokens are not repeated in the message).
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        self._tenants: list[tuple[bytes, str]] = []
+        for index, entry in enumerate(filter(None, environment.get(KEYS_VARIABLE, "").split(","))):
+            name, colon, token = entry.strip().partition(":")
+            if not (name and colon and token):
+                raise ValueError(
+                    f"{KEYS_VARIABLE}[{index}]: it is not name:token; separate several by commas"
+                )
+            self._tenants.append((_digest(token), name))
+        admin = environment.get(ADMIN_VARIABLE, "")
+        self._admin = _digest(admin) if admin else None
+
+    @property
+    def required(self) -> bool:
+        """Whether a token must be given."""
+        return bool(self._tenants)
+
+    @property
+    def has_admin(self) -> bool:
+        """Whether there is an administrator's token."""
+        return self._admin is not None
+
+    def tenant(self, token: str) -> str | None:
+        """The tenant of a token; None for an unknown one."""
+        given, found = _digest(token), None
+        for digest, name in self._tenants:
+            if hmac.compare_digest(digest, given):
+                found = name
+        return found
+
+    def is_admin(self, token: str) -> bool:
+        """Whether the token is the administrator's."""
+        return self._admin is not None and hmac.compare_digest(self._admin, _digest(token))
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()

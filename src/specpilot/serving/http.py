@@ -1,0 +1,136 @@
+"""uvicorn, with what it does not do by itself: bounds for headers."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from specpilot.serving.app import Server
+from specpilot.serving.config import ServerConfig
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread may keep the interpreter from the others: with Python's 5 ms an answer would wait that
+long whenever the engine's thread computes something in Python."""
+
+
+BACKLOG = 512
+MAX_HEADER_BYTES = 64 << 10
+
+
+def protocol(header_timeout_s: float) -> type[asyncio.Protocol]:
+    """A protocol for uvicorn that bounds a request's headers in time (408) and size (431)."""
+
+    class Bounded(HttpToolsProtocol):
+        _deadline: asyncio.TimerHandle | None = None
+        _header_bytes = 0
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._expect_headers()
+
+        def data_received(self, data: bytes) -> None:
+            before = self.cycle
+            super().data_received(data)
+            if self.cycle is not before:  # a request's headers are complete
+                self._stop_waiting()
+            elif self._idle:
+                if self._deadline is None:
+                    self._expect_headers()
+                self._header_bytes += len(data)
+                if self._header_bytes > MAX_HEADER_BYTES:
+                    self._refuse(b"431 Request Header Fields Too Large")
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._stop_waiting()
+            super().connection_lost(exc)
+
+        @property
+        def _idle(self) -> bool:
+            return self.cycle is None or self.cycle.response_complete
+
+        def _expect_headers(self) -> None:
+            self._deadline = self.loop.call_later(header_timeout_s, self._refuse, b"408 Request Timeout")
+
+        def _stop_waiting(self) -> None:
+            self._header_bytes = 0
+            if self._deadline is not None:
+                self._deadline.cancel()
+                self._deadline = None
+
+        def _refuse(self, status: bytes) -> None:
+            self._stop_waiting()
+            if self._idle and not self.transport.is_closing():
+                self.transport.write(
+                    b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+                )
+                self.transport.close()
+
+    return Bounded
+
+
+def uvicorn_config(server: Server, config: ServerConfig) -> uvicorn.Config:
+    """How uvicorn runs the application."""
+    options: dict[str, Any] = {
+        "http": protocol(config.header_timeout_s),
+        "ws": "none",
+        "lifespan": "on",
+        "log_level": "warning",
+        "access_log": False,
+        "server_header": False,
+        "timeout_keep_alive": int(config.keep_alive_s),
+        "timeout_graceful_shutdown": int(config.drain_timeout_s) or 1,
+        "limit_concurrency": config.max_connections,
+        "backlog": BACKLOG,
+    }
+    return uvicorn.Config(server.app, host=config.host, port=config.port, **options)
+
+
+class HttpServer(uvicorn.Server):
+    """Says where it listens once it does."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, then print the address."""
+        await super().startup(sockets)
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            print(f"specpilot serves on http://{shown}:{port}", file=sys.stderr, flush=True)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket to accept connections on.
+
+    Raises:
+        ValueError: if it cannot be had.
+    """
+    try:
+        family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ValueError(f"host, port: cannot listen on {host}:{port} ({reason}); choose others") from None
+
+
+def serve(server: Server) -> bool:
+    """Serve until SIGTERM or SIGINT, then drain; False if the engine hung and requests were given up.
+
+    Raises:
+        ValueError: if the address cannot be had.
+    """
+    listener = listen(server.config.host, server.config.port)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    # uvicorn raises the signal again when it is done: here it has been obeyed by then.
+    before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        HttpServer(uvicorn_config(server, server.config)).run([listener])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        listener.close()
+    return server.drained

@@ -1,0 +1,345 @@
+"""From a validated ask to its answer: the continuation cache first, then the engine.
+
+Lives on the server's event loop. The engine's thread reports through ``call_soon_threadsafe``; nothing else
+crosses over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+from typing import Any
+
+from specpilot.control.types import Admission, StopCause
+from specpilot.decoding.request import DecodingRequest
+from specpilot.decoding.text import Detokenizer
+from specpilot.decoding.types import SamplingParams
+from specpilot.serving.config import ServerConfig
+from specpilot.serving.continuation import ContinuationCache
+from specpilot.serving.engine import Engine, Job
+from specpilot.serving.errors import ApiError, overloaded
+from specpilot.serving.words import has_word, shown, whole_words
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What a client wants, validated; ``prompt`` is as the target is to see it."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    params: SamplingParams
+    stop: tuple[str, ...] = ()
+    tenant: str = ""
+    user: str = ""
+    session_id: str | None = None
+    slo_ms: float | None = None
+    max_draft: int | None = None
+    whole_words: bool = True
+    continuation: bool = True
+    explain: bool = False
+    streamed: bool = False
+
+    @property
+    def scope(self) -> Hashable:
+        """Whose earlier outputs may be continued."""
+        return self.tenant, self.user, self.session_id, self.params
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether the output is a function of prompt and parameters."""
+        return self.params.temperature == 0.0 or self.params.seed is not None
+
+    @property
+    def session_key(self) -> str | None:
+        """The session's name in the KV stores, which know nothing of tenants."""
+        if self.session_id is None:
+            return None
+        return json.dumps((self.tenant, self.user, self.session_id))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """How a request ended: its visible text, and the account that goes with it."""
+
+    text: str
+    cause: StopCause
+    prompt_tokens: int
+    completion_tokens: int
+    account: dict[str, Any]
+    error: str | None = None
+
+    @property
+    def finish_reason(self) -> str:
+        """OpenAI's word for the end."""
+        return "stop" if self.cause in (StopCause.EOS, StopCause.STOP) else "length"
+
+
+class Run:
+    """One request under way: its text as it comes, then its answer.
+
+    ``ended`` of a cancelled run need not be awaited: its end is accounted for all the same.
+    """
+
+    def __init__(self, request_id: str, ask: Ask, cancel: Callable[[], None]) -> None:
+        self.request_id = request_id
+        self._ask = ask
+        self._cancel = cancel
+        self._sent = ""
+        self._changed = asyncio.Event()
+        self._text = ""
+        self._answer: Answer | None = None
+
+    def update(self, text: str) -> None:
+        """More is verified."""
+        self._text = text
+        self._changed.set()
+
+    def end(self, answer: Answer) -> None:
+        """The request is over."""
+        self._answer = answer
+        self._changed.set()
+
+    async def deltas(self) -> AsyncIterator[str]:
+        """Pieces of visible text until the end; a last word that is not all there yet is held back."""
+        while self._answer is None:
+            await self._changed.wait()
+            self._changed.clear()
+            if self._answer is None:
+                piece = self._advance(whole_words(self._text) if self._ask.whole_words else self._text)
+                if piece:
+                    yield piece
+        piece = self._advance(self._answer.text)
+        if piece:
+            yield piece
+
+    async def answer(self) -> Answer:
+        """The answer, when there is one."""
+        while self._answer is None:
+            await self._changed.wait()
+            self._changed.clear()
+        return self._answer
+
+    def cancel(self) -> None:
+        """The client has left, or waits no longer; nothing happens where the request is over."""
+        if self._answer is None:
+            self._cancel()
+
+    def _advance(self, text: str) -> str:
+        if not text.startswith(self._sent):
+            return ""
+        piece = text[len(self._sent) :]
+        self._sent = text
+        return piece
+
+
+class CompletionService:
+    """Serves asks from the continuation cache and the engine.
+
+    Args:
+        engine: runs requests.
+        config: limits.
+        detokenizer: gives text.
+        eos_token_ids: what ends an output.
+        shared: how many tokens of a prompt the target's session caches hold (session, prompt).
+        on_continuation: told of each look-up (hit or not, tokens served) for the metrics.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        config: ServerConfig,
+        detokenizer: Detokenizer,
+        eos_token_ids: frozenset[int],
+        shared: Callable[[str, Sequence[int]], int] = lambda session, prompt: 0,
+        on_continuation: Callable[[str, int], None] = lambda outcome, tokens: None,
+    ) -> None:
+        self.engine = engine
+        self.config = config
+        self.continuations = ContinuationCache(config.continuation_tokens)
+        self.draining = False
+        self._detokenizer = detokenizer
+        self._eos = eos_token_ids
+        self._shared = shared
+        self._on_continuation = on_continuation
+        self._numbers = count(1)
+
+    def start(self, ask: Ask, arrival_s: float) -> Run:
+        """Take a request up.
+
+        Args:
+            ask: what is wanted.
+            arrival_s: when it arrived, on the engine's clock; its latency counts from there.
+
+        Raises:
+            ApiError: 429 if it cannot be served as promised, 503 while the server shuts down.
+        """
+        if self.draining:
+            raise ApiError(
+                503, "the server is shutting down; try again elsewhere", "server_error", code="shutting_down"
+            )
+        request = DecodingRequest(
+            str(next(self._numbers)),
+            ask.prompt,
+            ask.max_tokens,
+            params=ask.params,
+            eos_token_ids=self._eos,
+            stop=ask.stop,
+            detokenizer=self._detokenizer,
+            session_id=ask.session_key,
+        )
+        carried = 0
+        if ask.continuation and ask.repeatable:
+            rest = self.continuations.get(ask.scope, ask.prompt)
+            if rest is not None:
+                carried = request.emit(rest.tokens)
+                cause = request.ended or _cut(rest.cause)
+                worth = has_word(request.text) if ask.whole_words else bool(request.text)
+                if request.ended is not None or (rest.lasting and worth):
+                    self._on_continuation("hit", carried)
+                    return self._from_cache(ask, request, cause, arrival_s)
+            self._on_continuation("carried" if carried else "miss", carried)
+        return self._submit(ask, request, carried, arrival_s)
+
+    def _from_cache(self, ask: Ask, request: DecodingRequest, cause: StopCause, arrival_s: float) -> Run:
+        run = Run(request.request_id, ask, lambda: None)
+        e2e_ms = (self.engine.now() - arrival_s) * 1000.0
+        account = _account(ask, request, cause, carried=request.emitted, cached=True, e2e_ms=e2e_ms)
+        run.end(_answer(ask, request, cause, account))
+        return run
+
+    def _submit(self, ask: Ask, request: DecodingRequest, carried: int, arrival_s: float) -> Run:
+        if self.engine.outstanding >= self.config.max_outstanding:
+            raise overloaded(
+                f"{self.config.max_outstanding} requests are in flight, which is the most; retry later",
+                250.0,
+                "too_many_requests",
+            )
+        request_id = request.request_id
+        info = replace(
+            request.info(arrival_s=arrival_s, slo_ms=ask.slo_ms),
+            prompt_tokens=len(request.context),
+            max_tokens=ask.max_tokens - request.emitted,
+            cached_tokens=self._cached(ask),
+            max_draft=ask.max_draft,
+            tenant=ask.tenant,
+        )
+        run = Run(request_id, ask, lambda: self.engine.cancel(request_id))
+        listener = _Bridge(self, ask, run, carried, asyncio.get_running_loop())
+        admission = self.engine.submit(request, info, listener)
+        if not admission.admitted:
+            raise self._refusal(ask, admission)
+        return run
+
+    def _cached(self, ask: Ask) -> int:
+        if ask.session_key is None:
+            return 0
+        return min(self._shared(ask.session_key, ask.prompt), len(ask.prompt) - 1)
+
+    def _refusal(self, ask: Ask, admission: Admission) -> ApiError:
+        if admission.reason.startswith("budget"):
+            return ApiError(400, f"prompt: {admission.reason}", param="prompt", code="budget")
+        # Half an SLO is when about half the queue that stood in the way is gone.
+        slo_ms = ask.slo_ms or self.engine.controller.config.slo_p95_ms
+        return overloaded(
+            f"the request cannot meet its deadline; {admission.reason}", slo_ms / 2.0, "deadline"
+        )
+
+    def finished(self, ask: Ask, run: Run, job: Job, carried: int) -> None:
+        """A request in the engine is over: keep what is verified, answer."""
+        request, summary = job.request, job.summary
+        if summary is None:  # the engine sets it before it tells
+            return
+        if ask.repeatable and ask.continuation:
+            self.continuations.put(ask.scope, ask.prompt, request.output, summary.cause)
+        account = _account(
+            ask, request, summary.cause, carried=carried, cached=False, e2e_ms=summary.e2e_ms, job=job
+        )
+        run.end(_answer(ask, request, summary.cause, account))
+
+
+@dataclass(frozen=True, slots=True)
+class _Bridge:
+    """From the engine's thread to the event loop."""
+
+    service: CompletionService
+    ask: Ask
+    run: Run
+    carried: int
+    loop: asyncio.AbstractEventLoop
+
+    def progressed(self, text: str) -> None:
+        if self.ask.streamed:  # nobody else looks at it before the end
+            self._call(self.run.update, text)
+
+    def ended(self, job: Job) -> None:
+        self._call(self.service.finished, self.ask, self.run, job, self.carried)
+
+    def _call(self, function: Callable[..., None], *arguments: object) -> None:
+        try:
+            self.loop.call_soon_threadsafe(function, *arguments)
+        except RuntimeError:  # the event loop is closed: nobody waits any more
+            return
+
+
+def _cut(cause: StopCause) -> StopCause:
+    """Why a served rest ends: the cause that cut it the first time, where that still says something."""
+    return cause if cause in (StopCause.BUDGET, StopCause.DEADLINE) else StopCause.POLICY
+
+
+def _answer(ask: Ask, request: DecodingRequest, cause: StopCause, account: dict[str, Any]) -> Answer:
+    complete = cause.complete or not ask.whole_words
+    return Answer(
+        text=shown(request.text, complete=complete),
+        cause=cause,
+        prompt_tokens=len(ask.prompt),
+        completion_tokens=request.emitted,
+        account=account,
+        error=request.error if cause is StopCause.ERROR else None,
+    )
+
+
+def _account(
+    ask: Ask,
+    request: DecodingRequest,
+    cause: StopCause,
+    *,
+    carried: int,
+    cached: bool,
+    e2e_ms: float,
+    job: Job | None = None,
+) -> dict[str, Any]:
+    summary = None if job is None else job.summary
+    passes = 0 if summary is None else summary.target_passes
+    fresh = request.emitted - carried
+    block: dict[str, Any] = {
+        "stop_cause": cause.value,
+        "target_passes": passes,
+        "cycles": 0 if summary is None else summary.cycles,
+        "tokens_per_pass": round(fresh / passes, 3) if passes else None,
+        "verified_tokens": request.emitted,
+        "accepted_draft_tokens": 0 if job is None else job.accepted,
+        "drafted_tokens": 0 if job is None else job.drafted,
+        "carried_tokens": carried,
+        "cached": cached,
+        "e2e_ms": round(e2e_ms, 3),
+        "reason": "" if job is None else job.reason,
+    }
+    if job is not None and job.first_cycle_s is not None and job.info.arrival_s is not None:
+        block["queue_ms"] = round((job.first_cycle_s - job.info.arrival_s) * 1000.0, 3)
+    if ask.explain:
+        block["cycle_details"] = [
+            {
+                "max_draft": cycle.max_draft,
+                "proposed": len(cycle.block),
+                "accepted": len(cycle.accepted),
+                "own_kind": cycle.own_kind,
+                "emitted": len(cycle.emitted),
+                "binding": cycle.reason.binding.value,
+                "fault": cycle.fault,
+            }
+            for cycle in request.details
+        ]
+    return block

@@ -1,0 +1,181 @@
+"""Clients that leave, engines that fail, servers that end: every admitted request ends definitely."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from live_server import Gated, Letters, Running, Serve, scripted, scripted_pair
+
+from specpilot.serving.config import ServerConfig
+from specpilot.testing import plain_greedy
+
+
+def ask(run: Running, **fields: Any) -> socket.socket:
+    """Send a request and do not wait for its answer."""
+    body = json.dumps(fields).encode()
+    connection = socket.create_connection(("127.0.0.1", run.port), timeout=30.0)
+    connection.sendall(
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        + f"Content-Length: {len(body)}\r\n\r\n".encode()
+        + body
+    )
+    return connection
+
+
+def ends(run: Running) -> Counter[str]:
+    with run.server.engine.lock:
+        return Counter({cause.value: n for cause, n in run.server.controller.counters.finished.items()})
+
+
+def at_rest(run: Running) -> bool:
+    return run.server.engine.outstanding == 0
+
+
+def test_a_client_that_leaves_frees_its_place(serve: Serve) -> None:
+    """With and without a stream, running and waiting."""
+    target = Gated(scripted())
+    run = serve(scripted_pair(target), ServerConfig(port=0, max_batch=1))
+    for stream in (False, True):
+        target.open.clear()
+        running = ask(run, prompt="ab", stream=stream, continuation=False)
+        target.wait_for_pass()
+        waiting = ask(run, prompt="cd", stream=stream, continuation=False)
+        run.wait_until(lambda: run.server.engine.outstanding == 2)
+        before = target.passes
+        waiting.close()
+        running.close()
+        # The flags are set while the pass still runs.
+        run.wait_until(lambda: all(active.cancelled for active in run.server.engine._loop._active.values()))
+        target.open.set()
+        run.wait_until(lambda: at_rest(run))
+        assert target.passes == before
+    assert ends(run)["cancelled"] == 4
+    with run.server.engine.lock:
+        ledger = run.server.controller.ledger
+        assert (ledger.admitted, ledger.passes_started) == (2, 2)  # the waiting ones took their deposit back
+    assert run.post({"prompt": "ab"}).status == 200
+
+
+def test_a_target_that_fails_once_is_an_error_for_those_in_the_pass_alone(serve: Serve) -> None:
+    target = Gated(scripted())
+    run = serve(scripted_pair(target), ServerConfig(port=0))
+    target.fail_next = 1
+    for stream in (False, True):
+        reply = run.post({"prompt": "ab", "continuation": False, "stream": stream})
+        if stream:
+            assert reply.status == 200
+            assert b'"error"' not in reply.body
+        else:
+            assert (reply.status, reply.error["code"]) == (500, "engine_error")
+            assert "planted" not in reply.error["message"]
+    target.fail_next = 1
+    reply = run.post({"prompt": "ab", "continuation": False, "stream": True})
+    assert b'"code":"engine_error"' in reply.body
+    assert ends(run)["error"] == 2
+
+
+def test_a_controller_that_fails_leaves_no_client_without_an_answer(serve: Serve) -> None:
+    run = serve(scripted_pair())
+    controller = run.server.controller
+    for name in ("plan", "observe", "finish"):
+        whole = getattr(controller, name)
+
+        def fails(*args: Any, _whole: Any = whole, _name: str = name, **kwargs: Any) -> Any:
+            setattr(controller, _name, _whole)
+            raise RuntimeError("planted")
+
+        setattr(controller, name, fails)
+        assert run.post({"prompt": "ab", "continuation": False}).status == 500, name
+        assert run.post({"prompt": "ab", "continuation": False}).status == 200, name
+
+
+def test_an_engine_that_hangs_is_given_up(serve: Serve) -> None:
+    target = Gated(scripted())
+    run = serve(scripted_pair(target), ServerConfig(port=0, request_timeout_s=0.2))
+    target.open.clear()
+    reply = run.post({"prompt": "ab"})
+    assert (reply.status, reply.error["code"]) == (504, "timeout")
+    assert b'"code":"timeout"' in run.post({"prompt": "ab", "stream": True}).body
+    target.open.set()
+    run.wait_until(lambda: at_rest(run))
+    assert run.post({"prompt": "ab"}).status == 200
+
+
+def test_a_draft_that_hangs_costs_no_answer(serve: Serve) -> None:
+    draft = Gated(scripted())
+    run = serve(scripted_pair(draft=draft), ServerConfig(port=0, draft_timeout_ms=20.0))
+    wanted = Letters().decode(plain_greedy(scripted(), Letters().encode("ab"), 24))
+    draft.open.clear()
+    reply = run.post({"prompt": "ab", "continuation": False, "whole_words": False})
+    assert wanted.startswith(reply.json["choices"][0]["text"])
+    assert reply.json["specpilot"]["accepted_draft_tokens"] == 0
+    draft.open.set()
+
+
+def test_many_threads_and_leavers_keep_the_books(serve: Serve) -> None:
+    """200 requests, a third of whose clients leave: all are accounted for, every text is a prefix."""
+    run = serve(scripted_pair(), ServerConfig(port=0, max_outstanding=400))
+    texts: list[tuple[str, str]] = []
+
+    def one(number: int) -> None:
+        prompt = "abcdefghij"[number % 10] + "abcdefghij"[number // 10 % 10]
+        if number % 3 == 0:
+            ask(run, prompt=prompt, continuation=False, stream=number % 2 == 0).close()
+            return
+        reply = run.post({"prompt": prompt, "continuation": False, "max_tokens": 12})
+        assert reply.status == 200
+        texts.append((prompt, reply.json["choices"][0]["text"]))
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(one, range(200)))
+    run.wait_until(lambda: at_rest(run))
+    counters = run.server.controller.counters
+    # A client that left before its request was read is no arrival.
+    assert len(texts) <= counters.arrivals <= 200
+    assert sum(counters.finished.values()) == counters.arrivals - counters.refused
+    ledger = run.server.controller.ledger
+    assert ledger.passes_started <= 3 * ledger.admitted
+    for prompt, text in texts:
+        whole = Letters().decode(plain_greedy(scripted(), Letters().encode(prompt), 12))
+        assert whole.startswith(text), prompt
+
+
+def test_sigterm_drains() -> None:
+    """The command itself: what is in flight is answered, then the process ends with status 0."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "specpilot.cli.main", "serve", "--port", "0", "--slo-p95-ms", "60000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            found = re.search(r"http://127\.0\.0\.1:(\d+)", line)
+            assert found, line
+            body = json.dumps({"prompt": "You can apply", "stream": True}).encode()
+            with socket.create_connection(("127.0.0.1", int(found[1])), timeout=30.0) as connection:
+                connection.sendall(
+                    b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                    + f"Content-Length: {len(body)}\r\n\r\n".encode()
+                    + body
+                )
+                answer = connection.recv(1)  # it is under way
+                process.send_signal(signal.SIGTERM)
+                while part := connection.recv(65536):
+                    answer += part
+            assert b"data: [DONE]" in answer
+            assert b'"error"' not in answer
+            assert process.wait(30.0) == 0
+        finally:
+            process.kill()
