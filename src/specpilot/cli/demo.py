@@ -34,7 +34,9 @@ def run(
     ] = None,
     trace: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write every live cycle as JSON Lines.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="Write the live run's trace (.jsonl, .gz, .zst).", show_default=False
+        ),
     ] = None,
     json_target: JsonOption = None,
 ) -> None:
@@ -44,7 +46,7 @@ def run(
     """
     from specpilot.demo.pair_engine import load_engine
     from specpilot.demo.report import render, write_report
-    from specpilot.trace import write_cycles
+    from specpilot.trace import write_trace
 
     check_writable(json_target, report, trace)
     promises: ControllerConfig = replace(DEFAULTS.promises, slo_p95_ms=slo_p95_ms, pass_budget=pass_budget)
@@ -64,7 +66,8 @@ def run(
         write_report(report, outcome)
         screen.print(f"Report: {report}", soft_wrap=True)
     if trace is not None:
-        write_cycles(trace, outcome.cycles[outcome.specpilot.name])
+        header, records = outcome.traces[outcome.specpilot.name]
+        write_trace(trace, header, records)
     write_json(json_target, outcome.to_json())
     if not outcome.kept:
         raise typer.Exit(1)

@@ -18,7 +18,7 @@ def build() -> Typer:
     """The command line's application; each command imports its engine only when it runs."""
     import typer
 
-    from specpilot.cli import complete, demo, record, replay, serve
+    from specpilot.cli import complete, demo, record, replay, serve, trace
 
     app = typer.Typer(
         name="specpilot",
@@ -32,6 +32,7 @@ def build() -> Typer:
     app.command("record")(record.run)
     app.command("replay")(replay.run)
     app.command("serve")(serve.run)
+    app.add_typer(trace.app, name="trace")
     return app
 
 
@@ -56,7 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _extra(module: str | None) -> str:
     """The extra that brings a missing module."""
     serving = ("fastapi", "starlette", "uvicorn", "httptools", "prometheus_client", "pydantic")
-    return "demo,server" if (module or "").split(".")[0] in serving else "demo"
+    package = (module or "").split(".")[0]
+    if package in ("pyarrow", "zstandard"):
+        return "trace"
+    return "demo,server" if package in serving else "demo"
 
 
 def _fail(message: str) -> None:

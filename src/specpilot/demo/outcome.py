@@ -8,7 +8,7 @@ from typing import Any
 
 from specpilot.control.config import ControllerConfig
 from specpilot.simulation.results import PolicyResult
-from specpilot.trace.cycles import CycleRecord
+from specpilot.trace.cycles import CycleRecord, TraceHeader, TraceRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +45,7 @@ class DemoOutcome:
     inconsistent_positions: int
     seconds: float
     cycles: dict[str, Sequence[CycleRecord]] = field(default_factory=dict)
+    traces: dict[str, tuple[TraceHeader, Sequence[TraceRecord]]] = field(default_factory=dict)
     latencies_ms: dict[str, Sequence[float]] = field(default_factory=dict)
     notes: Sequence[str] = ()
 

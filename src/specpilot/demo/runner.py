@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from specpilot.control import ControllerConfig
@@ -103,6 +103,13 @@ def run_demo(engine: Engine, config: DemoConfig, progress: Progress | None = Non
         inconsistent_positions=sum(recording.inconsistent for recording in material.recordings.values()),
         seconds=time.perf_counter() - began,
         cycles={name: run.controller.cycle_records for name, run in runs.items()},
+        traces={
+            name: (
+                replace(run.controller.header, source="demo", engine=engine.name),
+                run.controller.trace,
+            )
+            for name, run in runs.items()
+        },
         latencies_ms={name: run.latencies_ms() for name, run in runs.items()},
         notes=[*LIMITS, "The replayed specpilot meets measured medians, the live one this machine as it is."],
     )

@@ -21,7 +21,8 @@ from specpilot.control import (
 )
 from specpilot.control.planning import Planner
 from specpilot.simulation.results import CycleTotals
-from specpilot.trace.cycles import CycleRecord, LedgerState
+from specpilot.trace.cycles import OBSERVED, CycleRecord, TraceHeader, TraceRecord
+from specpilot.trace.recorder import TraceRecorder, header_for, ledger_state
 
 
 class ObservedController(Controller):
@@ -30,7 +31,7 @@ class ObservedController(Controller):
     Args:
         config: as the controller's.
         planner: as the controller's.
-        keep_cycles: keep a record per cycle (a live run or a trace), not only the sums.
+        keep_cycles: keep a trace of the run (every call and every cycle), not only the sums.
     """
 
     def __init__(
@@ -42,17 +43,19 @@ class ObservedController(Controller):
     ) -> None:
         super().__init__(config, planner)
         self.totals = CycleTotals()
-        self.cycle_records: list[CycleRecord] = []
+        self.header: TraceHeader = header_for(self, "run")
+        self.trace: list[TraceRecord] = []
+        """The records of the run, without header and last line; empty unless cycles are kept."""
         self.summaries: dict[str, RequestSummary] = {}
         self.refusals: dict[str, str] = {}
         self.arrivals: dict[str, float] = {}
         """Request id → scheduled arrival, in seconds on the caller's clock; refused ones included."""
         self.budget_violations = 0
-        self._keep_cycles = keep_cycles
+        ledger = self.ledger
+        self.recorder = (
+            TraceRecorder(self.trace.append, lambda: ledger_state(ledger)) if keep_cycles else None
+        )
         self._plans: dict[int, CyclePlan] = {}
-        self._started: dict[int, tuple[float, LedgerState]] = {}
-        self._prompt_tokens: dict[str, int] = {}
-        self._cycles_of: dict[str, int] = {}
         self._passes_of: dict[str, int] = {}
         self._counted_admitted = 0
         self._counted_passes = 0
@@ -64,10 +67,10 @@ class ObservedController(Controller):
         if admission.admitted:
             self._counted_admitted += 1
             self._passes_of[request.request_id] = 0
-            self._cycles_of[request.request_id] = 0
-            self._prompt_tokens[request.request_id] = request.prompt_tokens
         else:
             self.refusals[request.request_id] = admission.reason
+        if self.recorder is not None:
+            self.recorder.admitted(request, admission, now)
         return admission
 
     def plan(self, request_ids: Sequence[str], *, now: float) -> BatchPlan:
@@ -75,6 +78,8 @@ class ObservedController(Controller):
         batch = super().plan(request_ids, now=now)
         for plan in batch.cycles:
             self._plans[plan.cycle_id] = plan
+        if self.recorder is not None:
+            self.recorder.planned(request_ids, batch, now)
         return batch
 
     def begin(self, cycle_ids: Sequence[int], *, now: float) -> None:
@@ -84,10 +89,8 @@ class ObservedController(Controller):
             self._counted_passes += 1
             self._passes_of[self._plans[cycle_id].request_id] += 1
             self._check_budget()
-            if self._keep_cycles:
-                ledger = self.ledger
-                state = LedgerState(ledger.admitted, ledger.passes_started, ledger.pool)
-                self._started[cycle_id] = (now, state)
+        if self.recorder is not None:
+            self.recorder.begun(cycle_ids, now)
 
     def observe(self, outcomes: Sequence[CycleOutcome], *, now: float) -> None:
         """Learn, and record."""
@@ -97,16 +100,16 @@ class ObservedController(Controller):
             self.totals.add(
                 plan.max_draft, outcome.drafted, outcome.proposed, outcome.accepted, outcome.emitted
             )
-            if self._keep_cycles:
-                self.cycle_records.append(self._record(plan, outcome, now))
-            self._cycles_of[plan.request_id] += 1
+        if self.recorder is not None:
+            self.recorder.observed(outcomes, now)
 
     def abort(self, cycle_ids: Sequence[int], *, now: float) -> None:
         """Give cycles up, and forget them."""
         super().abort(cycle_ids, now=now)
         for cycle_id in cycle_ids:
             self._plans.pop(cycle_id, None)
-            self._started.pop(cycle_id, None)
+        if self.recorder is not None:
+            self.recorder.aborted(cycle_ids, now)
 
     def finish(self, request_id: str, cause: StopCause, *, now: float) -> RequestSummary:
         """Settle, and keep the account; a request without any pass takes its deposit back."""
@@ -115,37 +118,16 @@ class ObservedController(Controller):
         if self._passes_of.pop(request_id) == 0:
             self._counted_admitted -= 1
             self._check_budget()
-        del self._prompt_tokens[request_id], self._cycles_of[request_id]
+        if self.recorder is not None:
+            self.recorder.finished(summary, now)
         return summary
+
+    @property
+    def cycle_records(self) -> list[CycleRecord]:
+        """The observed cycles of the trace, in the order in which they ended."""
+        return [r for r in self.trace if isinstance(r, CycleRecord) and r.status == OBSERVED]
 
     def _check_budget(self) -> None:
         # The slack is for rounding only: it is far below the millicredit that the ledger counts in.
         if self._counted_passes > self.config.pass_budget * self._counted_admitted + 1e-6:
             self.budget_violations += 1
-
-    def _record(self, plan: CyclePlan, outcome: CycleOutcome, now: float) -> CycleRecord:
-        start_s, ledger = self._started.pop(outcome.cycle_id)
-        return CycleRecord(
-            request=plan.request_id,
-            index=self._cycles_of[plan.request_id],
-            start_s=start_s,
-            end_s=now,
-            prompt_tokens=self._prompt_tokens[plan.request_id],
-            max_draft=plan.max_draft,
-            from_pool=plan.from_pool,
-            binding=plan.reason.binding,
-            drafted=outcome.drafted,
-            proposed=outcome.proposed,
-            accepted=outcome.accepted,
-            emitted=outcome.emitted,
-            draft_ms=outcome.draft_ms,
-            draft_prefill_ms=outcome.draft_prefill_ms,
-            verify_ms=outcome.verify_ms,
-            host_ms=outcome.host_ms,
-            verified_tokens=outcome.verified_tokens,
-            context_tokens=outcome.context_tokens,
-            ledger=ledger,
-            numbers=plan.reason.numbers,
-            ended=outcome.ended,
-            draft_fault=outcome.draft_fault,
-        )

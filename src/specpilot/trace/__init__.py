@@ -1,14 +1,37 @@
-"""Traces: what happened, on disk. Agreement traces (for exact replay) and per-cycle records."""
+"""Traces: what happened, on disk. Agreement traces (for exact replay) and traces of every cycle."""
 
 from specpilot.trace.agreement import AgreementTrace, read_agreement, write_agreement
-from specpilot.trace.cycles import CycleRecord, LedgerState, read_cycles, write_cycles
+from specpilot.trace.cycles import (
+    AdmitRecord,
+    CycleEvidence,
+    CycleRecord,
+    EndRecord,
+    LedgerState,
+    StopRecord,
+    TraceHeader,
+    TraceRecord,
+)
+from specpilot.trace.files import TraceReader, TraceWriter, is_trace, read_trace, write_trace
+from specpilot.trace.recorder import TracedController, TraceRecorder, header_for
 
 __all__ = [
+    "AdmitRecord",
     "AgreementTrace",
+    "CycleEvidence",
     "CycleRecord",
+    "EndRecord",
     "LedgerState",
+    "StopRecord",
+    "TraceHeader",
+    "TraceReader",
+    "TraceRecord",
+    "TraceRecorder",
+    "TraceWriter",
+    "TracedController",
+    "header_for",
+    "is_trace",
     "read_agreement",
-    "read_cycles",
+    "read_trace",
     "write_agreement",
-    "write_cycles",
+    "write_trace",
 ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,7 +27,7 @@ def read_lines(path: Path, parse: Callable[[Mapping[str, Any]], Record]) -> Iter
             if not line.strip():
                 continue
             try:
-                yield parse(_object(line))
+                yield parse(parse_object(line))
             except ValueError as error:
                 raise ValueError(f"{path.name}, line {number}: {error}") from None
 
@@ -77,12 +77,42 @@ def count(record: Mapping[str, Any], field: str, *, least: int = 0) -> int:
     return int(value)
 
 
-def number(record: Mapping[str, Any], field: str) -> float:
-    """A required finite number."""
+def optional_count(record: Mapping[str, Any], field: str) -> int | None:
+    """A whole number ≥ 0, or ``None`` where the field is absent or null."""
+    return None if record.get(field) is None else count(record, field)
+
+
+def number(record: Mapping[str, Any], field: str, *, infinite: bool = False) -> float:
+    """A required finite number; with ``infinite`` null stands for an unlimited one (JSON has no infinity)."""
     value: Any = record.get(field)
+    if infinite and value is None:
+        return math.inf
     if not _is_number(value):
         raise ValueError(f"{field}: {_shown(value)} is not a finite number; give one")
     return float(value)
+
+
+def optional_number(record: Mapping[str, Any], field: str) -> float | None:
+    """A finite number, or ``None`` where the field is absent or null."""
+    return None if record.get(field) is None else number(record, field)
+
+
+def one_of(record: Mapping[str, Any], field: str, allowed: Sequence[str]) -> str:
+    """A required string out of a few."""
+    value = text(record, field)
+    if value not in allowed:
+        raise ValueError(f"{field}: {value!r} is not one of {', '.join(allowed)}; use one of them")
+    return value
+
+
+def mapping(record: Mapping[str, Any], field: str) -> Mapping[str, Any]:
+    """An object; an empty one where the field is absent or null."""
+    value = record.get(field)
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{field}: {_shown(value)} is not an object; give names and values")
+    return value
 
 
 def flag(record: Mapping[str, Any], field: str) -> bool:
@@ -110,9 +140,27 @@ def numbers(
     return tuple(float(value) for value in values)
 
 
-def _object(line: str) -> Mapping[str, Any]:
+def whole_numbers(
+    record: Mapping[str, Any], field: str, *, low: int = 0, high: float = math.inf
+) -> tuple[int, ...] | None:
+    """An optional list of whole numbers in [low, high]; ``None`` where the field is absent or null."""
+    values = numbers(record, field, low=low, high=high)
+    for index, value in enumerate(values or ()):
+        if not value.is_integer():
+            raise ValueError(f"{field}[{index}]: {value} is not a whole number; correct it")
+    return None if values is None else tuple(int(value) for value in values)
+
+
+def parse_object(line: str | bytes) -> dict[str, Any]:
+    """The JSON object that a line holds.
+
+    Raises:
+        ValueError: if it holds anything else.
+    """
     try:
         record = json.loads(line)
+    except UnicodeDecodeError:
+        raise ValueError("not UTF-8 text; is the file compressed or damaged?") from None
     except json.JSONDecodeError as error:
         raise ValueError(
             f"not JSON ({error.msg} at column {error.colno}); write one JSON object a line"

@@ -1,0 +1,104 @@
+"""``specpilot trace``: check a trace, or write it as Parquet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from specpilot.cli.output import JsonOption, check_writable, console, write_json
+
+app = typer.Typer(help="Check and convert traces.", no_args_is_help=True)
+
+TraceArgument = Annotated[
+    Path, typer.Argument(help="Trace file (.jsonl, .gz or .zst).", metavar="TRACE", show_default=False)
+]
+PartialOption = Annotated[
+    bool,
+    typer.Option(
+        "--partial", help="Accept a trace that was cut or is still being written; say what is left out."
+    ),
+]
+
+
+@app.command("validate")
+def validate_command(
+    trace: TraceArgument,
+    partial: PartialOption = False,
+    replay: Annotated[
+        bool, typer.Option("--replay", help="Also replay it: does the policy decide the same again?")
+    ] = False,
+    json_target: JsonOption = None,
+) -> None:
+    """Check every line of a trace, and what lines say about each other.
+
+    Exit status 1 if a replay decides differently, 2 with the line's number if the trace is broken.
+    """
+    from specpilot.trace.files import read_trace
+    from specpilot.trace.replay import replay_decisions
+    from specpilot.trace.validate import validate
+
+    check_writable(json_target)
+    found = validate(trace, partial=partial)
+    screen = console(json_target)
+    result: dict[str, Any] = {
+        name: getattr(found, name)
+        for name in ("lines", "requests", "refused", "cycles", "plain_cycles", "ended", "open_requests")
+    }
+    result |= {"source": found.header.source, "policy": found.header.policy, "left_out": found.left_out}
+    screen.print(
+        f"{trace.name}: {found.lines} lines, {found.requests} requests ({found.refused} refused, "
+        f"{found.open_requests} not ended), {found.cycles} cycles ({found.plain_cycles} plain); "
+        f"source {found.header.source}, policy {found.header.policy}.",
+        soft_wrap=True,
+    )
+    if found.left_out:
+        screen.print(f"Left out: {found.left_out}", soft_wrap=True)
+    different = 0
+    if replay:
+        replayed = replay_decisions(read_trace(trace, partial=partial))
+        different = replayed.different
+        result["replay"] = {
+            "admissions": replayed.admissions,
+            "plans": replayed.plans,
+            "stops": replayed.stops,
+            "different": different,
+            "differences": replayed.differences,
+        }
+        screen.print(
+            f"Replay: {replayed.admissions} admissions, {replayed.plans} plans, {replayed.stops} stops; "
+            f"{different} differ."
+        )
+        for line in replayed.differences:
+            screen.print(f"  {line}", soft_wrap=True)
+    write_json(json_target, result)
+    if different:
+        raise typer.Exit(1)
+
+
+@app.command("export")
+def export_command(
+    trace: TraceArgument,
+    cycles: Annotated[
+        Path, typer.Argument(help="Parquet file for the cycles.", metavar="CYCLES", show_default=False)
+    ],
+    requests: Annotated[
+        Path | None,
+        typer.Argument(
+            help="Parquet file for the requests. Default: beside it, with -requests in its name.",
+            metavar="REQUESTS",
+            show_default=False,
+        ),
+    ] = None,
+    partial: PartialOption = False,
+) -> None:
+    """Write a trace as two Parquet tables: cycles and requests."""
+    from specpilot.trace.parquet import export_parquet
+
+    second = requests or cycles.with_name(f"{cycles.stem}-requests{cycles.suffix}")
+    check_writable(cycles, second)
+    if second == cycles:
+        raise ValueError(f"{second}: both tables cannot go to one file; name another one")
+    count = export_parquet(trace, cycles, second, partial=partial)
+    console(None).print(f"{count} cycles: {cycles}; their requests: {second}", soft_wrap=True)

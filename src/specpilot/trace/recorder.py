@@ -1,0 +1,361 @@
+"""Recording a run: a tap on the controller that writes down every call and every answer.
+
+:class:`TracedController` stands in front of any controller, on any engine, and takes nothing else: the
+serving loop, the HTTP server and a foreign engine's plugin call it as they would call the controller. What
+only an executor knows (verdicts, token ids) it hands in with :meth:`TraceRecorder.evidence` before the
+cycle is observed.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from specpilot.control import Controller, ControllerConfig
+from specpilot.control.planner import OptimalPlanner
+from specpilot.control.stop import StopRule
+from specpilot.control.types import (
+    Admission,
+    BatchPlan,
+    CycleOutcome,
+    CyclePlan,
+    RequestInfo,
+    RequestSummary,
+    StopCause,
+)
+from specpilot.trace.cycles import (
+    ABORTED,
+    DROPPED,
+    NO_EVIDENCE,
+    OBSERVED,
+    AdmitRecord,
+    CycleEvidence,
+    CycleRecord,
+    EndRecord,
+    LedgerState,
+    ModeRecord,
+    StopRecord,
+    TraceHeader,
+    TraceRecord,
+)
+
+EMPTY_LEDGER = LedgerState(0, 0, 0.0)
+
+
+class ControllerCalls(Protocol):
+    """The calls that are recorded (:class:`specpilot.control.Controller` and whoever looks like one)."""
+
+    def admit(self, request: RequestInfo, *, now: float) -> Admission: ...
+    def plan(self, request_ids: Sequence[str], *, now: float) -> BatchPlan: ...
+    def begin(self, cycle_ids: Sequence[int], *, now: float) -> None: ...
+    def observe(self, outcomes: Sequence[CycleOutcome], *, now: float) -> None: ...
+    def abort(self, cycle_ids: Sequence[int], *, now: float) -> None: ...
+    def finish(self, request_id: str, cause: StopCause, *, now: float) -> RequestSummary: ...
+
+
+@dataclass(slots=True)
+class _Request:
+    info: RequestInfo
+    ready_s: float
+    """Since when the request has been waiting for a cycle."""
+    cycles: int = 0
+    open: int | None = None
+
+
+@dataclass(slots=True)
+class _Open:
+    plan: CyclePlan
+    planned_s: float
+    call: int
+    place: int
+    begin_call: int | None = None
+    start_s: float = 0.0
+    ledger: LedgerState = EMPTY_LEDGER
+    evidence: CycleEvidence = NO_EVIDENCE
+
+
+class TraceRecorder:
+    """Turns a controller's calls and answers into records; each method is told *after* the call.
+
+    Args:
+        sink: takes the records, e.g. :meth:`specpilot.trace.files.TraceWriter.write`.
+        ledger: the state of the pass ledger; default: unknown, all zero.
+    """
+
+    def __init__(
+        self, sink: Callable[[TraceRecord], None], ledger: Callable[[], LedgerState] | None = None
+    ) -> None:
+        self._sink = sink
+        self._ledger = ledger
+        self._call = 0
+        self._requests: dict[str, _Request] = {}
+        self._open: dict[int, _Open] = {}
+
+    def admitted(self, request: RequestInfo, admission: Admission, now: float) -> None:
+        """``admit`` has answered."""
+        self._call += 1
+        if admission.admitted:
+            ready = now if request.arrival_s is None else request.arrival_s
+            self._requests[request.request_id] = _Request(request, ready)
+        deadline = admission.deadline_s if math.isfinite(admission.deadline_s) else 0.0
+        self._sink(
+            AdmitRecord(
+                call=self._call,
+                time_s=now,
+                request=request.request_id,
+                arrival_s=request.arrival_s,
+                prompt_tokens=request.prompt_tokens,
+                max_tokens=request.max_tokens,
+                cached_tokens=request.cached_tokens,
+                slo_ms=request.slo_ms,
+                max_draft=request.max_draft,
+                prefill_passes=request.prefill_passes,
+                drafter=request.drafter,
+                tenant=request.tenant,
+                admitted=admission.admitted,
+                deadline_s=deadline,
+                reason=admission.reason,
+            )
+        )
+
+    def planned(self, request_ids: Sequence[str], batch: BatchPlan, now: float) -> None:
+        """``plan`` has answered."""
+        self._call += 1
+        if len(request_ids) == 1:
+            places = {request_ids[0]: 0}
+        else:
+            places = {request_id: place for place, request_id in enumerate(request_ids)}
+        for plan in batch.cycles:
+            self._open[plan.cycle_id] = _Open(plan, now, self._call, places[plan.request_id])
+            self._requests[plan.request_id].open = plan.cycle_id
+        for stop in batch.stops:
+            reason = stop.reason
+            place = places[stop.request_id]
+            self._sink(
+                StopRecord(
+                    self._call,
+                    place,
+                    now,
+                    stop.request_id,
+                    stop.cause,
+                    reason.binding,
+                    reason.numbers,
+                    reason.note,
+                )
+            )
+
+    def begun(self, cycle_ids: Sequence[int], now: float) -> None:
+        """``begin`` has returned."""
+        self._call += 1
+        ledger = EMPTY_LEDGER if self._ledger is None else self._ledger()
+        for cycle_id in cycle_ids:
+            cycle = self._open[cycle_id]
+            cycle.begin_call, cycle.start_s, cycle.ledger = self._call, now, ledger
+
+    def evidence(self, cycle_id: int, evidence: CycleEvidence) -> None:
+        """What the executor knows of a running cycle; unknown cycles are ignored."""
+        cycle = self._open.get(cycle_id)
+        if cycle is not None:
+            cycle.evidence = evidence
+
+    def observed(self, outcomes: Sequence[CycleOutcome], now: float) -> None:
+        """``observe`` has returned."""
+        self._call += 1
+        for place, outcome in enumerate(outcomes):
+            self._close(outcome.cycle_id, OBSERVED, outcome, now, place)
+
+    def aborted(self, cycle_ids: Sequence[int], now: float) -> None:
+        """``abort`` has returned."""
+        self._call += 1
+        for place, cycle_id in enumerate(cycle_ids):
+            self._close(cycle_id, ABORTED, None, now, place)
+
+    def finished(self, summary: RequestSummary, now: float) -> None:
+        """``finish`` has answered; a cycle still open was dropped by it."""
+        self._call += 1
+        request = self._requests[summary.request_id]
+        if request.open is not None:
+            self._close(request.open, DROPPED, None, now, 0)
+        del self._requests[summary.request_id]
+        self._sink(
+            EndRecord(
+                call=self._call,
+                time_s=now,
+                request=summary.request_id,
+                cause=summary.cause,
+                emitted_tokens=summary.emitted_tokens,
+                target_passes=summary.target_passes,
+                pool_passes=summary.pool_passes,
+                cycles=summary.cycles,
+                e2e_ms=summary.e2e_ms,
+                met_slo=summary.met_slo,
+            )
+        )
+
+    def mode(self, mode: str) -> None:
+        """The mode was switched."""
+        self._call += 1
+        self._sink(ModeRecord(self._call, str(mode)))
+
+    def _close(
+        self, cycle_id: int, status: str, outcome: CycleOutcome | None, now: float, place: int
+    ) -> None:
+        cycle = self._open.pop(cycle_id)
+        plan = cycle.plan
+        request = self._requests[plan.request_id]
+        begun = cycle.begin_call is not None
+        start_s = cycle.start_s if begun else cycle.planned_s
+        done = outcome or CycleOutcome(cycle_id, 0, 0, 0, 0, verified_tokens=0)
+        self._sink(
+            CycleRecord(
+                request=plan.request_id,
+                index=request.cycles,
+                start_s=start_s,
+                end_s=now,
+                prompt_tokens=request.info.prompt_tokens,
+                max_draft=plan.max_draft,
+                from_pool=plan.from_pool,
+                binding=plan.reason.binding,
+                drafted=done.drafted,
+                proposed=done.proposed,
+                accepted=done.accepted,
+                emitted=done.emitted,
+                draft_ms=done.draft_ms,
+                draft_prefill_ms=done.draft_prefill_ms,
+                verify_ms=done.verify_ms,
+                host_ms=done.host_ms,
+                verified_tokens=done.verified_tokens,
+                context_tokens=done.context_tokens,
+                ledger=cycle.ledger,
+                numbers=plan.reason.numbers,
+                ended=done.ended,
+                draft_fault=done.draft_fault,
+                note=plan.reason.note,
+                confidences=done.confidences,
+                draft_prefill_tokens=done.draft_prefill_tokens,
+                batch_size=done.batch_size,
+                batch_tokens=done.batch_tokens,
+                queue_ms=max(0.0, (start_s - request.ready_s) * 1000.0),
+                drafter=request.info.drafter,
+                cycle=cycle_id,
+                status=status,
+                planned_s=cycle.planned_s,
+                deadline_s=plan.deadline_s,
+                max_nodes=plan.max_nodes,
+                shadow_draft=plan.shadow_draft,
+                stop_digest=stop_digest(plan.stop),
+                plan_call=cycle.call,
+                plan_place=cycle.place,
+                begin_call=cycle.begin_call,
+                end_call=self._call,
+                end_place=place,
+                evidence=cycle.evidence,
+            )
+        )
+        request.open = None
+        request.ready_s = now
+        request.cycles += status == OBSERVED
+
+
+class TracedController:
+    """Any controller with a tap (a decorator; what is not a call of the protocol is passed through).
+
+    Args:
+        controller: does the work.
+        sink: takes the records; the header is the caller's (see :func:`header_for`).
+    """
+
+    def __init__(self, controller: ControllerCalls, sink: Callable[[TraceRecord], None]) -> None:
+        self.controller = controller
+        ledger = getattr(controller, "ledger", None)
+        state = None if ledger is None else (lambda: ledger_state(ledger))
+        self.recorder = TraceRecorder(sink, state)
+
+    def admit(self, request: RequestInfo, *, now: float) -> Admission:
+        """Admit, and record."""
+        admission = self.controller.admit(request, now=now)
+        self.recorder.admitted(request, admission, now)
+        return admission
+
+    def plan(self, request_ids: Sequence[str], *, now: float) -> BatchPlan:
+        """Plan, and record."""
+        batch = self.controller.plan(request_ids, now=now)
+        self.recorder.planned(request_ids, batch, now)
+        return batch
+
+    def begin(self, cycle_ids: Sequence[int], *, now: float) -> None:
+        """Begin, and record."""
+        self.controller.begin(cycle_ids, now=now)
+        self.recorder.begun(cycle_ids, now)
+
+    def observe(self, outcomes: Sequence[CycleOutcome], *, now: float) -> None:
+        """Observe, and record."""
+        self.controller.observe(outcomes, now=now)
+        self.recorder.observed(outcomes, now)
+
+    def abort(self, cycle_ids: Sequence[int], *, now: float) -> None:
+        """Abort, and record."""
+        self.controller.abort(cycle_ids, now=now)
+        self.recorder.aborted(cycle_ids, now)
+
+    def finish(self, request_id: str, cause: StopCause, *, now: float) -> RequestSummary:
+        """Finish, and record."""
+        summary = self.controller.finish(request_id, cause, now=now)
+        self.recorder.finished(summary, now)
+        return summary
+
+    @property
+    def mode(self) -> str:
+        """The controller's mode; setting it is recorded."""
+        return str(getattr(self.controller, "mode"))  # noqa: B009
+
+    @mode.setter
+    def mode(self, mode: str) -> None:
+        setattr(self.controller, "mode", mode)  # noqa: B010
+        self.recorder.mode(mode)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.controller, name)
+
+
+def header_for(
+    controller: Controller, source: str, *, engine: str = "", target: str = "", draft: str = ""
+) -> TraceHeader:
+    """The header of a trace of this controller, which must not have served yet for it to be replayable."""
+    own = isinstance(controller.planner, OptimalPlanner)
+    fresh = not own or controller.snapshot() == Controller(controller.config).snapshot()
+    unused = controller.ledger.admitted == 0 and controller.ledger.passes_started == 0
+    return TraceHeader(
+        source=source,
+        policy=controller.planner.name,
+        engine=engine,
+        target=target,
+        draft=draft,
+        config=config_json(controller.config) | {"mode": str(controller.mode)},
+        snapshot=None if fresh else controller.snapshot().decode(),
+        replayable=own and unused,
+    )
+
+
+def config_json(config: ControllerConfig) -> dict[str, Any]:
+    """A configuration's fields; JSON has no infinity, so an unlimited budget is null."""
+    values = asdict(config)
+    return {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in values.items()}
+
+
+def ledger_state(ledger: Any) -> LedgerState:
+    """A :class:`~specpilot.control.budget.PassLedger`'s state."""
+    return LedgerState(ledger.admitted, ledger.passes_started, ledger.pool)
+
+
+def stop_digest(rule: StopRule) -> int:
+    """A checksum of a stop rule's coefficients and thresholds (not of its running product)."""
+    values = array("d", (rule.slope, rule.time_limit_ms, rule.step_ms, rule.verify_ms))
+    for part in (rule.intercepts, rule.keep_at, rule.draft_at):
+        values.append(float(len(part)))
+        values.extend(part)
+    return zlib.crc32(values.tobytes())
