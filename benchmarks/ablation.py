@@ -1,0 +1,260 @@
+"""What each signal is worth: the suite's scenarios with one signal of the policy off at a time.
+
+    python benchmarks/ablation.py [--seeds evaluation|development] [--requests 600] [--signal NAME]
+
+Each row switches one signal off by patching the estimator behind it (nothing in the product knows of
+ablations) and replays the same arrivals; a cell is the change of specpilot's goodput, the least and the
+most over the three loads. A signal that costs less than 0.5 % everywhere and guards no invariant has no
+reason to stay. Simulated workloads; differences below about 0.3 % are chance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+from unittest.mock import patch
+
+from specpilot.control import planner
+from specpilot.control.acceptance import Change, Difficulty, HazardTable
+from specpilot.control.budget import PassPrice
+from specpilot.control.calibration import Calibration
+from specpilot.control.cost import CostModel, UpperQuantile
+from specpilot.control.health import Fallback
+from specpilot.control.latency import DeadlineTracker, TimePrice
+from specpilot.simulation.policies import replay_policy
+from specpilot.simulation.replay import ReplayRequest
+from specpilot.simulation.scenarios import DEVELOPMENT_SEEDS, EVALUATION_SEEDS, SCENARIOS, VERSION, scenario
+from specpilot.simulation.suite import LOADS, offered
+
+THRESHOLD = 0.005
+NEVER = 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """One signal off: patches (object, attribute, replacement), configuration changes, no confidences.
+
+    ``guards`` names the invariant or promise that keeps the signal whatever it costs.
+    """
+
+    patches: tuple[tuple[Any, str, Any], ...] = ()
+    config: dict[str, float] = field(default_factory=dict)
+    confidences: bool = True
+    guards: str = ""
+
+
+def _pooled_positions(self: HazardTable, count: int) -> list[float]:
+    """One α for all positions: accepted ÷ reached over the whole block."""
+    reached, accepted = sum(self.reached), sum(self.accepted)
+    return [(accepted + self.shrinkage * self.prior) / (reached + self.shrinkage)] * count
+
+
+def _nothing(*args: object, **kwargs: object) -> None:
+    """An estimator that does not learn."""
+
+
+def _keep_weights(
+    self: Difficulty, weights: Sequence[float], hazards: Sequence[float], accepted: int, proposed: int
+) -> list[float]:
+    """No request is easier or harder than another."""
+    return list(weights)
+
+
+def _always_full_price(self: TimePrice, waiting: int, left_ms: float) -> float:
+    return self.busy_rate
+
+
+def _no_queue(self: TimePrice, waiting: int, left_ms: float) -> float:
+    return self.busy_rate * max(self._floor, self.utilisation**6)
+
+
+def _no_utilisation(self: TimePrice, waiting: int, left_ms: float) -> float:
+    if not waiting or not self._cycles:
+        return self.busy_rate * self._floor
+    queue_ms = waiting * self._time_ms / self._cycles
+    return self.busy_rate * max(self._floor, min(1.0, queue_ms / max(left_ms, 1.0)))
+
+
+def _reset_upper(self: UpperQuantile, ratio: float) -> None:
+    self.ratio = 1.0
+
+
+def _no_change(self: Change, surprise: float, variance: float) -> bool:
+    return False
+
+
+def _never_fall_back(self: Fallback, *args: object, **kwargs: object) -> bool:
+    return False
+
+
+def _free_pass(self: PassPrice, fill: float) -> float:
+    return 0.0
+
+
+def _free_prefill(self: CostModel, tokens: float) -> float:
+    return 0.0
+
+
+def _one_bucket(prompt_tokens: int) -> int:
+    return 0
+
+
+ABLATIONS: dict[str, Ablation] = {
+    "acceptance by position": Ablation(((HazardTable, "hazards", _pooled_positions),)),
+    "acceptance by prompt length": Ablation(((planner, "bucket_of", _one_bucket),)),
+    "draft confidence": Ablation(confidences=False),
+    "calibration (α̂ = max q)": Ablation(((Calibration, "observe", _nothing),)),
+    "open blocks": Ablation(config={"open_block_every": NEVER}),
+    "request difficulty": Ablation(((Difficulty, "posterior", _keep_weights),)),
+    "change detection": Ablation(((Change, "observe", _no_change),), guards="I6 (recovery)"),
+    "shrinkage to the pooled table": Ablation(config={"shrinkage": 0.01}),
+    "learnt costs": Ablation(
+        (
+            (CostModel, "observe_draft", _nothing),
+            (CostModel, "observe_verify", _nothing),
+            (CostModel, "observe_host", _nothing),
+        ),
+        guards="SLO",
+    ),
+    "upper quantiles": Ablation(((UpperQuantile, "observe", _reset_upper),), guards="SLO"),
+    "draft prefill in the price": Ablation(((CostModel, "draft_prefill_ms", _free_prefill),)),
+    "internal deadline": Ablation(((DeadlineTracker, "observe", _nothing),), guards="SLO"),
+    "θ by load (θ = θ* always)": Ablation(((TimePrice, "price", _always_full_price),)),
+    "θ by the queue": Ablation(((TimePrice, "price", _no_queue),)),
+    "θ by utilisation": Ablation(((TimePrice, "price", _no_utilisation),)),
+    "θ's floor": Ablation(config={"idle_price": 0.0}),
+    "λ (price of a pool pass)": Ablation(((PassPrice, "price", _free_pass),)),
+    "finish bonus": Ablation(config={"finish_bonus_tokens": 0.0}),
+    "fallback and its hysteresis": Ablation(((Fallback, "decide", _never_fall_back),), guards="I6"),
+    "circuit breaker": Ablation(config={"breaker_faults": NEVER}, guards="I6"),
+    "cold start at a static length": Ablation(((planner, "COLD_BLOCKS", 0),)),
+    "length so far (end hazard)": Ablation(((planner.EndHazard, "observe", _nothing),)),
+}
+"""By name; every signal of the policy page's table has a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One scenario, load and seed, and the signals to switch off on it; picklable."""
+
+    scenario: str
+    load: float
+    seed: int
+    requests: int
+    signals: tuple[str, ...]
+
+
+@contextmanager
+def without(signal: str) -> Iterator[Ablation]:
+    """The signal is off inside; patching an attribute that is gone raises AttributeError."""
+    ablation = ABLATIONS[signal]
+    with ExitStack() as stack:
+        for owner, attribute, replacement in ablation.patches:
+            stack.enter_context(patch.object(owner, attribute, replacement))
+        yield ablation
+
+
+def measure(cell: Cell) -> dict[str, tuple[float, float]]:
+    """(goodput, SLO attainment) with everything (key "") and without each signal."""
+    one = scenario(cell.scenario)
+    requests = offered(one, cell.load, cell.seed, cell.requests)
+
+    def result(ablation: Ablation) -> tuple[float, float]:
+        served = requests if ablation.confidences else list(map(_blind, requests))
+        config = replace(one.config, **ablation.config)  # type: ignore[arg-type]
+        run = replay_policy("specpilot", served, one.costs, config, closed_loop=not cell.load).result
+        return run.goodput_tokens_per_s, run.slo_attainment
+
+    results = {"": result(Ablation())}
+    for signal in cell.signals:
+        with without(signal) as ablation:
+            results[signal] = result(ablation)
+    return results
+
+
+def _blind(request: ReplayRequest) -> ReplayRequest:
+    return replace(request, trace=replace(request.trace, confidence=None))
+
+
+def table(cells: Iterable[Cell], results: Iterable[dict[str, tuple[float, float]]]) -> dict[str, Any]:
+    """Signal → scenario → changes of mean goodput, one for each load; SLO changes beside them."""
+    grouped: dict[tuple[str, float], list[dict[str, tuple[float, float]]]] = {}
+    for cell, result in zip(cells, results, strict=True):
+        print(".", end="", file=sys.stderr, flush=True)
+        grouped.setdefault((cell.scenario, cell.load), []).append(result)
+    print(file=sys.stderr)
+    changes: dict[str, Any] = {}
+    for (name, _), rows in grouped.items():
+        for signal in rows[0]:
+            if signal:
+                goodput = fmean(r[signal][0] for r in rows) / fmean(r[""][0] for r in rows) - 1.0
+                slo = fmean(r[signal][1] for r in rows) - fmean(r[""][1] for r in rows)
+                entry = changes.setdefault(signal, {}).setdefault(name, {"goodput": [], "slo": []})
+                entry["goodput"].append(goodput)
+                entry["slo"].append(slo)
+    return changes
+
+
+def markdown(changes: dict[str, Any]) -> str:
+    """A row a signal: the worst change anywhere, by scenario least … most over the loads, the verdict."""
+    names = list(next(iter(changes.values())))
+    lines = [
+        "| without | worst | " + " | ".join(names) + " | verdict |",
+        "| --- " * (len(names) + 3) + "|",
+    ]
+    for signal, row in changes.items():
+        worst = min(min(entry["goodput"]) for entry in row.values())
+        guards = ABLATIONS[signal].guards
+        verdict = (
+            "stays" if worst <= -THRESHOLD else f"guards {guards}" if guards else "**no reason to stay**"
+        )
+        cells = [f"{100 * min(row[n]['goodput']):+.1f} … {100 * max(row[n]['goodput']):+.1f}" for n in names]
+        lines.append(f"| {signal} | {100 * worst:+.1f} % | " + " | ".join(cells) + f" | {verdict} |")
+    return "\n".join(lines)
+
+
+def main() -> int:
+    """Run the ablations and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--seeds", choices=("evaluation", "development"), default="evaluation")
+    parser.add_argument("--requests", type=int, default=600)
+    parser.add_argument("--signal", action="append", choices=tuple(ABLATIONS), help="repeatable; default all")
+    parser.add_argument("--only", action="append", help="a scenario's name; repeatable")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    seeds = EVALUATION_SEEDS if options.seeds == "evaluation" else DEVELOPMENT_SEEDS
+    names = [scenario(name).name for name in options.only or [one.name for one in SCENARIOS]]
+    signals = tuple(options.signal or ABLATIONS)
+    cells = [
+        Cell(name, load, seed, options.requests, signals)
+        for name in names
+        for load in LOADS
+        for seed in seeds
+    ]
+    with ProcessPoolExecutor(max(1, options.processes)) as pool:
+        changes = table(cells, pool.map(measure, cells))
+    text = (
+        f"Scenario suite version {VERSION}, {options.seeds} seeds {seeds}, {options.requests} requests each. "
+        "Change of goodput in per cent with one signal off, least … most over the loads.\n\n"
+        f"{markdown(changes)}"
+    )
+    print(text)
+    if options.markdown:
+        options.markdown.write_text(text + "\n", encoding="utf-8")
+    if options.json:
+        options.json.write_text(json.dumps(changes, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
