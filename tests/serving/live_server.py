@@ -183,7 +183,8 @@ def running(
     keys: Keys | None = None,
 ) -> Iterator[Running]:
     """Serve ``pair`` until the block ends."""
-    run = Running(Server(pair, config or ServerConfig(port=0), promises=promises, keys=keys))
+    config = config or ServerConfig(port=0, measure=False)
+    run = Running(Server(pair, config, promises=promises, keys=keys))
     run.start()
     try:
         yield run

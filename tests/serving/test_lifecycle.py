@@ -43,7 +43,7 @@ def at_rest(run: Running) -> bool:
 def test_a_client_that_leaves_frees_its_place(serve: Serve) -> None:
     """With and without a stream, running and waiting."""
     target = Gated(scripted())
-    run = serve(scripted_pair(target), ServerConfig(port=0, max_batch=1))
+    run = serve(scripted_pair(target), ServerConfig(port=0, measure=False, max_batch=1))
     for stream in (False, True):
         target.open.clear()
         running = ask(run, prompt="ab", stream=stream, continuation=False)
@@ -67,7 +67,7 @@ def test_a_client_that_leaves_frees_its_place(serve: Serve) -> None:
 
 def test_a_target_that_fails_once_is_an_error_for_those_in_the_pass_alone(serve: Serve) -> None:
     target = Gated(scripted())
-    run = serve(scripted_pair(target), ServerConfig(port=0))
+    run = serve(scripted_pair(target), ServerConfig(port=0, measure=False))
     target.fail_next = 1
     for stream in (False, True):
         reply = run.post({"prompt": "ab", "continuation": False, "stream": stream})
@@ -100,7 +100,7 @@ def test_a_controller_that_fails_leaves_no_client_without_an_answer(serve: Serve
 
 def test_an_engine_that_hangs_is_given_up(serve: Serve) -> None:
     target = Gated(scripted())
-    run = serve(scripted_pair(target), ServerConfig(port=0, request_timeout_s=0.2))
+    run = serve(scripted_pair(target), ServerConfig(port=0, measure=False, request_timeout_s=0.2))
     target.open.clear()
     reply = run.post({"prompt": "ab"})
     assert (reply.status, reply.error["code"]) == (504, "timeout")
@@ -112,7 +112,7 @@ def test_an_engine_that_hangs_is_given_up(serve: Serve) -> None:
 
 def test_a_draft_that_hangs_costs_no_answer(serve: Serve) -> None:
     draft = Gated(scripted())
-    run = serve(scripted_pair(draft=draft), ServerConfig(port=0, draft_timeout_ms=20.0))
+    run = serve(scripted_pair(draft=draft), ServerConfig(port=0, measure=False, draft_timeout_ms=20.0))
     wanted = Letters().decode(plain_greedy(scripted(), Letters().encode("ab"), 24))
     draft.open.clear()
     reply = run.post({"prompt": "ab", "continuation": False, "whole_words": False})
@@ -123,7 +123,7 @@ def test_a_draft_that_hangs_costs_no_answer(serve: Serve) -> None:
 
 def test_many_threads_and_leavers_keep_the_books(serve: Serve) -> None:
     """200 requests, a third of whose clients leave: all are accounted for, every text is a prefix."""
-    run = serve(scripted_pair(), ServerConfig(port=0, max_outstanding=400))
+    run = serve(scripted_pair(), ServerConfig(port=0, measure=False, max_outstanding=400))
     texts: list[tuple[str, str]] = []
 
     def one(number: int) -> None:

@@ -100,7 +100,7 @@ def test_other_content_types_methods_and_paths(bundled: Running) -> None:
 
 
 def test_large_bodies_are_not_read(serve: Serve) -> None:
-    run = serve(scripted_pair(), ServerConfig(port=0, max_body_bytes=1000))
+    run = serve(scripted_pair(), ServerConfig(port=0, measure=False, max_body_bytes=1000))
     declared = raw(run, head(1001))
     assert declared.startswith(b"HTTP/1.1 413")
     chunk = b"3e8\r\n" + b" " * 1000 + b"\r\n"
@@ -111,7 +111,9 @@ def test_large_bodies_are_not_read(serve: Serve) -> None:
 
 
 def test_slow_bodies_and_headers_time_out(serve: Serve) -> None:
-    run = serve(scripted_pair(), ServerConfig(port=0, body_timeout_s=0.1, header_timeout_s=0.1))
+    run = serve(
+        scripted_pair(), ServerConfig(port=0, measure=False, body_timeout_s=0.1, header_timeout_s=0.1)
+    )
     assert raw(run, head(10) + b"{").startswith(b"HTTP/1.1 408")
     assert raw(run, b"POST /v1/comp").startswith(b"HTTP/1.1 408")
     assert raw(run, b"").startswith(b"HTTP/1.1 408")
@@ -124,7 +126,7 @@ def test_headers_without_end_are_cut_off(serve: Serve) -> None:
 
 
 def test_a_prompt_beyond_the_servers_limit(serve: Serve) -> None:
-    run = serve(scripted_pair(), ServerConfig(port=0, max_prompt_tokens=4))
+    run = serve(scripted_pair(), ServerConfig(port=0, measure=False, max_prompt_tokens=4))
     assert run.post({"prompt": "abcd"}).status == 200
     reply = run.post({"prompt": "abcde"})
     assert (reply.status, reply.error["code"]) == (400, "context_length_exceeded")
@@ -132,7 +134,7 @@ def test_a_prompt_beyond_the_servers_limit(serve: Serve) -> None:
 
 def test_too_many_in_flight(serve: Serve) -> None:
     target = Gated(scripted())
-    run = serve(scripted_pair(target), ServerConfig(port=0, max_outstanding=1))
+    run = serve(scripted_pair(target), ServerConfig(port=0, measure=False, max_outstanding=1))
     target.open.clear()
     service = run.server.service
     with socket.create_connection(("127.0.0.1", run.port)) as first:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -25,13 +26,19 @@ def run(
     pass_budget: Annotated[float, typer.Option(help="Target passes per request.")] = DEFAULTS.pass_budget,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
-    mode: Annotated[str, typer.Option(help="Who chooses the draft length: off, shadow or on.")] = "on",
+    mode: Annotated[
+        str,
+        typer.Option(help="Who chooses the draft length: off, shadow or on; can be switched while running."),
+    ] = "on",
     model_name: Annotated[str, typer.Option(help="The name that clients give as model.")] = "specpilot",
     threads: Annotated[int, typer.Option(help="ONNX Runtime's threads for a pass.")] = 1,
     max_batch: Annotated[int, typer.Option(help="Most requests in one target pass.")] = 4,
     max_outstanding: Annotated[int, typer.Option(help="Most requests in flight.")] = 64,
     max_prompt_tokens: Annotated[
         int | None, typer.Option(help="Longest prompt. Default: the context.", show_default=False)
+    ] = None,
+    max_tenant_outstanding: Annotated[
+        int | None, typer.Option(help="Most requests in flight for each tenant.", show_default=False)
     ] = None,
     tenant_pool_cap: Annotated[
         int | None, typer.Option(help="Most pool passes a tenant may draw.", show_default=False)
@@ -40,19 +47,29 @@ def run(
         int, typer.Option(help="Most tokens in the continuation cache; 0: off.")
     ] = 1_000_000,
     cache_mb: Annotated[int, typer.Option(help="Most MiB of KV caches kept per model.")] = 256,
-    draft_timeout_ms: Annotated[float, typer.Option(help="After this a draft counts as hung.")] = 250.0,
+    draft_timeout_ms: Annotated[float, typer.Option(help="After this a draft counts as hung.")] = 100.0,
+    snapshot: Annotated[
+        Path | None, typer.Option(help="File for the learned state between runs.", show_default=False)
+    ] = None,
+    trace: Annotated[
+        Path | None, typer.Option(help="File for a record per cycle.", show_default=False)
+    ] = None,
+    measure: Annotated[bool, typer.Option(help="Time the engine at the start.")] = True,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
 ) -> None:
     """Serve OpenAI's API within the promises.
 
-    Bearer tokens: SPECPILOT_API_KEYS=name:token,… in the environment; each name is a tenant.
+    Bearer tokens in the environment: SPECPILOT_API_KEYS=name:token,… (each name is a tenant) for clients,
+    SPECPILOT_ADMIN_KEY=token for /admin.
     """
+    from specpilot.cli.output import check_writable
     from specpilot.pair import load_pair
     from specpilot.serving.app import Server
     from specpilot.serving.chat import find_chat_format
     from specpilot.serving.config import Keys, ServerConfig
     from specpilot.serving.http import serve
 
+    check_writable(snapshot, trace)
     if mode not in tuple(Mode):
         raise ValueError(f"mode: {mode!r} is not off, shadow or on; use one of them")
     promises = ControllerConfig(
@@ -64,10 +81,14 @@ def run(
         model_name=model_name,
         max_batch=max_batch,
         max_outstanding=max_outstanding,
+        max_tenant_outstanding=max_tenant_outstanding,
         max_prompt_tokens=max_prompt_tokens,
         continuation_tokens=continuation_tokens,
         cache_bytes=cache_mb << 20,
         draft_timeout_ms=draft_timeout_ms,
+        snapshot=snapshot,
+        trace=trace,
+        measure=measure,
         log_prompts=log_prompts,
     )
     keys = Keys(os.environ)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
@@ -20,13 +21,17 @@ from specpilot.drafters.guarded import GuardedDrafter
 from specpilot.drafters.model import ModelDrafter
 from specpilot.models.sessions import CacheStore
 from specpilot.pair import Pair
+from specpilot.serving.admin import Admin
 from specpilot.serving.api import Api
 from specpilot.serving.chat import ChatFormat
 from specpilot.serving.config import Keys, ServerConfig
 from specpilot.serving.engine import Engine
 from specpilot.serving.errors import ApiError
 from specpilot.serving.gate import Gate
+from specpilot.serving.metrics import EngineState, Metrics
 from specpilot.serving.service import CompletionService
+from specpilot.serving.state import SnapshotFile, measure_engine
+from specpilot.serving.tracing import TraceWriter
 from specpilot.targets.model import ModelTarget
 
 LOG = logging.getLogger("specpilot.serving")
@@ -61,7 +66,12 @@ class Server:
         drafter = GuardedDrafter(
             ModelDrafter(pair.draft, self.stores[1]), config.draft_timeout_ms, target.vocab_size
         )
-        observers: list[LoopObserver] = []
+        self.metrics = Metrics()
+        self._snapshot = None if config.snapshot is None else SnapshotFile(config.snapshot)
+        self._trace = None if config.trace is None else TraceWriter(config.trace, self.controller)
+        observers: list[LoopObserver] = [self.metrics]
+        if self._trace is not None:
+            observers.append(self._trace)
         self.engine = Engine(
             self.controller,
             ModelTarget(target, self.stores[0]),
@@ -71,7 +81,14 @@ class Server:
             observers=observers,
         )
         self.service = CompletionService(
-            self.engine, config, tokenizer, target.eos_token_ids, self.stores[0].shared
+            self.engine, config, tokenizer, target.eos_token_ids, self.stores[0].shared, self.metrics
+        )
+        self.metrics.registry.register(
+            EngineState(
+                self.engine,
+                {"target": self.stores[0], "draft": self.stores[1]},
+                lambda: self.service.continuations.tokens,
+            )
         )
         self.api = Api(
             self.service,
@@ -97,6 +114,7 @@ class Server:
             openapi_url="/openapi.json",
         )
         app.include_router(self.api.router(), responses=_ERRORS)
+        app.include_router(Admin(self.engine, self.metrics).router(), responses=_ERRORS)
         app.add_api_route("/health", self.health, methods=["GET"], response_class=Response)
         app.add_exception_handler(ApiError, _api_error)
         app.add_exception_handler(RequestValidationError, _validation_error)
@@ -107,6 +125,7 @@ class Server:
             keys=keys,
             max_body_bytes=self.config.max_body_bytes,
             body_timeout_s=self.config.body_timeout_s,
+            on_response=self.metrics.response,
         )
         plain = app.openapi
 
@@ -128,14 +147,29 @@ class Server:
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: FastAPI) -> AsyncIterator[None]:
+        known = self._snapshot is not None and self._snapshot.restore(self.controller)
+        if self.config.measure and not known:
+            await asyncio.to_thread(measure_engine, self.controller, self.pair.target, self.pair.draft)
         self.engine.start()
+        saving = asyncio.create_task(self._save_now_and_then())
         try:
             yield
         finally:
             self.service.draining = True
+            saving.cancel()
             self.drained = self.engine.stop(self.config.drain_timeout_s)
             if not self.drained:
                 LOG.error("the engine hangs; the process ends without it")
+            if self._snapshot is not None:
+                self._snapshot.save(self.engine)
+            if self._trace is not None:
+                self._trace.close()
+
+    async def _save_now_and_then(self) -> None:
+        """A crash loses no more than what was learned since."""
+        while self._snapshot is not None:
+            await asyncio.sleep(self.config.snapshot_every_s)
+            await asyncio.to_thread(self._snapshot.save, self.engine)
 
 
 _ERROR_SCHEMA = {
@@ -159,6 +193,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     for status, text in (
         (400, "A field is wrong; param names it"),
         (401, "The bearer token is missing or unknown"),
+        (403, "For the administrator"),
         (404, "No such model"),
         (408, "The body came too slowly"),
         (413, "The body is too large"),

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 KEYS_VARIABLE = "SPECPILOT_API_KEYS"
 """``name:token`` pairs, comma-separated; each name is a tenant. Unset: no token is asked for."""
@@ -33,10 +34,12 @@ class ServerConfig:
     max_body_bytes: int = 1 << 20
     max_outstanding: int = 64
     """Most requests admitted and not ended; the next one is refused."""
+    max_tenant_outstanding: int | None = None
+    """The same for each tenant; None: no limit of its own."""
     max_connections: int = 512
     max_batch: int = 4
     """Most requests in one target pass."""
-    draft_timeout_ms: float = 250.0
+    draft_timeout_ms: float = 100.0
     """After this a draft counts as hung and the cycle decodes with the target alone."""
     cache_bytes: int = 256 << 20
     """Most memory per model for the KV caches that sessions keep between requests."""
@@ -49,6 +52,13 @@ class ServerConfig:
     """After this an answer is given up (the engine hangs); far beyond any deadline."""
     drain_timeout_s: float = 10.0
     """On SIGTERM: how long requests in flight may take."""
+    snapshot: Path | None = None
+    """Where the learned state is kept between runs."""
+    snapshot_every_s: float = 60.0
+    trace: Path | None = None
+    """Where a record per cycle is written; no text is in it."""
+    measure: bool = True
+    """Whether the engine is timed at the start (a second or two) where no snapshot says what it costs."""
     log_prompts: bool = False
 
     def __post_init__(self) -> None:
@@ -74,6 +84,7 @@ class ServerConfig:
             "keep_alive_s",
             "request_timeout_s",
             "drain_timeout_s",
+            "snapshot_every_s",
         ):
             if not getattr(self, name) > 0.0:
                 raise ValueError(f"{name}: {getattr(self, name)} is not > 0; give a duration")
@@ -82,8 +93,9 @@ class ServerConfig:
                 f"default_max_tokens: {self.default_max_tokens} exceeds max_tokens_limit "
                 f"{self.max_tokens_limit}; raise the limit"
             )
-        if self.max_prompt_tokens is not None and self.max_prompt_tokens < 1:
-            raise ValueError(f"max_prompt_tokens: {self.max_prompt_tokens} is not ≥ 1; give a count")
+        for name in ("max_prompt_tokens", "max_tenant_outstanding"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} is not ≥ 1; give a count")
 
 
 class Keys:

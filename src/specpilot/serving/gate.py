@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,19 +20,34 @@ class Gate:
         keys: who may call ``/v1`` and ``/admin``.
         max_body_bytes: larger bodies get 413, without being read.
         body_timeout_s: slower ones get 408.
+        on_response: told the status of each response.
     """
 
-    def __init__(self, app: ASGIApp, keys: Keys, max_body_bytes: int, body_timeout_s: float) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: Keys,
+        max_body_bytes: int,
+        body_timeout_s: float,
+        on_response: Callable[[int], None] = lambda status: None,
+    ) -> None:
         self._app = app
         self._keys = keys
         self._max_body_bytes = max_body_bytes
         self._body_timeout_s = body_timeout_s
+        self._on_response = on_response
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._on_response(message["status"])
+            await send(message)
+
         try:
             scope.setdefault("state", {})["tenant"] = self._tenant(scope)
             if scope["method"] in ("POST", "PUT", "PATCH"):
@@ -40,11 +55,11 @@ class Gate:
         except ApiError as error:
             # What is left of the body is not read: the connection cannot be used again.
             error.headers.setdefault("Connection", "close")
-            await error.response()(scope, receive, send)
+            await error.response()(scope, receive, counted)
             return
         except _Gone:
             return
-        await self._app(scope, receive, send)
+        await self._app(scope, receive, counted)
 
     def _tenant(self, scope: Scope) -> str:
         path: str = scope["path"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -21,6 +22,7 @@ from specpilot.serving.config import ServerConfig
 from specpilot.serving.continuation import ContinuationCache
 from specpilot.serving.engine import Engine, Job
 from specpilot.serving.errors import ApiError, overloaded
+from specpilot.serving.metrics import Metrics
 from specpilot.serving.words import has_word, shown, whole_words
 
 
@@ -144,7 +146,7 @@ class CompletionService:
         detokenizer: gives text.
         eos_token_ids: what ends an output.
         shared: how many tokens of a prompt the target's session caches hold (session, prompt).
-        on_continuation: told of each look-up (hit or not, tokens served) for the metrics.
+        metrics: counts what the engine does not see.
     """
 
     def __init__(
@@ -153,8 +155,8 @@ class CompletionService:
         config: ServerConfig,
         detokenizer: Detokenizer,
         eos_token_ids: frozenset[int],
-        shared: Callable[[str, Sequence[int]], int] = lambda session, prompt: 0,
-        on_continuation: Callable[[str, int], None] = lambda outcome, tokens: None,
+        shared: Callable[[str, Sequence[int]], int],
+        metrics: Metrics,
     ) -> None:
         self.engine = engine
         self.config = config
@@ -163,8 +165,9 @@ class CompletionService:
         self._detokenizer = detokenizer
         self._eos = eos_token_ids
         self._shared = shared
-        self._on_continuation = on_continuation
+        self._metrics = metrics
         self._numbers = count(1)
+        self._in_flight: Counter[str] = Counter()  # by tenant
 
     def start(self, ask: Ask, arrival_s: float) -> Run:
         """Take a request up.
@@ -177,6 +180,7 @@ class CompletionService:
             ApiError: 429 if it cannot be served as promised, 503 while the server shuts down.
         """
         if self.draining:
+            self._metrics.turned_away("shutting_down")
             raise ApiError(
                 503, "the server is shutting down; try again elsewhere", "server_error", code="shutting_down"
             )
@@ -198,9 +202,9 @@ class CompletionService:
                 cause = request.ended or _cut(rest.cause)
                 worth = has_word(request.text) if ask.whole_words else bool(request.text)
                 if request.ended is not None or (rest.lasting and worth):
-                    self._on_continuation("hit", carried)
+                    self._metrics.continuation("hit", carried)
                     return self._from_cache(ask, request, cause, arrival_s)
-            self._on_continuation("carried" if carried else "miss", carried)
+            self._metrics.continuation("carried" if carried else "miss", carried)
         return self._submit(ask, request, carried, arrival_s)
 
     def _from_cache(self, ask: Ask, request: DecodingRequest, cause: StopCause, arrival_s: float) -> Run:
@@ -211,12 +215,7 @@ class CompletionService:
         return run
 
     def _submit(self, ask: Ask, request: DecodingRequest, carried: int, arrival_s: float) -> Run:
-        if self.engine.outstanding >= self.config.max_outstanding:
-            raise overloaded(
-                f"{self.config.max_outstanding} requests are in flight, which is the most; retry later",
-                250.0,
-                "too_many_requests",
-            )
+        self._check_room(ask.tenant)
         request_id = request.request_id
         info = replace(
             request.info(arrival_s=arrival_s, slo_ms=ask.slo_ms),
@@ -231,7 +230,20 @@ class CompletionService:
         admission = self.engine.submit(request, info, listener)
         if not admission.admitted:
             raise self._refusal(ask, admission)
+        self._in_flight[ask.tenant] += 1
         return run
+
+    def _check_room(self, tenant: str) -> None:
+        own = self.config.max_tenant_outstanding
+        for most, taken, reason, whose in (
+            (self.config.max_outstanding, self.engine.outstanding, "too_many_requests", ""),
+            (own, self._in_flight[tenant], "too_many_tenant_requests", " of yours"),
+        ):
+            if most is not None and taken >= most:
+                self._metrics.turned_away(reason)
+                raise overloaded(
+                    f"{most} requests{whose} are in flight, which is the most; retry later", 250.0, reason
+                )
 
     def _cached(self, ask: Ask) -> int:
         if ask.session_key is None:
@@ -249,6 +261,7 @@ class CompletionService:
 
     def finished(self, ask: Ask, run: Run, job: Job, carried: int) -> None:
         """A request in the engine is over: keep what is verified, answer."""
+        self._in_flight -= Counter((ask.tenant,))  # drops what falls to 0
         request, summary = job.request, job.summary
         if summary is None:  # the engine sets it before it tells
             return

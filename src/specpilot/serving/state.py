@@ -1,0 +1,82 @@
+"""What a server knows at its start: the state an earlier run has learned, and what the engine costs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from pathlib import Path
+
+from specpilot.control import Controller
+from specpilot.control.cost import KNOTS
+from specpilot.models.base import CausalLM
+from specpilot.serving.engine import Engine
+from specpilot.simulation.measure import measure_costs
+
+LOG = logging.getLogger("specpilot.serving")
+
+
+class SnapshotFile:
+    """A file with the controller's learned state, replaced as a whole.
+
+    Args:
+        path: the file; it need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def restore(self, controller: Controller) -> bool:
+        """Take up what is in the file; False, with a warning, if there is nothing that can be used.
+
+        A server starts without it as well: it learns anew.
+        """
+        try:
+            data = self._path.read_bytes()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            LOG.warning("snapshot %s cannot be read (%s); learning starts anew", self._path, error)
+            return False
+        try:
+            controller.restore(data)
+        except ValueError as error:
+            LOG.warning("snapshot %s cannot be used (%s); learning starts anew", self._path, error)
+            return False
+        return True
+
+    def save(self, engine: Engine) -> bool:
+        """Write the state, so that a crash leaves the old file or the new one; False if it cannot."""
+        with engine.lock:
+            data = engine.controller.snapshot()
+        try:
+            with tempfile.NamedTemporaryFile(
+                dir=self._path.parent, prefix=self._path.name, delete=False
+            ) as file:
+                try:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    os.replace(file.name, self._path)
+                except BaseException:
+                    os.unlink(file.name)
+                    raise
+        except OSError as error:
+            LOG.error("snapshot %s cannot be written (%s)", self._path, error)
+            return False
+        return True
+
+
+def measure_engine(controller: Controller, target: CausalLM, draft: CausalLM) -> None:
+    """Time both models and tell the controller, so that it need not guess for its first requests.
+
+    It also is their warm-up: buffers are allocated and pages read before anybody waits.
+    """
+    costs = measure_costs(target, draft, rounds=2)
+    cost = controller.cost
+    limit = min(target.context_limit, draft.context_limit)
+    for _ in range(2):  # two rounds over the knots make the model calibrated
+        for width in KNOTS:
+            if width <= limit:
+                cost.observe_verify(width, 0, costs.verify_ms(width, 0))
+                cost.observe_draft(1, costs.draft_step(0), width, costs.draft_forward(width))
