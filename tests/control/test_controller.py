@@ -8,6 +8,7 @@ import pytest
 
 from specpilot.control import Controller, ControllerConfig, CycleOutcome, CyclePlan, RequestInfo, StopCause
 from specpilot.control.horizon import best_length, future_values, thresholds
+from specpilot.control.planner import OptimalPlanner
 from specpilot.control.types import Binding
 
 
@@ -282,3 +283,64 @@ def test_a_plain_cycle_does_not_use_up_the_breakers_trial() -> None:
         assert plan is not None
         allowed.append(plan.max_draft > 0)
     assert allowed == [False, False, False, False, True]
+
+
+# --- engines that draft after the target's pass ---------------------------------------------------
+
+
+def test_a_prefill_that_carries_no_draft_plans_none_and_does_not_ask_the_planner() -> None:
+    controller = Controller(ControllerConfig(pass_budget=3.0))
+    assert isinstance(controller.planner, OptimalPlanner)
+    controller.admit(RequestInfo("a", 40, 24, prefill_drafts=False), now=0.0)
+    plan = controller.plan(["a"], now=0.0).cycles[0]
+    assert (plan.max_draft, plan.reason.note) == (0, "prefill")
+    assert not controller.planner.learned()["contexts"]
+    controller.begin([plan.cycle_id], now=0.0)
+    controller.observe([outcome(plan, 0, 0, verified_tokens=40)], now=0.01)
+    assert controller.plan(["a"], now=0.01).cycles[0].max_draft > 0
+
+
+def test_a_chunk_of_the_prompt_is_a_pass_that_leaves_the_rest_to_do() -> None:
+    controller = Controller(ControllerConfig(pass_budget=3.0))
+    controller.admit(RequestInfo("a", 100, 24, prefill_passes=1, prefill_drafts=False), now=0.0)
+    for width, emitted in ((64, 0), (36, 1)):
+        plan = controller.plan(["a"], now=0.0).cycles[0]
+        controller.begin([plan.cycle_id], now=0.0)
+        done = CycleOutcome(plan.cycle_id, 0, 0, 0, emitted, verify_ms=7.0, verified_tokens=width)
+        controller.observe([done], now=0.0)
+        assert controller._requests["a"].uncached == (36 if not emitted else 1)
+    assert controller.ledger.passes("a") == (2, 0)
+
+
+def test_expected_draft_is_what_the_next_plan_asks_for_and_changes_nothing() -> None:
+    """Two controllers, one of them asked: same plans; the forecast covers τ in all but a few cycles."""
+    asked, silent = (Controller(ControllerConfig(pass_budget=math.inf, max_draft=8)) for _ in range(2))
+    short = 0
+    for number in range(12):
+        name, now = f"r{number}", number * 1.0
+        for controller in (asked, silent):
+            controller.admit(RequestInfo(name, 40, 40, prefill_drafts=False, slo_ms=60_000.0), now=now)
+        expected = 0
+        for cycle in range(8):
+            now += 0.01
+            plan, same = (controller.plan([name], now=now).cycles[0] for controller in (asked, silent))
+            assert plan == same
+            short += cycle > 0 and plan.max_draft > expected
+            for controller in (asked, silent):
+                controller.begin([plan.cycle_id], now=now)
+            expected = asked.expected_draft(name, now=now)
+            accepted = min(plan.max_draft, 2)
+            for controller in (asked, silent):
+                controller.observe([outcome(plan, plan.max_draft, accepted)], now=now + 0.008)
+        for controller in (asked, silent):
+            controller.finish(name, StopCause.STOP, now=now)
+    assert asked.snapshot() == silent.snapshot()
+    assert short <= 4  # of 84: where an observation has just raised τ
+
+
+def test_nothing_is_drafted_for_a_request_without_a_further_pass() -> None:
+    controller = Controller(ControllerConfig(pass_budget=1.0))
+    controller.admit(RequestInfo("a", 40, 24, prefill_drafts=False), now=0.0)
+    plan = controller.plan(["a"], now=0.0).cycles[0]
+    controller.begin([plan.cycle_id], now=0.0)
+    assert controller.expected_draft("a", now=0.0) == 0

@@ -19,6 +19,7 @@ from specpilot.control.latency import DeadlineTracker, TimePrice
 from specpilot.control.planner import OptimalPlanner
 from specpilot.control.planning import Choice, CycleView, Planner, static_choice
 from specpilot.control.snapshot import adopt, check_kinds, dump, load
+from specpilot.control.stop import StopRule
 from specpilot.control.timing import fitting_draft, work_ms
 from specpilot.control.types import (
     Admission,
@@ -206,8 +207,10 @@ class Controller:
             request.cycle_id = None
             request.cycles += 1
             request.emitted += outcome.emitted
-            request.uncached = 1
-            request.behind = 1 if outcome.drafted else request.behind + outcome.emitted
+            # A pass that emitted nothing was a chunk of the prompt.
+            request.uncached = 1 if outcome.emitted else max(1, request.uncached - outcome.verified_tokens)
+            left_behind = 0 if outcome.draft_prefill_tokens else request.behind
+            request.behind = 1 if outcome.drafted else max(1, left_behind + outcome.emitted)
             request.ended = outcome.ended
             self._ready += outcome.ended is None
             self._learn(cycle, outcome, now)
@@ -227,6 +230,27 @@ class Controller:
             cycle.request.cycle_id = None
             self._ready += 1
             del self._cycles[cycle_id]
+
+    def expected_draft(self, request_id: str, *, now: float) -> int:
+        """The τ that the plan *after* the request's running cycle is likely to ask for at most.
+
+        For engines that draft a cycle's block before the cycle before it is observed (vLLM). Reads only:
+        whether it is asked or not, the plans are the same. It takes the running pass to emit one token.
+
+        Raises:
+            ValueError: for an unknown request.
+        """
+        request = self._request(request_id)
+        if request.ended is not None or not self.ledger.may_start_pass(request_id):
+            return 0
+        view = self._view(request, 0, now, emitting=1)
+        if view.max_draft <= 0:
+            return 0
+        if self._mode is not Mode.ON:
+            return min(self.config.static_draft, view.max_draft)
+        if isinstance(self.planner, OptimalPlanner):
+            return self.planner.forecast(view)
+        return view.max_draft
 
     def finish(self, request_id: str, cause: StopCause, *, now: float) -> RequestSummary:
         """The request has ended; settles its account and returns it.
@@ -347,39 +371,43 @@ class Controller:
 
     # --- cycles -----------------------------------------------------------------------------------
 
-    def _view(self, request: _Request, waiting: int, now: float) -> CycleView:
+    def _view(self, request: _Request, waiting: int, now: float, emitting: int = 0) -> CycleView:
+        """What the planner may look at; ``emitting`` tokens of a running pass count as emitted."""
         info = request.info
         own = self.ledger.own_passes(info.request_id)
-        remaining = info.max_tokens - request.emitted
+        emitted = request.emitted + emitting
+        remaining = info.max_tokens - emitted
         breaker = self._breaker(info.drafter)
         cap = min(self.config.max_draft, remaining - 1)
         if info.max_draft is not None:
             cap = min(cap, info.max_draft)
-        context = info.prompt_tokens + request.emitted
+        context = info.prompt_tokens + emitted
+        uncached, behind = (1, 1) if emitting else (request.uncached, request.behind)
+        allowed = not breaker.open if emitting else breaker.allow()
         left = (request.deadline_s - now) * 1000.0
         return CycleView(
             request_id=info.request_id,
             drafter=info.drafter,
             prompt_tokens=info.prompt_tokens,
             context_tokens=context,
-            new_context_tokens=min(request.uncached, max(context, 1)),
-            draft_behind_tokens=min(request.behind, max(context, 1)),
-            emitted_tokens=request.emitted,
+            new_context_tokens=min(uncached, max(context, 1)),
+            draft_behind_tokens=min(behind, max(context, 1)),
+            emitted_tokens=emitted,
             remaining_tokens=remaining,
             cycle_index=request.cycles,
             own_passes=own,
             from_pool=own == 0,
-            max_draft=max(
-                0, fitting_draft(self.cost, cap, own, request.uncached, request.behind, context, left)
-            ),
+            max_draft=max(0, fitting_draft(self.cost, cap, own, uncached, behind, context, left)),
             time_left_ms=left,
             waiting=waiting,
             pass_price=self.pass_price.price(self.ledger.fill),
-            speculation_allowed=not request.drafter_failed and breaker.allow(),
+            speculation_allowed=not request.drafter_failed and allowed,
         )
 
     def _choose(self, view: CycleView, now: float) -> Choice:
         """The planner's choice, or the static one with what the planner would have done beside it."""
+        if view.emitted_tokens == 0 and not self._request(view.request_id).info.prefill_drafts:
+            return Choice(0, StopRule(), Reason(Binding.MAX, note="prefill"))
         if self._mode is Mode.ON:
             return self.planner.choose(view, now=now)
         shadow = None

@@ -25,6 +25,11 @@ class Backoff:
         self._left = self._interval
         return True
 
+    @property
+    def next_due(self) -> bool:
+        """Whether :meth:`due` is going to answer with True."""
+        return self._left <= 1
+
     def reset(self) -> None:
         """Start over at the first interval."""
         self._interval = self._left = self._first
@@ -103,6 +108,11 @@ class Fallback:
     def probe_due(self) -> bool:
         """Count one cycle of fallback; True if it is to be a probe."""
         return self._backoff.due()
+
+    @property
+    def probe_next(self) -> bool:
+        """Whether :meth:`probe_due` is going to answer with True."""
+        return self._backoff.next_due
 
     def probed(self, accepted: int, proposed: int) -> None:
         """A probe's result: a full accept hurries the next one."""

@@ -140,11 +140,35 @@ class OptimalPlanner:
         binding = _binding(depth, ceiling, view, context.has_confidence)
         return Choice(depth, rule, Reason(binding, numbers), bid)
 
+    def forecast(self, view: CycleView) -> int:
+        """The most that :meth:`choose` is likely to draft for this view; nothing is changed by asking."""
+        if not view.speculation_allowed:
+            return 0
+        bucket = bucket_of(view.prompt_tokens)
+        context = self._contexts.get((view.drafter, bucket))
+        if context is None or context.calibration.blocks < COLD_BLOCKS:
+            return min(view.max_draft, PROBE_DRAFT)
+        key, theta = self._key(view, self._time.price(view.waiting, view.time_left_ms))
+        decision = context.decisions.get(key) or self._decide(context, view.drafter, bucket, key, theta)
+        if context.fallback.active and decision.tau == 0:
+            return min(view.max_draft, PROBE_DRAFT) if context.fallback.probe_next else 0
+        is_open = (context.blocks + 1) % self._config.open_block_every == 0
+        return min(view.max_draft, max(decision.depth, decision.tau + 1 if is_open else 0))
+
     def _decision(self, context: Context, view: CycleView, bucket: int, theta: float) -> Decision:
         """The decision for this view, from the few that the context has just made where one fits.
 
         Prices, widths and shifts are taken on grids of a few per cent, so that requests alike share one.
         """
+        key, price = self._key(view, theta)
+        decision = context.decisions.get(key)
+        if decision is None:
+            decision = self._decide(context, view.drafter, bucket, key, price)
+            context.decisions[key] = decision
+        return decision
+
+    def _key(self, view: CycleView, theta: float) -> tuple[_Key, float]:
+        """What a decision depends on, and the price of time on its grid."""
         ceiling = view.max_draft
         later = view.own_passes - (0 if view.from_pool else 1)
         wanted = min(view.remaining_tokens, (later + 1) * (ceiling + 1) + 1) if later > 0 else 0
@@ -153,12 +177,7 @@ class OptimalPlanner:
         posterior = self._posteriors.get(view.request_id)
         shift = round(self._difficulty[view.drafter].shift(posterior) * 4.0) if posterior else 0
         key = (ceiling, wanted, later, price, width, behind, shift)
-        decision = context.decisions.get(key)
-        if decision is None:
-            theta = math.exp(price / 10.0) if theta > 0.0 else 0.0
-            decision = self._decide(context, view.drafter, bucket, key, theta)
-            context.decisions[key] = decision
-        return decision
+        return key, math.exp(price / 10.0) if theta > 0.0 else 0.0
 
     def _decide(self, context: Context, drafter: str, bucket: int, key: _Key, theta: float) -> Decision:
         """Solve one decision.

@@ -57,7 +57,8 @@ class RequestInfo:
     means "now". ``cached_tokens`` is how many prompt tokens the target's KV cache already holds.
     ``slo_ms`` overrides the configured end-to-end SLO; ``max_draft`` caps τ for this request (0
     switches speculation off); ``prefill_passes`` is how many target passes the prompt needs before
-    its last one (0 unless the engine chunks prefill).
+    its last one (0 unless the engine chunks prefill). ``prefill_drafts`` says whether the prompt's last
+    pass can carry the first block; engines that draft after the target's pass cannot (vLLM).
 
     Raises:
         ValueError: for a negative count, max_tokens < 1 or slo_ms ≤ 0.
@@ -73,6 +74,7 @@ class RequestInfo:
     prefill_passes: int = 0
     drafter: str = "draft_model"
     tenant: str = ""
+    prefill_drafts: bool = True
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "cached_tokens", "prefill_passes"):

@@ -103,6 +103,7 @@ class AdmitRecord:
     admitted: bool = True
     deadline_s: float = 0.0
     reason: str = ""
+    prefill_drafts: bool = True
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> AdmitRecord:
@@ -123,6 +124,7 @@ class AdmitRecord:
             admitted=lines.flag(record, "admitted"),
             deadline_s=lines.number(record, "deadline_s"),
             reason=lines.text(record, "reason"),
+            prefill_drafts="prefill_drafts" not in record or lines.flag(record, "prefill_drafts"),
         )
 
 

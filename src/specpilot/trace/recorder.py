@@ -119,6 +119,7 @@ class TraceRecorder:
                 admitted=admission.admitted,
                 deadline_s=deadline,
                 reason=admission.reason,
+                prefill_drafts=request.prefill_drafts,
             )
         )
 

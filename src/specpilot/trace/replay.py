@@ -178,6 +178,7 @@ def _admit(controller: Controller, told: AdmitRecord, result: Replayed) -> None:
         prefill_passes=told.prefill_passes,
         drafter=told.drafter,
         tenant=told.tenant,
+        prefill_drafts=told.prefill_drafts,
     )
     admission = controller.admit(info, now=told.time_s)
     result.admissions += 1
