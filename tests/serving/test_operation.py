@@ -16,7 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from specpilot.control import ControllerConfig
 from specpilot.serving.config import Keys, ServerConfig
 from specpilot.serving.service import Ask
-from specpilot.trace.cycles import read_cycles
+from specpilot.trace import CycleRecord, read_trace
 
 
 def scrape(run: Running) -> dict[str, float]:
@@ -207,7 +207,8 @@ def test_a_trace_of_every_cycle(serve: Serve, tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     run = serve(scripted_pair(), ServerConfig(port=0, measure=False, trace=path))
     blocks = [run.post({"prompt": p, "continuation": False}).json["specpilot"] for p in ("ab", "cd")]
-    records = read_cycles(path)
+    run.stop()
+    records = [record for record in read_trace(path) if isinstance(record, CycleRecord)]
     assert len(records) == sum(block["cycles"] for block in blocks)
     assert [record.index for record in records[: blocks[0]["cycles"]]] == list(range(blocks[0]["cycles"]))
     assert sum(record.emitted for record in records) == sum(block["verified_tokens"] for block in blocks)

@@ -42,6 +42,5 @@ class Admin:
 
     async def set_mode(self, body: ModeBody) -> Response:
         """Switch it; the next cycle follows."""
-        with self._engine.lock:
-            self._engine.controller.mode = body.mode
+        self._engine.set_mode(body.mode)
         return await self.mode()

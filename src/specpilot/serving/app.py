@@ -16,7 +16,6 @@ from starlette.responses import Response
 from specpilot import __version__
 from specpilot.control import Controller, ControllerConfig
 from specpilot.decoding.clock import RealClock
-from specpilot.decoding.loop import LoopObserver
 from specpilot.drafters.guarded import GuardedDrafter
 from specpilot.drafters.model import ModelDrafter
 from specpilot.models.sessions import CacheStore
@@ -31,8 +30,9 @@ from specpilot.serving.gate import Gate
 from specpilot.serving.metrics import EngineState, Metrics
 from specpilot.serving.service import CompletionService
 from specpilot.serving.state import SnapshotFile, measure_engine
-from specpilot.serving.tracing import TraceWriter
+from specpilot.serving.tracing import TraceFile
 from specpilot.targets.model import ModelTarget
+from specpilot.trace.recorder import header_for
 
 LOG = logging.getLogger("specpilot.serving")
 
@@ -68,17 +68,15 @@ class Server:
         )
         self.metrics = Metrics()
         self._snapshot = None if config.snapshot is None else SnapshotFile(config.snapshot)
-        self._trace = None if config.trace is None else TraceWriter(config.trace, self.controller)
-        observers: list[LoopObserver] = [self.metrics]
-        if self._trace is not None:
-            observers.append(self._trace)
+        self._trace = None if config.trace is None else TraceFile(config.trace)
         self.engine = Engine(
             self.controller,
             ModelTarget(target, self.stores[0]),
             drafter,
             RealClock(),
             max_batch=config.max_batch,
-            observers=observers,
+            observers=(self.metrics,),
+            trace=None if self._trace is None else self._trace.sink,
         )
         self.service = CompletionService(
             self.engine, config, tokenizer, target.eos_token_ids, self.stores[0].shared, self.metrics
@@ -150,6 +148,9 @@ class Server:
         known = self._snapshot is not None and self._snapshot.restore(self.controller)
         if self.config.measure and not known:
             await asyncio.to_thread(measure_engine, self.controller, self.pair.target, self.pair.draft)
+        if self._trace is not None:
+            models = {"target": self.pair.target.name, "draft": self.pair.draft.name}
+            self._trace.open(header_for(self.controller, "serve", **models))
         self.engine.start()
         saving = asyncio.create_task(self._save_now_and_then())
         try:

@@ -29,6 +29,8 @@ from specpilot.decoding.loop import LoopObserver, ServeLoop
 from specpilot.decoding.request import DecodingRequest
 from specpilot.drafters.base import Drafter
 from specpilot.targets.base import Target
+from specpilot.trace.cycles import TraceRecord
+from specpilot.trace.recorder import TracedController
 
 LOG = logging.getLogger("specpilot.serving")
 
@@ -85,7 +87,8 @@ class Engine(LoopObserver):
         drafter: proposes.
         clock: the time that deadlines are on.
         max_batch: most requests in a target pass.
-        observers: told of everything (metrics, a trace); one that raises is logged and kept.
+        observers: told of everything; one that raises is logged and kept.
+        trace: takes a record of every call of the controller.
     """
 
     def __init__(
@@ -97,12 +100,14 @@ class Engine(LoopObserver):
         *,
         max_batch: int = 4,
         observers: Sequence[LoopObserver] = (),
+        trace: Callable[[TraceRecord], None] | None = None,
     ) -> None:
         self.controller = controller
+        self._called = controller if trace is None else TracedController(controller, trace)
         self._jobs: dict[str, Job] = {}
         self._executor = _Executor(target, drafter, self._jobs)
         self._clock = clock
-        self._loop = ServeLoop(controller, self._executor, clock, max_batch, self)
+        self._loop = ServeLoop(self._called, self._executor, clock, max_batch, self)
         self._observers = tuple(observers)
         self._wake = threading.Event()
         self._stopping = False
@@ -126,6 +131,15 @@ class Engine(LoopObserver):
     def now(self) -> float:
         """Seconds on the engine's clock."""
         return self._clock.now()
+
+    def set_mode(self, mode: str) -> None:
+        """Switch who chooses the draft length; the next cycle follows.
+
+        Raises:
+            ValueError: for an unknown mode.
+        """
+        with self.lock:
+            self._called.mode = mode
 
     def start(self) -> None:
         """Start the thread."""
