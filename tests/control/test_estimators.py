@@ -253,6 +253,28 @@ def test_time_is_dear_when_busy_and_cheap_when_idle() -> None:
 # --- fallback -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("prompts", [(20, 100, 300), (40, 400, 600), (200,), (20, 2000)])
+@pytest.mark.parametrize("per_context_token", [0.0, 0.02])
+def test_width_and_context_are_told_apart(prompts: tuple[int, ...], per_context_token: float) -> None:
+    """Prefill and a short later pass, in turns over the prompts: no noise, so 5 % is the model's own error.
+
+    (A slope normalised by the context alone let short contexts push it up: with a true slope of 0 a pass
+    behind 2,000 tokens was predicted at 37 times its cost, and long prompts were refused for it.)
+    """
+
+    def true_ms(width: int, context: int) -> float:
+        return 12.0 + 0.15 * (width - 1) + per_context_token * context
+
+    model = CostModel()
+    for cycle in range(600):
+        prompt, block = prompts[cycle * 7 // 3 % len(prompts)], 3 + cycle % 5
+        model.observe_verify(prompt + block, 0, true_ms(prompt + block, 0))
+        model.observe_verify(1 + block, prompt + 3, true_ms(1 + block, prompt + 3))
+    for prompt in prompts:
+        assert model.verify_ms(6, prompt + 3) == pytest.approx(true_ms(6, prompt + 3), rel=0.05)
+        assert model.verify_ms(prompt + 5) == pytest.approx(true_ms(prompt + 5, 0), rel=0.05)
+
+
 def test_backoff_doubles_up_to_its_maximum() -> None:
     backoff = Backoff(4, 16)
     tries = [cycle for cycle in range(1, 61) if backoff.due()]

@@ -122,11 +122,37 @@ class CostCurve:
             values[knot] = min(values[knot], values[knot + 1])
 
 
+class ContextSlope:
+    """How much dearer a pass gets with each cached context token (attention reads it).
+
+    Normalised LMS on the context's deviation from its mean: what is common to all contexts is the curve's
+    to learn, so that the two do not take turns in explaining the same milliseconds.
+    """
+
+    def __init__(self, rate: float = 0.05, memory: float = 0.98) -> None:
+        self._rate = rate
+        self._memory = memory
+        self._mean = 0.0
+        self._variance = 0.0
+        self._seen = 0.0
+        self.ms_per_token = 0.0
+
+    def observe(self, context_tokens: float, error_ms: float) -> None:
+        """A pass behind this much context took ``error_ms`` longer than predicted."""
+        self._seen = self._seen * self._memory + 1.0
+        away = context_tokens - self._mean
+        self._mean += away / self._seen
+        away = context_tokens - self._mean
+        self._variance += (away * away - self._variance) / self._seen
+        # The floor: contexts that are nearly alike say nothing of a slope.
+        scale = away * away + self._variance + (0.1 * self._mean) ** 2 + 1.0
+        self.ms_per_token = max(0.0, self.ms_per_token + self._rate * error_ms * away / scale)
+
+
 class CostModel:
     """Draft step, draft prefill and target pass of one engine.
 
-    A cached context makes a pass dearer (attention reads it): one slope per cached token, learned as
-    the residual of the curve.
+    A target pass is a curve over its width plus a slope over the cached context.
     """
 
     def __init__(self, profile: CostProfile | None = None) -> None:
@@ -134,7 +160,7 @@ class CostModel:
         self.draft_step_ms = profile.draft_step_ms
         self._verify = CostCurve(profile.verify_ms)
         self._draft_prefill = CostCurve(profile.draft_prefill_ms)
-        self._context_ms_per_token = 0.0
+        self._context = ContextSlope()
         self._draft_seen = 0
         self.host_ms = 0.0
         self.verify_upper = UpperQuantile()
@@ -147,7 +173,7 @@ class CostModel:
 
     def verify_ms(self, new_tokens: float, context_tokens: float = 0.0) -> float:
         """Expected time of one target pass of this width behind this much cached context."""
-        return self._verify.at(new_tokens) + self._context_ms_per_token * context_tokens
+        return self._verify.at(new_tokens) + self._context.ms_per_token * context_tokens
 
     def verify_run_ms(self, new_tokens: int, count: int) -> list[float]:
         """Expected times of passes of ``new_tokens`` … ``new_tokens + count`` tokens, no cached context."""
@@ -163,10 +189,9 @@ class CostModel:
         if self.calibrated:
             self.verify_upper.observe(verify_ms / predicted)
         if context_tokens and self._verify.observations >= 3:
-            # Normalised LMS on the context's share; the clamp is the curve's.
             error = max(-0.25, min(0.25, verify_ms / predicted - 1.0)) * predicted
-            self._context_ms_per_token = max(0.0, self._context_ms_per_token + 0.02 * error / context_tokens)
-        context_ms = self._context_ms_per_token * context_tokens
+            self._context.observe(context_tokens, error)
+        context_ms = self._context.ms_per_token * context_tokens
         self._verify.observe(new_tokens, max(0.1 * verify_ms, verify_ms - context_ms))
 
     def observe_draft(self, steps: int, draft_ms: float, prefill_tokens: int, prefill_ms: float) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 from specpilot.control.acceptance import AcceptanceModel, Change, Difficulty, HazardTable
 from specpilot.control.budget import PassPrice
 from specpilot.control.calibration import Calibration, Offset
-from specpilot.control.cost import KNOTS, CostCurve, CostModel, UpperQuantile
+from specpilot.control.cost import KNOTS, ContextSlope, CostCurve, CostModel, UpperQuantile
 from specpilot.control.health import Backoff, Breaker, Fallback
 from specpilot.control.latency import DeadlineTracker, TimePrice
 from specpilot.control.planner import Context, EndHazard
@@ -31,6 +31,7 @@ BLANK: dict[str, Callable[[], object]] = {
     "Calibration": Calibration,
     "Change": Change,
     "Context": lambda: Context(Fallback(1, 1), Calibration()),
+    "ContextSlope": ContextSlope,
     "CostCurve": lambda: CostCurve([1.0] * len(KNOTS)),
     "CostModel": CostModel,
     "DeadlineTracker": DeadlineTracker,
