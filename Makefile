@@ -1,7 +1,7 @@
 # make demo   the main job from end to end on the bundled pair (creates its own virtual environment)
 # make test   the tests, in a virtual environment of their own with every engine
 # make lint   formatting, lint rules, types, import boundaries
-# make bench  the benchmarks
+# make bench  the benchmarks (make bench-scale: a million requests on a thousand simulated replicas)
 #
 # Only Python (3.11 or newer) and git are needed. A stamp file says that an environment is up to date with
 # pyproject.toml and constraints.txt, so that a second call starts at once.
@@ -16,7 +16,7 @@ DEFINITION := pyproject.toml constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test lint bench bench-scale clean
 help:
 	@sed -n 's/^# //p' Makefile | head -4
 
@@ -49,6 +49,9 @@ lint: $(DEV_STAMP)
 
 bench: $(DEV_STAMP)
 	$(BIN)/python -m pytest benchmarks --benchmark-columns=median,iqr,rounds $(ARGS)
+
+bench-scale: $(DEV_STAMP)
+	$(BIN)/python benchmarks/scale.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) out

@@ -22,6 +22,7 @@ SMALL = {
     "benchmarks/live_equals_replay.py": ["--requests", "3"],
     "benchmarks/suite.py": ["--requests", "20", "--only", "steady"],
     "benchmarks/no_ledger.py": ["--requests", "20"],
+    "simulate": ["--requests", "40", "--slo-p95-ms", "60000"],
     "benchmarks/recovery.py": ["--seeds", "2"],
     "benchmarks/ablation.py": ["--requests", "20", "--only", "steady"],
     "benchmarks/bundled_trace.py": ["--requests", "20"],

@@ -66,20 +66,22 @@ def serve(
         clock: real or virtual time.
         closed_loop: each request arrives when the one before has ended: one client that never waits.
     """
-    infos = [
-        RequestInfo(
-            request_id=request.request_id,
-            prompt_tokens=request.trace.prompt_tokens,
-            max_tokens=request.length,
-            arrival_s=request.arrival_s,
-        )
-        for request in requests
-    ]
+    infos = [request_info(request) for request in requests]
     loop = ServeLoop(controller, executor, clock)
     if closed_loop:
         loop.run_closed(infos)
     else:
         loop.run(infos)
+
+
+def request_info(request: ReplayRequest) -> RequestInfo:
+    """How the loop is asked for a request."""
+    return RequestInfo(
+        request_id=request.request_id,
+        prompt_tokens=request.trace.prompt_tokens,
+        max_tokens=request.length,
+        arrival_s=request.arrival_s,
+    )
 
 
 def request_record(request: ReplayRequest, controller: ObservedController) -> RequestRecord:

@@ -32,6 +32,7 @@ class ObservedController(Controller):
         config: as the controller's.
         planner: as the controller's.
         keep_cycles: keep a trace of the run (every call and every cycle), not only the sums.
+        keep_requests: keep a summary per request; without it memory is bounded by the requests in flight.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class ObservedController(Controller):
         planner: Planner | None = None,
         *,
         keep_cycles: bool = False,
+        keep_requests: bool = True,
     ) -> None:
         super().__init__(config, planner)
         self.totals = CycleTotals()
@@ -51,6 +53,7 @@ class ObservedController(Controller):
         self.arrivals: dict[str, float] = {}
         """Request id → scheduled arrival, in seconds on the caller's clock; refused ones included."""
         self.budget_violations = 0
+        self._keep_requests = keep_requests
         ledger = self.ledger
         self.recorder = (
             TraceRecorder(self.trace.append, lambda: ledger_state(ledger)) if keep_cycles else None
@@ -63,11 +66,12 @@ class ObservedController(Controller):
     def admit(self, request: RequestInfo, *, now: float) -> Admission:
         """Admit, and count."""
         admission = super().admit(request, now=now)
-        self.arrivals[request.request_id] = now if request.arrival_s is None else request.arrival_s
+        if self._keep_requests:
+            self.arrivals[request.request_id] = now if request.arrival_s is None else request.arrival_s
         if admission.admitted:
             self._counted_admitted += 1
             self._passes_of[request.request_id] = 0
-        else:
+        elif self._keep_requests:
             self.refusals[request.request_id] = admission.reason
         if self.recorder is not None:
             self.recorder.admitted(request, admission, now)
@@ -114,7 +118,8 @@ class ObservedController(Controller):
     def finish(self, request_id: str, cause: StopCause, *, now: float) -> RequestSummary:
         """Settle, and keep the account; a request without any pass takes its deposit back."""
         summary = super().finish(request_id, cause, now=now)
-        self.summaries[request_id] = summary
+        if self._keep_requests:
+            self.summaries[request_id] = summary
         if self._passes_of.pop(request_id) == 0:
             self._counted_admitted -= 1
             self._check_budget()

@@ -32,14 +32,14 @@ class ReplayRun:
     controller: ObservedController
 
 
-def check_policy(name: str) -> str:
-    """The name itself.
+def check_policy(name: str, names: Sequence[str] = POLICY_NAMES) -> str:
+    """The name itself, if it is one of ``names``.
 
     Raises:
         ValueError: if there is no such policy.
     """
-    if name not in POLICY_NAMES:
-        known = ("specpilot", "static-0…static-16", *RULES, "oracle")
+    if name not in names:
+        known = ("specpilot", "static-0…static-16", *(n for n in names if n in (*RULES, "oracle", "bayes")))
         raise ValueError(f"policy: {name!r} is not known; choose one of {', '.join(known)}")
     return name
 

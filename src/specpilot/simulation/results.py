@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,7 +79,7 @@ class PolicyResult:
 
     name: str
     source: str
-    """``live`` or ``replay``."""
+    """``live``, ``replay`` or ``simulation``."""
     duration_s: float
     requests: int
     arrivals: int
@@ -210,13 +210,19 @@ def quantile(ordered: Sequence[float], share: float) -> float | None:
 def quantile_interval(
     ordered: Sequence[float], share: float, level: float = 0.95
 ) -> tuple[float, float] | None:
-    """A distribution-free interval for a quantile, from order statistics.
+    """A distribution-free interval for a quantile of an ascending sequence, from order statistics."""
+    return quantile_interval_of(lambda rank: ordered[rank - 1], len(ordered), share, level)
+
+
+def quantile_interval_of(
+    at_rank: Callable[[int], float], count: int, share: float, level: float = 0.95
+) -> tuple[float, float] | None:
+    """The same where ``at_rank(k)`` gives the k-th smallest of ``count`` values.
 
     The number of samples below the true quantile is Binomial(n, share), so x_(l) … x_(u) covers it with
     probability P(l ≤ K < u). The two tails get at most (1 − level)/2 each; where n is too small for
     that, the interval ends at the least or largest sample.
     """
-    count = len(ordered)
     if count == 0:
         return None
     tail = (1.0 - level) / 2.0
@@ -232,7 +238,7 @@ def quantile_interval(
         if cumulated >= 1.0 - tail:
             high = k + 1
             break
-    return ordered[max(0, low - 1)], ordered[min(count, high) - 1]
+    return at_rank(max(1, low)), at_rank(min(count, high))
 
 
 def best_of(results: Iterable[PolicyResult]) -> PolicyResult:

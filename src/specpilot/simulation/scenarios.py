@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from specpilot.control import ControllerConfig
 from specpilot.control.stop import logit, sigmoid
+from specpilot.simulation.arrivals import Arrival
 from specpilot.simulation.bayes import LogOdds, Population
 from specpilot.simulation.belief import Spread
 from specpilot.simulation.costs import EngineCosts
@@ -74,52 +75,57 @@ class Scenario:
     def requests(self, count: int, seed: int) -> list[ReplayRequest]:
         """Draw ``count`` requests, all arriving at once (see :meth:`arriving`)."""
         rng = random.Random(f"{VERSION}-{self.name}-{seed}")
-        return [self._request(index, count, rng) for index in range(count)]
+        return [self.request(index, count, rng) for index in range(count)]
 
     def arriving(self, requests: list[ReplayRequest], rate: float, seed: int) -> list[ReplayRequest]:
         """The same requests with Poisson arrivals at ``rate`` per second, in bursts where there are any."""
         rng = random.Random(f"{VERSION}-{self.name}-{seed}-arrivals")
         now, result = 0.0, []
-        # Mean gap 1/rate: a quarter of the requests come burst times as fast, the others slower.
-        slow = (1.0 - 0.25 / self.burst) / 0.75
         for index, request in enumerate(requests):
-            factor = 1.0 / self.burst if index // 20 % 4 == 3 else slow
-            now += rng.expovariate(rate) * factor
+            now += rng.expovariate(rate) * self.gap(index)
             result.append(replace(request, arrival_s=now))
         return result
+
+    def gap(self, index: int) -> float:
+        """The factor on the gap before a request: a quarter of them come ``burst`` times as fast."""
+        return 1.0 / self.burst if index // 20 % 4 == 3 else (1.0 - 0.25 / self.burst) / 0.75
 
     def population(self, requests: list[ReplayRequest]) -> Population:
         """What the belief-state optimum knows of requests drawn by :meth:`requests`."""
         count = len(requests)
-        spread = Spread(self.spread, self.noise, self.blur)
         return Population(
-            {
-                request.request_id: self._log_odds(self.phases[index * len(self.phases) // count])
-                for index, request in enumerate(requests)
-            },
-            spread,
+            {request.request_id: self.log_odds(index, count) for index, request in enumerate(requests)},
+            Spread(self.spread, self.noise, self.blur),
         )
 
-    def _log_odds(self, hazard: Hazard) -> LogOdds:
+    def log_odds(self, index: int, count: int) -> LogOdds:
+        """μ of a request, by the phase it falls in."""
+        hazard = self.phases[index * len(self.phases) // count]
         # The spread flattens a mean on the logit scale; widening it back keeps the stated average.
         scale = math.sqrt(1.0 + 0.35 * (self.spread**2 + self.noise**2))
         return lambda run, prompt: logit(hazard(run, prompt)) * scale
 
-    def _request(self, index: int, count: int, rng: random.Random) -> ReplayRequest:
-        log_odds = self._log_odds(self.phases[index * len(self.phases) // count])
-        prompt = rng.choice(self.prompts)
+    def request(
+        self, index: int, count: int, rng: random.Random, arrival: Arrival | None = None
+    ) -> ReplayRequest:
+        """Draw one of ``count`` requests; prompt and output as long as in ``arrival`` where one is given."""
+        log_odds = self.log_odds(index, count)
+        prompt = rng.choice(self.prompts) if arrival is None else arrival.prompt_tokens
+        length, ended = self.max_tokens, "max_tokens"
+        if arrival is not None and arrival.output_tokens <= length:
+            length, ended = arrival.output_tokens, "eos"
         request_shift = rng.gauss(0.0, self.spread)
         agree: list[int] = []
         confidence: list[float] = []
         run = 0
-        for _ in range(self.max_tokens):
+        for _ in range(length):
             truth = log_odds(run, prompt) + request_shift + rng.gauss(0.0, self.noise)
             bit = int(rng.random() < sigmoid(truth))
             agree.append(bit)
             confidence.append(sigmoid(truth + rng.gauss(0.0, self.blur)))
             run = run + 1 if bit else 0
         name = f"{self.name}-{index}"
-        trace = AgreementTrace(name, prompt, tuple(agree), confidence=tuple(confidence), ended="max_tokens")
+        trace = AgreementTrace(name, prompt, tuple(agree), confidence=tuple(confidence), ended=ended)
         fails = self.outage[0] * count <= index < self.outage[1] * count
         return ReplayRequest(name, trace, self.max_tokens, draft_fails=fails)
 
