@@ -15,11 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from specpilot.control.types import CycleOutcome, CyclePlan, StopCause
+from specpilot.decoding.evidence import cycle_evidence
 from specpilot.decoding.request import CycleDetail, DecodingRequest
 from specpilot.decoding.types import Draft, Verification
 from specpilot.drafters.base import Drafter, DraftItem
 from specpilot.drafters.guarded import GuardedDrafter
 from specpilot.targets.base import Target, VerifyItem
+from specpilot.trace.cycles import CycleEvidence
 
 
 @dataclass(slots=True)
@@ -44,6 +46,9 @@ class LiveExecutor:
         drafter: proposes; ``None``: plain target decoding whatever is planned. One that is not a
             :class:`~specpilot.drafters.guarded.GuardedDrafter` is wrapped in one without a time-out.
         keep_details: record each cycle token by token in ``request.details``.
+        evidence: told of each settled cycle what only the engine knows, by cycle id
+            (:meth:`specpilot.trace.recorder.TraceRecorder.evidence`); ``None``: it is not computed.
+        evidence_ids: token ids are part of it.
         clock: seconds, monotonic.
     """
 
@@ -53,6 +58,8 @@ class LiveExecutor:
         drafter: Drafter | None = None,
         *,
         keep_details: bool = False,
+        evidence: Callable[[int, CycleEvidence], None] | None = None,
+        evidence_ids: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         if drafter is not None and not isinstance(drafter, GuardedDrafter):
@@ -60,6 +67,8 @@ class LiveExecutor:
         self._target = target
         self._drafter = drafter
         self._keep_details = keep_details
+        self._evidence = evidence
+        self._evidence_ids = evidence_ids
         self._clock = clock
         self._requests: dict[str, DecodingRequest] = {}
 
@@ -163,6 +172,9 @@ class LiveExecutor:
         turn.emitted = request.emit([*tokens, accepted.next_token])
         # Accepted tokens beyond the output's end were never shown and do not count.
         turn.accepted = min(len(tokens), turn.emitted)
+        if self._evidence is not None:
+            told = cycle_evidence(request, draft, verified, accepted, turn.emitted, ids=self._evidence_ids)
+            self._evidence(turn.plan.cycle_id, told)
         if self._keep_details:
             request.details.append(
                 CycleDetail(

@@ -80,7 +80,8 @@ class DecodingRequest:
         self.context: list[int] = list(prompt)
         self.max_tokens = max_tokens
         self.session_id = session_id
-        self.rule = rule if rule is not None else make_rule(params or SamplingParams())
+        self.params = params or SamplingParams()
+        self.rule = rule if rule is not None else make_rule(self.params)
         self.ended: StopCause | None = None
         self.error: str | None = None
         self.details: list[CycleDetail] = []

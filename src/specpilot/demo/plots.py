@@ -25,19 +25,19 @@ BUCKETS = ((0, 64, "≤ 64"), (65, 256, "65–256"), (257, 512, "257–512"), (5
 
 def draft_length(cycles: Sequence[CycleRecord]) -> str:
     """τ over time: every cycle's proposed length, and a moving mean."""
-    figure, axes = _axes("Draft length over time", "time in the run (s)", "tokens proposed per cycle")
+    figure, axes = new_axes("Draft length over time", "time in the run (s)", "tokens proposed per cycle")
     times = [cycle.start_s for cycle in cycles]
     lengths = [float(cycle.proposed) for cycle in cycles]
     axes.scatter(times, lengths, s=6, color=COLOURS[0], alpha=0.35, linewidths=0, label="one cycle")
     axes.plot(times, _moving_mean(lengths, 50), color=INK, linewidth=1.8, label="mean of 50 cycles")
     axes.set_ylim(bottom=0.0)
     axes.legend(frameon=False, loc="upper right")
-    return _svg(figure, "Draft length of each cycle over time with its moving mean")
+    return as_svg(figure, "Draft length of each cycle over time with its moving mean")
 
 
 def acceptance(cycles: Sequence[CycleRecord]) -> str:
     """P(accepted | reached) by position in the block, one line per prompt-length bucket."""
-    figure, axes = _axes("Acceptance by position", "position in the block", "accepted ÷ reached")
+    figure, axes = new_axes("Acceptance by position", "position in the block", "accepted ÷ reached")
     seen: set[int] = set()
     for index, (low, high, name) in enumerate(BUCKETS):
         chosen = [cycle for cycle in cycles if low <= cycle.prompt_tokens <= high]
@@ -57,12 +57,12 @@ def acceptance(cycles: Sequence[CycleRecord]) -> str:
     axes.set_xticks(sorted(seen))
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
-    return _svg(figure, "Share of accepted tokens by position in the block, by prompt length")
+    return as_svg(figure, "Share of accepted tokens by position in the block, by prompt length")
 
 
 def pool(cycles: Sequence[CycleRecord]) -> str:
     """Passes in the shared pool when each cycle's pass had started."""
-    figure, axes = _axes("Pass pool", "time in the run (s)", "passes saved up")
+    figure, axes = new_axes("Pass pool", "time in the run (s)", "passes saved up")
     axes.step(
         [cycle.start_s for cycle in cycles],
         [cycle.ledger.pool for cycle in cycles],
@@ -71,12 +71,12 @@ def pool(cycles: Sequence[CycleRecord]) -> str:
         linewidth=1.4,
     )
     axes.set_ylim(0.0, max([1.0, *(1.05 * cycle.ledger.pool for cycle in cycles)]))
-    return _svg(figure, "Passes in the shared pool over time")
+    return as_svg(figure, "Passes in the shared pool over time")
 
 
 def latency(latencies_ms: Mapping[str, Sequence[float]], slo_ms: float) -> str:
     """Share of answers within a time, per policy, with the SLO marked."""
-    figure, axes = _axes("Latency", "end-to-end latency (ms)", "share of answers within it")
+    figure, axes = new_axes("Latency", "end-to-end latency (ms)", "share of answers within it")
     for index, (name, values) in enumerate(latencies_ms.items()):
         ordered = sorted(values)
         shares = [(place + 1) / len(ordered) for place in range(len(ordered))]
@@ -89,7 +89,7 @@ def latency(latencies_ms: Mapping[str, Sequence[float]], slo_ms: float) -> str:
     axes.set_xlim(0.0, max([1.25 * slo_ms, *(value for values in latencies_ms.values() for value in values)]))
     axes.set_ylim(0.0, 1.02)
     axes.legend(frameon=False, loc="center right", bbox_to_anchor=(0.78, 0.25))
-    return _svg(figure, "Distribution of end-to-end latency by policy, with the service level objective")
+    return as_svg(figure, "Distribution of end-to-end latency by policy, with the service level objective")
 
 
 def acceptance_by_position(cycles: Sequence[CycleRecord], least: int = 30) -> tuple[list[int], list[float]]:
@@ -117,7 +117,8 @@ def _moving_mean(values: Sequence[float], window: int) -> list[float]:
     return means
 
 
-def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+def new_axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes in the reports' style."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4, 3.4), layout="constrained")
@@ -135,7 +136,7 @@ def _axes(title: str, x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure, label: str) -> str:
+def as_svg(figure: Figure, label: str) -> str:
     """The figure as an ``<svg>`` element with an accessible name."""
     import matplotlib
 

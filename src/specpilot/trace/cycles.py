@@ -137,6 +137,7 @@ class CycleEvidence:
     proposed position whether the target's own choice, given the block before it, was that token.
     ``overlaps`` holds Σ min(p, q) per proposed position, both models at the request's sampling parameters,
     as far as the block was judged (up to the first rejection): the probability that it is accepted.
+    ``proposal_q`` is what the draft said the probability of each proposed token was.
     ``emitted_ids`` are the tokens appended. Token ids are text of a user: they are written only if asked for.
     """
 
@@ -144,6 +145,7 @@ class CycleEvidence:
     accepted_at: tuple[int, ...] | None = None
     verdicts: tuple[int, ...] | None = None
     overlaps: tuple[float, ...] | None = None
+    proposal_q: tuple[float, ...] | None = None
     proposed_ids: tuple[int, ...] | None = None
     own_id: int | None = None
     emitted_ids: tuple[int, ...] | None = None
@@ -449,7 +451,8 @@ def _evidence(record: Mapping[str, Any]) -> CycleEvidence:
         temperature=lines.optional_number(record, "temperature"),
         accepted_at=lines.whole_numbers(record, "accepted_at", low=1),
         verdicts=lines.whole_numbers(record, "verdicts", high=1),
-        overlaps=lines.numbers(record, "overlaps", low=0.0, high=1.0001),
+        overlaps=lines.numbers(record, "overlaps", low=0.0, high=1.0),
+        proposal_q=lines.numbers(record, "proposal_q", low=0.0, high=1.0),
         proposed_ids=lines.whole_numbers(record, "proposed_ids"),
         own_id=lines.optional_count(record, "own_id"),
         emitted_ids=lines.whole_numbers(record, "emitted_ids"),
