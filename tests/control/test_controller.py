@@ -65,6 +65,18 @@ def test_value_of_later_passes_by_hand() -> None:
     assert future_values(survive, [1.0] * 4, [0.0] * 5, passes=0) == [0.0] * 4
 
 
+def test_more_passes_than_tokens_are_worth_as_much_as_one_for_each() -> None:
+    """N − 1 tokens need N − 1 passes at most; the sweep for "enough" agrees with pass by pass."""
+    survive = [0.8**j for j in range(6)]
+    goes_on = [0.97**j for j in range(13)]
+    costs = [0.3, 0.1, 0.1, 0.1, 0.1, 0.1]
+    enough = future_values(survive, goes_on, costs, passes=12)
+    assert enough == future_values(survive, goes_on, costs, passes=10**12)
+    fewer = future_values(survive, goes_on, costs, passes=11)
+    assert fewer[:12] == enough[:12]  # up to 11 tokens, 11 passes are enough too
+    assert fewer[12] < enough[12]
+
+
 def test_thresholds_look_ahead_where_hazards_rise() -> None:
     """Position 2 alone costs 0.2 for 0.1; with the two sure ones behind it 0.22 for 0.1 + 0.09 + 0.081."""
     _, alone = thresholds([0.9, 0.1], [1.0] * 3, [0.0, 0.2, 0.2], [0.0] * 3, 1.0, 2)
@@ -344,3 +356,33 @@ def test_nothing_is_drafted_for_a_request_without_a_further_pass() -> None:
     plan = controller.plan(["a"], now=0.0).cycles[0]
     controller.begin([plan.cycle_id], now=0.0)
     assert controller.expected_draft("a", now=0.0) == 0
+
+
+# --- engines that share passes, and budgets without end -------------------------------------------
+
+
+def calibrated(**config: object) -> Controller:
+    """A controller that has learned that passes of up to 32 tokens take 8 ms."""
+    controller = Controller(ControllerConfig(**config))  # type: ignore[arg-type]
+    for _ in range(40):
+        for width in (1, 4, 16, 32, 64):
+            controller.cost.observe_verify(width, 0, 8.0)
+    return controller
+
+
+def test_without_a_budget_work_in_flight_ends_with_the_tokens_that_are_wanted() -> None:
+    """Unlimited own passes are not unlimited work: one pass a token at most."""
+    controller = calibrated(pass_budget=math.inf, slo_p95_ms=10_000.0)
+    for number in range(4):
+        assert controller.admit(RequestInfo(f"r{number}", 20, 24), now=0.0).admitted
+
+
+def test_an_engine_that_shares_passes_takes_up_what_one_at_a_time_would_refuse() -> None:
+    """Sixteen requests of two passes of 8 ms, SLO 150 ms: too much one after another, two passes together."""
+    alone, shared = calibrated(slo_p95_ms=150.0), calibrated(slo_p95_ms=150.0, max_batch=16)
+    admitted = [
+        sum(controller.admit(RequestInfo(f"r{n}", 20, 24), now=0.0).admitted for n in range(16))
+        for controller in (alone, shared)
+    ]
+    assert admitted[0] < 10
+    assert admitted[1] == 16

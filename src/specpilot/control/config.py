@@ -18,7 +18,16 @@ class Mode(StrEnum):
     """The planner."""
 
 
-PROMISES = ("pass_budget", "slo_p95_ms", "burst", "max_draft", "tenant_pool_cap", "mode", "static_draft")
+PROMISES = (
+    "pass_budget",
+    "slo_p95_ms",
+    "burst",
+    "max_draft",
+    "tenant_pool_cap",
+    "mode",
+    "static_draft",
+    "max_batch",
+)
 """Fields that say what to do and not how to learn: a snapshot may be taken up under other ones."""
 
 
@@ -67,6 +76,8 @@ class ControllerConfig:
     """Who chooses τ at the start; :attr:`Controller.mode` switches it while running."""
     static_draft: int = 4
     """τ in the modes ``off`` and ``shadow`` (0: plain decoding)."""
+    max_batch: int = 1
+    """Most requests that share one target pass of the engine: work in flight is that much sooner done."""
 
     def __post_init__(self) -> None:
         self._require(
@@ -91,6 +102,7 @@ class ControllerConfig:
         self._require("idle_price", 0.0 <= self.idle_price <= 1.0, "in [0, 1]", "0.02 is typical")
         self._require("mode", self.mode in tuple(Mode), "off, shadow or on", "use on")
         self._require("static_draft", 0 <= self.static_draft <= 32, "0…32", "4 is typical")
+        self._require("max_batch", self.max_batch >= 1, "≥ 1", "use 1 for one request at a time")
         if self.tenant_pool_cap is not None:
             self._require("tenant_pool_cap", self.tenant_pool_cap >= 0, "≥ 0", "use None for no cap")
 

@@ -20,7 +20,7 @@ from specpilot.control.planner import OptimalPlanner
 from specpilot.control.planning import Choice, CycleView, Planner, static_choice
 from specpilot.control.snapshot import adopt, check_kinds, dump, load
 from specpilot.control.stop import StopRule
-from specpilot.control.timing import fitting_draft, work_ms
+from specpilot.control.timing import fitting_draft, shared_cost, work_ms
 from specpilot.control.types import (
     Admission,
     BatchPlan,
@@ -331,17 +331,7 @@ class Controller:
         if not self.cost.calibrated or self.counters.refused_in_a_row % REFUSAL_PROBE == REFUSAL_PROBE - 1:
             return ""
         first = self.cost.verify_ms(uncached, request.cached_tokens) * self.cost.verify_upper.ratio
-        backlog = sum(
-            work_ms(
-                self.cost,
-                self.ledger.own_passes(name),
-                r.info.prompt_tokens,
-                r.uncached,
-                started=r.cycles > 0,
-            )
-            for name, r in self._requests.items()
-            if r.ended is None
-        )
+        backlog = self._backlog_ms()
         left = (deadline_s - now) * 1000.0
         if backlog + first <= left:
             return ""
@@ -349,6 +339,21 @@ class Controller:
             f"deadline: {left:.0f} ms are left, the first target pass needs about {first:.0f} ms and the "
             f"work before it {backlog:.0f} ms; retry later, shorten the prompt or raise slo_ms"
         )
+
+    def _backlog_ms(self) -> float:
+        """Engine time that the requests in flight need by expectation, passes shared where they can be."""
+        active = [(name, r) for name, r in self._requests.items() if r.ended is None]
+        work = sum(
+            work_ms(
+                self.cost,
+                min(self.ledger.own_passes(name), r.info.max_tokens - r.emitted),
+                r.info.prompt_tokens,
+                r.uncached,
+                started=r.cycles > 0,
+            )
+            for name, r in active
+        )
+        return work * shared_cost(self.cost, min(self.config.max_batch, len(active)))
 
     def _must_stop(self, request: _Request, now: float) -> PlannedStop | None:
         """Deadline check: is there time for one more plain pass?"""
@@ -397,8 +402,7 @@ class Controller:
             cycle_index=request.cycles,
             own_passes=own,
             from_pool=own == 0,
-            pool_passes=int(self.ledger.pool),
-            max_draft=fitting_draft(self.cost, cap, uncached, behind, context, left),
+            max_draft=max(0, fitting_draft(self.cost, cap, own, uncached, behind, context, left)),
             time_left_ms=left,
             waiting=waiting,
             pass_price=self.pass_price.price(self.ledger.fill),

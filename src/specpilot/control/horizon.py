@@ -73,9 +73,12 @@ def future_values(
         reach: list[float] = list(accumulate(earned, max, initial=0.0))
         return (reach + [reach[-1]] * size)[:size]
     values = [0.0] * size
-    for _ in range(min(passes, size)):  # a pass emits at least one token
+    # A pass emits at least one token: with a pass for each token wanted one sweep settles all, for a value
+    # then rests on smaller n only.
+    enough = passes >= size - 1
+    for _ in range(1 if enough else passes):
         before = values
-        values = [0.0] * size
+        values = values if enough else [0.0] * size
         for wanted in range(1, size):
             total = -costs[0]
             best = -math.inf
@@ -99,7 +102,7 @@ def increments(
         # No later pass, or so much wanted that later passes are worth the same whatever this one
         # yields: a token is a token.
         return goes_on[: ceiling + 1]
-    later = future_values(survive, goes_on[: wanted + 1], later_costs, passes)
+    later = future_values(survive, goes_on[:wanted], later_costs, passes)
     # W_m for m = 0 … wanted: what is left to the later passes once m tokens are out.
     left = [0.0, *map(mul, goes_on[1:], later[wanted - 1 :: -1])]
     return [now + w1 - w0 for now, w0, w1 in zip(goes_on[: ceiling + 1], left, left[1:], strict=False)]

@@ -38,11 +38,11 @@ class PluginConfig:
     def __post_init__(self) -> None:
         ControllerConfig(**self.promises)
 
-    def controller(self, num_speculative_tokens: int) -> ControllerConfig:
-        """The controller's configuration under an engine that drafts at most so many tokens."""
+    def controller(self, num_speculative_tokens: int, max_batch: int = 1) -> ControllerConfig:
+        """The controller's configuration under an engine with these limits."""
         values = dict(self.promises)
         values["max_draft"] = min(values.get("max_draft", num_speculative_tokens), num_speculative_tokens)
-        return ControllerConfig(**values)
+        return ControllerConfig(**values, max_batch=max_batch)
 
     @classmethod
     def from_json(cls, values: object) -> PluginConfig:

@@ -9,6 +9,7 @@ drafts to its own τ; ``update_from_output`` observes, and ends requests that ge
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 from collections.abc import Iterable
@@ -77,15 +78,10 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
             own.slo_p95_ms,
             own.max_draft,
         )
-        if own.pass_budget < 64 and self.scheduler_config.enable_chunked_prefill:
-            logger.warning(
-                "specpilot: chunked prefill is on, and each chunk of a prompt counts as a target pass of its "
-                "request; --no-enable-chunked-prefill keeps prompts whole"
-            )
 
     def make_controller(self, config: PluginConfig) -> Controller:
         """The controller of this engine; a subclass may bring another planner."""
-        return Controller(config.controller(self.num_spec_tokens))
+        return Controller(config.controller(self.num_spec_tokens, self.max_num_active_reqs))
 
     # --- a request comes and goes -----------------------------------------------------------------
 
@@ -150,7 +146,7 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
             self._finish(request, stop.cause)
             self._notices.append((request.client_index, _last_output(request, PREFIX + stop.cause.value)))
         self.own_s += time.perf_counter() - start
-        output = super().schedule(throttle_prefills)
+        output = self._schedule_whole_prompts(throttle_prefills)
         start = time.perf_counter()
         self._started_s = time.monotonic()
         scheduled = output.num_scheduled_tokens
@@ -167,6 +163,22 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
             self.pilot.unplan(waiting, now=self._started_s)
         self.own_s += time.perf_counter() - start
         return output
+
+    def _schedule_whole_prompts(self, throttle_prefills: bool) -> Any:
+        """Let vLLM schedule, but split no prompt that fits a step.
+
+        Chunked prefill fills a step up with a part of a prompt. Each part is a pass of that request's budget,
+        so a prompt that could run whole waits for the next step instead.
+        """
+        config = self.scheduler_config
+        chunked = config.enable_chunked_prefill
+        if chunked and math.isfinite(self.pilot.controller.config.pass_budget):
+            head = next(iter(self.waiting), None)
+            config.enable_chunked_prefill = head is None or head.num_tokens > self._chunk_tokens
+        try:
+            return super().schedule(throttle_prefills)
+        finally:
+            config.enable_chunked_prefill = chunked
 
     def _next_waiting(self) -> list[str]:
         """Requests that may leave the waiting queue in this step."""
