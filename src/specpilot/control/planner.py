@@ -23,6 +23,7 @@ from specpilot.control.horizon import Decision, Horizon, best_length, increments
 from specpilot.control.latency import TimePrice
 from specpilot.control.planning import Choice, CycleView
 from specpilot.control.stop import StopRule
+from specpilot.control.timing import shared_draft
 from specpilot.control.types import Binding, CycleOutcome, Reason
 
 BUCKET_EDGES = (64, 256, 512)
@@ -98,13 +99,19 @@ class OptimalPlanner:
 
     def choose(self, view: CycleView, *, now: float) -> Choice:
         """Plan one cycle."""
-        ceiling = view.max_draft
-        if not view.speculation_allowed or ceiling == 0:
+        if not view.speculation_allowed or view.max_draft == 0:
             return self._plain(view)
         bucket = bucket_of(view.prompt_tokens)
         context = self._context(view.drafter, bucket)
         theta = self._time.price(view.waiting, view.time_left_ms)
-        decision = self._decision(context, view, bucket, theta)
+        key, price = self._key(view, bucket, theta)
+        ceiling = key[0]
+        if ceiling == 0:
+            return self._plain(view)
+        decision = context.decisions.get(key)
+        if decision is None:
+            decision = self._decide(context, view.drafter, bucket, key, price)
+            context.decisions[key] = decision
         tau = decision.tau
         gain = (decision.value - decision.plain) / max(abs(decision.plain), 1.0)
         numbers = {
@@ -150,39 +157,43 @@ class OptimalPlanner:
         context = self._contexts.get((view.drafter, bucket))
         if context is None or context.calibration.blocks < COLD_BLOCKS:
             return min(view.max_draft, PROBE_DRAFT)
-        key, theta = self._key(view, self._time.price(view.waiting, view.time_left_ms))
+        key, theta = self._key(view, bucket, self._time.price(view.waiting, view.time_left_ms))
+        if key[0] == 0:
+            return 0
         decision = context.decisions.get(key) or context.forecasts.get(key)
         if decision is None:
             decision = self._decide(context, view.drafter, bucket, key, theta)
             context.forecasts[key] = decision
         if context.fallback.active and decision.tau == 0:
-            return min(view.max_draft, PROBE_DRAFT) if context.fallback.probe_next else 0
+            return min(key[0], PROBE_DRAFT) if context.fallback.probe_next else 0
         is_open = (context.blocks + 1) % self._config.open_block_every == 0
-        return min(view.max_draft, max(decision.depth, decision.tau + 1 if is_open else 0))
+        return min(key[0], max(decision.depth, decision.tau + 1 if is_open else 0))
 
-    def _decision(self, context: Context, view: CycleView, bucket: int, theta: float) -> Decision:
-        """The decision for this view, from the few that the context has just made where one fits.
+    def _key(self, view: CycleView, bucket: int, theta: float) -> tuple[_Key, float]:
+        """What a decision depends on, its ceiling on τ first, and the price of time on its grid.
 
-        Prices, widths and shifts are taken on grids of a few per cent, so that requests alike share one.
+        Prices, widths and shifts are on grids of a few per cent, so that requests alike share the few
+        decisions that a context has just made.
         """
-        key, price = self._key(view, theta)
-        decision = context.decisions.get(key)
-        if decision is None:
-            decision = self._decide(context, view.drafter, bucket, key, price)
-            context.decisions[key] = decision
-        return decision
-
-    def _key(self, view: CycleView, theta: float) -> tuple[_Key, float]:
-        """What a decision depends on, and the price of time on its grid."""
-        ceiling = view.max_draft
-        later = view.own_passes - (0 if view.from_pool else 1)
+        shift = self._quarters(view)
+        ceiling, own = shared_draft(
+            self._cost,
+            view,
+            lambda: survival(
+                self._acceptance.table(view.drafter, bucket).hazards(view.max_draft), shift / 4.0
+            ),
+        )
+        later = own - (0 if view.from_pool else 1)
         wanted = min(view.remaining_tokens, (later + 1) * (ceiling + 1) + 1) if later > 0 else 0
         price = round(math.log(theta) * 10.0) if theta > 0.0 else -(10**6)
         width, behind = _grid(view.new_context_tokens), _grid(view.draft_behind_tokens)
-        posterior = self._posteriors.get(view.request_id)
-        shift = round(self._difficulty[view.drafter].shift(posterior) * 4.0) if posterior else 0
         key = (ceiling, wanted, later, price, width, behind, shift)
         return key, math.exp(price / 10.0) if theta > 0.0 else 0.0
+
+    def _quarters(self, view: CycleView) -> int:
+        """How much easier this request is than others so far: logit units, four to one."""
+        posterior = self._posteriors.get(view.request_id)
+        return round(self._difficulty[view.drafter].shift(posterior) * 4.0) if posterior else 0
 
     def _decide(self, context: Context, drafter: str, bucket: int, key: _Key, theta: float) -> Decision:
         """Solve one decision.
@@ -363,4 +374,6 @@ def _binding(depth: int, ceiling: int, view: CycleView, has_confidence: bool) ->
     """What kept the block from being longer."""
     if depth < ceiling:
         return Binding.CONFIDENCE if has_confidence else Binding.DRAFT_COST
+    if ceiling < view.max_draft:
+        return Binding.DEADLINE
     return Binding.LENGTH if ceiling >= view.remaining_tokens - 1 else Binding.MAX

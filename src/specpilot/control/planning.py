@@ -24,7 +24,8 @@ class CycleView:
     included if it is not drawn from the pool (``from_pool``). ``max_draft`` is the cap on τ from the
     configuration, the request, the context limit and the deadline. ``time_left_ms`` is until the
     request's internal deadline. ``waiting`` counts other requests that have a cycle to run now.
-    ``pass_price`` is λ in tokens, ``speculation_allowed`` is False while the drafter's breaker is open.
+    ``pass_price`` is λ in tokens, ``pool_passes`` are whole passes in the pool. ``speculation_allowed`` is
+    False while the drafter's breaker is open.
     """
 
     request_id: str
@@ -43,6 +44,7 @@ class CycleView:
     waiting: int
     pass_price: float
     speculation_allowed: bool = True
+    pool_passes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

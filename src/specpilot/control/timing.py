@@ -2,42 +2,94 @@
 
 from __future__ import annotations
 
-from specpilot.control.cost import CostModel
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
-MAX_SHARED_PASSES = 8
-"""Later passes that a request's remaining time is shared with, at most."""
+from specpilot.control.cost import CostModel
+from specpilot.control.planning import CycleView
+
+POOL_PASSES = 2
+"""Passes from the pool that a request may hope for when it shares out its time."""
+SHARED_PASSES = 8
+"""Passes that time is shared out to, at most."""
 TYPICAL_DRAFT = 4
 """τ that work not planned yet is taken to draft."""
 
 
-def fitting_draft(
-    cost: CostModel, cap: int, own: int, uncached: int, behind: int, context: int, left_ms: float
-) -> int:
-    """The longest draft, up to ``cap``, that leaves time for this pass and for the request's later ones.
+@dataclass(frozen=True, slots=True)
+class _Times:
+    """Upper quantiles, in ms: the first pass without a draft, a later one, and each drafted token."""
 
-    By the upper quantiles. Time is shared equally among as many of its ``own`` passes as still fit with
-    a draft each: two short blocks yield more than one that runs up to the deadline.
+    first: float
+    later: float
+    token: float
+
+
+def _times(cost: CostModel, cap: int, uncached: int, behind: int, context: int) -> _Times:
+    cached = context - uncached
+    plain, full = cost.verify_ms(uncached, cached), cost.verify_ms(uncached + cap, cached)
+    upper = cost.verify_upper.ratio
+    step = cost.draft_step_ms * cost.draft_upper.ratio
+    return _Times(
+        (plain + cost.draft_prefill_ms(behind - 1)) * upper + cost.host_ms,
+        cost.verify_ms(1, context) * upper + cost.host_ms,
+        step + (full - plain) / cap * upper,
+    )
+
+
+def fitting_draft(cost: CostModel, cap: int, uncached: int, behind: int, context: int, left_ms: float) -> int:
+    """The longest draft, up to ``cap``, with which this pass ends in time, by the upper quantiles.
 
     Args:
         cost: the engine's costs.
         cap: τ's cap for other reasons.
-        own: passes of its own that the request may still start.
         uncached: context tokens that the target has not cached.
         behind: context tokens that the draft has not cached.
         context: all context tokens.
         left_ms: time to the request's internal deadline.
     """
     if not cost.calibrated or cap <= 0:
-        return cap
-    step = cost.draft_step_ms * cost.draft_upper.ratio
-    first = cost.verify_ms(uncached + cap, context - uncached) + cost.draft_prefill_ms(behind - 1)
-    later = cost.verify_ms(1 + cap, context)
-    for passes in range(max(1, min(own, MAX_SHARED_PASSES)), 0, -1):
-        verify = (first + (passes - 1) * later) * cost.verify_upper.ratio + passes * cost.host_ms
-        fits = int((left_ms - verify) / (passes * step))
-        if fits >= 1 or passes == 1:
-            return min(cap, max(0, fits))
-    return 0
+        return max(0, cap)
+    times = _times(cost, cap, uncached, behind, context)
+    return min(cap, max(0, int((left_ms - times.first) / times.token)))
+
+
+def shared_draft(
+    cost: CostModel, view: CycleView, forecast: Callable[[], Sequence[float]]
+) -> tuple[int, int]:
+    """(τ, own passes that will fit): how to share the request's time so that it earns the most tokens.
+
+    Drafting up to the deadline leaves no time for a later pass; one more pass costs its verification. Each
+    number of passes that the request may get is tried with an equal share of the drafting that then fits;
+    one from the pool has to be worth its price besides.
+
+    Args:
+        cost: the engine's costs.
+        view: the cycle.
+        forecast: gives S_0 … S_τ for τ up to ``view.max_draft``; asked only where time is short.
+    """
+    cap = view.max_draft
+    own = view.own_passes
+    if not cost.calibrated or cap <= 0:
+        return cap, own
+    times = _times(cost, cap, view.new_context_tokens, view.draft_behind_tokens, view.context_tokens)
+    most = max(1, min(own + min(POOL_PASSES, view.pool_passes), SHARED_PASSES, view.remaining_tokens))
+    if view.time_left_ms >= times.first + (most - 1) * times.later + most * cap * times.token:
+        return cap, own
+    earned = list(accumulate(forecast()))
+    best, answer = -math.inf, (cap, own)
+    for passes in range(1, most + 1):
+        spare = view.time_left_ms - times.first - (passes - 1) * times.later
+        if passes > 1 and spare < 0.0:
+            break
+        each, over = divmod(min(max(0, int(spare / times.token)), passes * cap), passes)
+        total = (passes - over) * earned[each] + (over * earned[each + 1] if over else 0.0)
+        total = min(total, view.remaining_tokens) - view.pass_price * max(0, passes - own)
+        if total > best:
+            best, answer = total, (each + (over > 0), own if passes == most else min(own, passes))
+    return answer
 
 
 def work_ms(cost: CostModel, own: int, prompt_tokens: int, uncached: int, *, started: bool) -> float:
