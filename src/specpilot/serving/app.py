@@ -20,6 +20,7 @@ from specpilot.drafters.guarded import GuardedDrafter
 from specpilot.drafters.model import ModelDrafter
 from specpilot.models.sessions import CacheStore
 from specpilot.pair import Pair
+from specpilot.serving import pages
 from specpilot.serving.admin import Admin
 from specpilot.serving.api import Api
 from specpilot.serving.chat import ChatFormat
@@ -113,6 +114,7 @@ class Server:
         )
         app.include_router(self.api.router(), responses=_ERRORS)
         app.include_router(Admin(self.engine, self.metrics).router(), responses=_ERRORS)
+        app.include_router(pages.router())
         app.add_api_route("/health", self.health, methods=["GET"], response_class=Response)
         app.add_exception_handler(ApiError, _api_error)
         app.add_exception_handler(RequestValidationError, _validation_error)

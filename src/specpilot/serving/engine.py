@@ -56,6 +56,8 @@ class Job:
     listener: Listener
     accepted: int = 0
     drafted: int = 0
+    engine_s: float = 0.0
+    """In how much time the engine ran its cycles (shared ones count in full)."""
     first_cycle_s: float | None = None
     reason: str = ""
     summary: RequestSummary | None = None
@@ -232,6 +234,7 @@ class Engine(LoopObserver):
         job = self._jobs[info.request_id]
         job.accepted += outcome.accepted
         job.drafted += outcome.proposed
+        job.engine_s += end_s - start_s
         if job.first_cycle_s is None:
             job.first_cycle_s = start_s
         job.listener.progressed(job.request.text)

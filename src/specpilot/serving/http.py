@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -125,6 +126,9 @@ def serve(server: Server) -> bool:
     """
     listener = listen(server.config.host, server.config.port)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    # Modules and models stay: the collector need not look through them while requests wait.
+    gc.collect()
+    gc.freeze()
     # uvicorn raises the signal again when it is done: here it has been obeyed by then.
     before = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

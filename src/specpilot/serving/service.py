@@ -341,6 +341,7 @@ def _account(
         "reason": "" if job is None else job.reason,
     }
     if job is not None and job.first_cycle_s is not None and job.info.arrival_s is not None:
+        block["engine_ms"] = round(job.engine_s * 1000.0, 3)
         block["queue_ms"] = round((job.first_cycle_s - job.info.arrival_s) * 1000.0, 3)
     if ask.explain:
         block["cycle_details"] = [
