@@ -1,6 +1,6 @@
 """Every policy on the scenario suite: goodput against the best static τ in hindsight.
 
-    python benchmarks/suite.py [--seeds evaluation|development] [--requests 1000] [--only NAME] [--json FILE]
+    python benchmarks/suite.py [--seeds evaluation|development] [--requests 600] [--only NAME] [--json FILE]
 
 Closed loop (saturation) and open loop at 0.4 and 0.7 of specpilot's closed-loop capacity; same ledger,
 same arrivals for all; learning included. Simulated workloads (see specpilot/simulation/scenarios.py):
@@ -24,7 +24,7 @@ def main() -> int:
     """Run the suite."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--seeds", choices=("evaluation", "development"), default="evaluation")
-    parser.add_argument("--requests", type=int, default=1000)
+    parser.add_argument("--requests", type=int, default=600)
     parser.add_argument("--only", action="append", help="a scenario's name; repeatable")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--markdown", type=Path)

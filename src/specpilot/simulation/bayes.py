@@ -170,15 +170,15 @@ class Bayes:
 
     def table(self, block: Block, belief: Belief) -> list[list[float]]:
         """The block's option values under a belief, on a grid of beliefs."""
-        mean = round(belief.mean * 8.0)
-        variance = round(math.log(max(belief.variance, 1e-4)) * 4.0)
+        mean = round(belief.mean * 5.0)
+        variance = round(math.log(max(belief.variance, 1e-4)) * 3.0)
         key = (block, mean, variance)
         table = self._tables.get(key)
         if table is None:
             if len(self._tables) >= MAX_TABLES:
                 self._tables.clear()
             table = option_values(
-                block, Belief(mean / 8.0, math.exp(variance / 4.0)), self._population.spread
+                block, Belief(mean / 5.0, math.exp(variance / 3.0)), self._population.spread
             )
             self._tables[key] = table
         return table
@@ -200,7 +200,7 @@ class Bayes:
         depth = view.max_draft
         # Beyond the reach of all passes together a token is a token, however many more are wanted.
         wanted = min(view.remaining_tokens, (later + 1) * (depth + 1) + 1)
-        mean = round(known.belief.mean * 8.0) / 8.0
+        mean = round(known.belief.mean * 5.0) / 8.0
         survive = [1.0]
         for log_odds in base:
             survive.append(survive[-1] * sigmoid(log_odds + mean))
@@ -211,5 +211,5 @@ class Bayes:
 
 
 def _grid(theta: float) -> float:
-    """θ on a grid of a twentieth, so that tables are shared."""
-    return math.exp(round(math.log(theta) * 20.0) / 20.0) if theta > 0.0 else 0.0
+    """θ on a grid of a twelfth, so that tables are shared."""
+    return math.exp(round(math.log(theta) * 12.0) / 12.0) if theta > 0.0 else 0.0

@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from specpilot.control.stop import sigmoid
 
-SURVIVALS = np.concatenate([[0.0], np.geomspace(2e-3, 1.0, 120)])
+SURVIVALS = np.concatenate([[0.0], np.geomspace(4e-3, 1.0, 70)])
 """The grid of S, the probability that the block so far is accepted; fine, since U is convex and a coarse
 grid would flatter it."""
-NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(9)
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(7)
 WEIGHTS = WEIGHTS / WEIGHTS.sum()
 
 Floats = npt.NDArray[np.float64]
