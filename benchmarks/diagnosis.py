@@ -166,6 +166,7 @@ def main() -> int:
     parser.add_argument("--only", action="append", choices=CAUSES, help="this cause only; repeatable")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write every run's findings")
+    parser.add_argument("--join", type=Path, action="append", help="take these runs from an earlier --json")
     parser.add_argument("--write", type=Path, help="put the table between the marks of this page")
     options = parser.parse_args()
     first = SEEDS[options.seeds]
@@ -175,15 +176,20 @@ def main() -> int:
         for number in range(options.healthy if cause == HEALTHY else options.runs)
         if not options.only or cause in options.only
     ]
+    results: list[tuple[str, int, list[str]]] = []
+    for path in options.join or ():
+        results += [(cause, seed, found) for cause, seed, found in json.loads(path.read_text())]
+    done = {(cause, seed) for cause, seed, _ in results}
     with ProcessPoolExecutor(options.jobs) as pool:
-        results = list(pool.map(judge, tasks, chunksize=4))
+        for result in pool.map(judge, [task for task in tasks if task not in done], chunksize=2):
+            results.append(result)
+            if options.json:  # as it goes: an evaluation that was stopped is taken up with --join
+                options.json.write_text(json.dumps(results))
     text = table(results, options.seeds)
     print(text)
     for cause, seed, found in results:
         if found[0] != cause:
             print(f"wrong: {cause} (seed {seed}) -> {', '.join(found)}", file=sys.stderr)
-    if options.json:
-        options.json.write_text(json.dumps(results))
     if options.write:
         page = options.write.read_text(encoding="utf-8")
         before, rest = page.split(BEGIN)

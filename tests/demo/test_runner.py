@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,9 @@ from specpilot.demo.outcome import DemoOutcome
 from specpilot.demo.pair_engine import PairEngine
 from specpilot.demo.runner import DemoConfig, run_demo
 from specpilot.models.base import FloatArray, ForwardItem
+from specpilot.trace import read_trace, write_trace
+from specpilot.trace.replay import replay_decisions
+from specpilot.trace.validate import validate
 
 VOCAB = 32
 
@@ -134,3 +138,14 @@ def test_promises_are_passed_on() -> None:
 def test_bad_configurations(field: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"{field}: {value}"):
         DemoConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_the_live_run_s_trace_replays_to_the_same_decisions(outcome: DemoOutcome, tmp_path: Path) -> None:
+    """I7 on a real run: models, clock and queue as they were, the decisions from the file alone."""
+    header, records = outcome.traces["specpilot"]
+    path = tmp_path / "live.jsonl.gz"
+    write_trace(path, header, records)
+    assert validate(path).open_requests == 0
+    replayed = replay_decisions(read_trace(path))
+    assert replayed.differences == []
+    assert replayed.plans == len(outcome.cycles["specpilot"]) > 60

@@ -18,6 +18,8 @@ SMALL = {
     "record": ["--limit", "3"],
     "replay": ["--requests", "12", "--slo-p95-ms", "60000"],
     "benchmarks/bench_cycle.py": ["--rounds", "1"],
+    "benchmarks/bench_trace.py": ["--cycles", "2000", "--rounds", "1"],
+    "benchmarks/diagnosis.py": ["--runs", "1", "--healthy", "1", "--only", "host_overhead"],
     "benchmarks/bench_decision.py": ["--cycles", "50", "--warm-up", "20"],
     "benchmarks/live_equals_replay.py": ["--requests", "3"],
     "benchmarks/suite.py": ["--requests", "20", "--only", "steady"],
@@ -29,6 +31,8 @@ SMALL = {
 }
 """Options that make a documented command small; the command itself stays as it is written."""
 ALLOWED_STATUS = {
+    "diagnose": (0, 1),
+    "benchmarks/bench_trace.py": (0, 1),
     "demo": (0, 1),
     "benchmarks/bench_cycle.py": (0, 1),
     "benchmarks/bench_decision.py": (0, 1),

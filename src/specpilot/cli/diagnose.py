@@ -100,6 +100,13 @@ def _show(screen: Console, diagnosis: Diagnosis) -> None:
         screen.print(f"  left out: {trace.left_out}", soft_wrap=True)
     if diagnosis.not_told:
         screen.print(f"  not in this trace: {', '.join(diagnosis.not_told)}", soft_wrap=True)
+    model = diagnosis.model
+    screen.print(
+        f"  {model.tokens:.2f} tokens a pass, {model.rate / model.plain:.2f} times plain decoding; draft "
+        f"step {model.draft_ms:.2f} ms, pass {model.pass_ms:.2f} ms, each further token "
+        f"{model.token_ms:.2f} ms, host {model.host_ms:.2f} ms",
+        soft_wrap=True,
+    )
     for place, finding in enumerate(diagnosis.findings, 1):
         screen.print(f"{place}. [bold]{finding.cause}[/] (confidence {finding.confidence:.2f})")
         for name, value in finding.evidence.items():

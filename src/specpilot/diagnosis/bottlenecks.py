@@ -20,7 +20,7 @@ Evidence = dict[str, float]
 
 LEAST_GAIN = 1.12
 """What mending must bring before it is worth a finding."""
-CLEAR_GAIN = 1.2
+CLEAR_GAIN = 1.3
 WEAK_HAZARD = 0.45
 SLOW_STEP = 0.3
 SERIAL_SLOPE = 0.2

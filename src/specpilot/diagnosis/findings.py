@@ -144,10 +144,22 @@ def diagnose(trace: TraceColumns) -> Diagnosis:
         for cause, found in wrong
         if found is not None
     ]
-    findings += _slow(trace, model)
+    slow = _slow(trace, model)
+    if slow and slow[0].cause == "long_context_decay" and findings and _mild_shift(findings[0]):
+        # Long contexts are cropped more often, and accept less for a reason of their own.
+        findings = [slow.pop(0), *findings]
+    findings += slow
     if not findings:
         findings = [Finding(HEALTHY, _health(trace), metrics(trace, model), REMEDIES[HEALTHY])]
     return Diagnosis(trace, model, tuple(findings), trace.header.lacks)
+
+
+MILD_SHIFT = 0.25
+"""A loss after a crop that falling acceptance on long contexts can feign."""
+
+
+def _mild_shift(finding: Finding) -> bool:
+    return finding.cause == "kv_misalignment" and finding.evidence["loss_after_crop"] < MILD_SHIFT
 
 
 def _slow(trace: TraceColumns, model: SpeedModel) -> list[Finding]:
@@ -180,7 +192,14 @@ EXPLAINED_BY = {
     "under_drafting": ("host_overhead", "verify_not_parallel", "fallback_stuck"),
     "slow_draft": (),
     "fallback_stuck": ("long_context_decay", "slow_draft", "verify_not_parallel", "host_overhead"),
-    "queueing": ("slow_draft", "verify_not_parallel", "host_overhead", "fallback_stuck"),
+    "queueing": (
+        "weak_draft",
+        "long_context_decay",
+        "slow_draft",
+        "verify_not_parallel",
+        "host_overhead",
+        "fallback_stuck",
+    ),
     "budget_bound": (
         "weak_draft",
         "long_context_decay",

@@ -1,0 +1,42 @@
+"""The worked examples print what the page says, word for word, on the shipped traces."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from specpilot.trace.validate import validate
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "reading-traces.md"
+EXAMPLE = re.compile(r"^```sh\n([^\n]*)\n```\n\n```text\n(.*?)^```", re.MULTILINE | re.DOTALL)
+TRACES = sorted((ROOT / "examples" / "traces").iterdir())
+
+
+def _examples() -> list[tuple[str, str]]:
+    return EXAMPLE.findall(PAGE.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("command", "output"), _examples(), ids=lambda value: value[:60])
+def test_the_output_is_the_page_s(command: str, output: str) -> None:
+    words = shlex.split(command)
+    call = [sys.executable, "-m", "specpilot.cli.main", *words[1:]] if words[0] == "specpilot" else words
+    call = [sys.executable if word == "python" else word for word in call]
+    done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+    shown = "\n".join(line.rstrip() for line in done.stdout.splitlines())
+    assert shown == output.rstrip("\n"), done.stderr
+
+
+def test_there_are_examples_of_all_four_questions() -> None:
+    assert len(_examples()) >= 4
+
+
+@pytest.mark.parametrize("path", TRACES, ids=lambda path: path.name)
+def test_shipped_traces_are_whole_and_small(path: Path) -> None:
+    assert path.stat().st_size < 200_000
+    assert validate(path).left_out is None
