@@ -81,7 +81,7 @@ class Api:
 
     async def completions(self, body: CompletionBody, request: Request) -> Response:
         """Continue a prompt."""
-        arrival_s = self._service.engine.now()
+        arrival_s = self._arrival(request)
         tokens: Sequence[int]
         if isinstance(body.prompt, str):
             tokens = await self._encode(body.prompt, "prompt")
@@ -94,7 +94,7 @@ class Api:
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
         """Continue a chat."""
-        arrival_s = self._service.engine.now()
+        arrival_s = self._arrival(request)
         messages = [{"role": message.role, "content": message.text} for message in body.messages]
         try:
             prompt = self._chat.prompt(messages)
@@ -104,6 +104,11 @@ class Api:
         wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
         ask = self._ask(body, tokens, wanted, "messages", request)
         return await self._respond(ask, body, request, arrival_s, _ChatShape(self._config.model_name))
+
+    def _arrival(self, request: Request) -> float:
+        """When the request came in, on the engine's clock."""
+        received_s: float | None = getattr(request.state, "received_s", None)
+        return self._service.engine.now() if received_s is None else received_s
 
     # --- bodies to asks --------------------------------------------------------------------------
 

@@ -51,7 +51,10 @@ class Gate:
         try:
             scope.setdefault("state", {})["tenant"] = self._tenant(scope)
             if scope["method"] in ("POST", "PUT", "PATCH"):
-                receive = _replay(await self._body(scope, receive), receive)
+                parts = await self._body(scope, receive)
+                if len(parts) > 1:  # its client took its time: that is not the server's
+                    scope["state"].pop("received_s", None)
+                receive = _replay(b"".join(parts), receive)
         except ApiError as error:
             # What is left of the body is not read: the connection cannot be used again.
             error.headers.setdefault("Connection", "close")
@@ -94,7 +97,8 @@ class Gate:
             code="admin_only",
         )
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _body(self, scope: Scope, receive: Receive) -> list[bytes]:
+        """The body in the parts in which it came."""
         declared = dict(scope["headers"]).get(b"content-length", b"")
         if declared.isdigit() and int(declared) > self._max_body_bytes:
             raise self._too_large()
@@ -111,7 +115,7 @@ class Gate:
                     if size > self._max_body_bytes:
                         raise self._too_large()
                     if not message.get("more_body", False):
-                        return b"".join(parts)
+                        return parts
         except TimeoutError:
             raise ApiError(
                 408, f"the body did not arrive within {self._body_timeout_s:g} s", code="body_timeout"

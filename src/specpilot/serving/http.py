@@ -7,6 +7,7 @@ import gc
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -24,8 +25,14 @@ BACKLOG = 512
 MAX_HEADER_BYTES = 64 << 10
 
 
-def protocol(header_timeout_s: float) -> type[asyncio.Protocol]:
-    """A protocol for uvicorn that bounds a request's headers in time (408) and size (431)."""
+def protocol(
+    header_timeout_s: float, idle_timeout_s: float, now: Callable[[], float]
+) -> type[asyncio.Protocol]:
+    """A protocol for uvicorn that bounds a request's headers in time (408) and size (431).
+
+    It also notes when a request came in (``state["received_s"]`` on the clock ``now``): in a burst the
+    application sees it a good while later, and latency is promised from its arrival.
+    """
 
     class Bounded(HttpToolsProtocol):
         _deadline: asyncio.TimerHandle | None = None
@@ -33,16 +40,22 @@ def protocol(header_timeout_s: float) -> type[asyncio.Protocol]:
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            self._expect_headers()
+            # Browsers and pools open connections in stock: one that says nothing is closed without a word.
+            self._deadline = self.loop.call_later(idle_timeout_s, transport.close)
 
         def data_received(self, data: bytes) -> None:
+            received_s = now()
             before = self.cycle
             super().data_received(data)
             if self.cycle is not before:  # a request's headers are complete
+                self.cycle.scope["state"]["received_s"] = received_s
                 self._stop_waiting()
             elif self._idle:
-                if self._deadline is None:
-                    self._expect_headers()
+                if not self._header_bytes:
+                    self._stop_waiting()
+                    self._deadline = self.loop.call_later(
+                        header_timeout_s, self._refuse, b"408 Request Timeout"
+                    )
                 self._header_bytes += len(data)
                 if self._header_bytes > MAX_HEADER_BYTES:
                     self._refuse(b"431 Request Header Fields Too Large")
@@ -54,9 +67,6 @@ def protocol(header_timeout_s: float) -> type[asyncio.Protocol]:
         @property
         def _idle(self) -> bool:
             return self.cycle is None or self.cycle.response_complete
-
-        def _expect_headers(self) -> None:
-            self._deadline = self.loop.call_later(header_timeout_s, self._refuse, b"408 Request Timeout")
 
         def _stop_waiting(self) -> None:
             self._header_bytes = 0
@@ -78,7 +88,7 @@ def protocol(header_timeout_s: float) -> type[asyncio.Protocol]:
 def uvicorn_config(server: Server, config: ServerConfig) -> uvicorn.Config:
     """How uvicorn runs the application."""
     options: dict[str, Any] = {
-        "http": protocol(config.header_timeout_s),
+        "http": protocol(config.header_timeout_s, config.keep_alive_s, server.engine.now),
         "ws": "none",
         "lifespan": "on",
         "log_level": "warning",
@@ -111,8 +121,20 @@ def listen(host: str, port: int) -> socket.socket:
         ValueError: if it cannot be had.
     """
     try:
-        family, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        # The protocol must be said: asyncio switches Nagle's delay (40 ms with a client that delays its
+        # acknowledgements) off only for sockets that are known to be TCP, and connections inherit it.
+        listener = socket.socket(family, kind, proto)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
+        return listener
     except OSError as error:
         reason = error.strerror or str(error)
         raise ValueError(f"host, port: cannot listen on {host}:{port} ({reason}); choose others") from None
