@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,8 @@ SMALL = {
     "benchmarks/bundled_trace.py": ["--requests", "20"],
 }
 """Options that make a documented command small; the command itself stays as it is written."""
+DOCUMENTED = "http://127.0.0.1:8000"
+"""Where the servers of the pages listen; in the tests they take a free port."""
 ALLOWED_STATUS = {
     "diagnose": (0, 1),
     "benchmarks/bench_trace.py": (0, 1),
@@ -64,7 +68,25 @@ def test_commands_run_in_the_order_in_which_they_stand(page: Path, tmp_path: Pat
     for folder in ("benchmarks", "examples"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     (tmp_path / "docs").mkdir()
+    with contextlib.ExitStack() as servers:
+        run_all(page, tmp_path, servers)
+
+
+def run_all(page: Path, tmp_path: Path, servers: contextlib.ExitStack) -> None:
+    """The page's commands in order; a server runs beside those that follow it."""
+    url = ""
     for words in commands(page):
+        if words[:2] == ["specpilot", "serve"]:
+            url = servers.enter_context(server(words[2:], tmp_path))
+            continue
+        if words[0] == "curl":
+            call = [
+                url + word.removeprefix(DOCUMENTED) if word.startswith(DOCUMENTED) else word for word in words
+            ]
+            done = subprocess.run([*call, "--fail"], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
+            assert done.stdout
+            continue
         if words[0] == "make":
             done = subprocess.run(
                 ["make", "-n", *words[1:]], cwd=ROOT, capture_output=True, text=True, check=False
@@ -81,6 +103,23 @@ def test_commands_run_in_the_order_in_which_they_stand(page: Path, tmp_path: Pat
             [*call, *SMALL.get(name, [])], cwd=tmp_path, capture_output=True, text=True, check=False
         )
         assert done.returncode in ALLOWED_STATUS.get(name, (0,)), f"{words}: {done.stdout}\n{done.stderr}"
+
+
+@contextlib.contextmanager
+def server(options: list[str], folder: Path) -> Iterator[str]:
+    """``specpilot serve`` on a free port; its address. It must end with status 0 when it is told to."""
+    words = [sys.executable, "-m", "specpilot.cli.main", "serve", *options, "--port", "0"]
+    with subprocess.Popen(words, cwd=folder, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            line = process.stderr.readline()
+            found = re.search(r"http://\S+", line)
+            assert found, line + process.stderr.read()
+            yield found[0]
+            process.terminate()
+            assert process.wait(30.0) == 0
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

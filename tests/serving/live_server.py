@@ -119,6 +119,7 @@ class Running:
 
     def __init__(self, server: Server) -> None:
         self.server = server
+        self.port = 0
         self._http = uvicorn.Server(uvicorn_config(server, server.config))
         self._thread = threading.Thread(target=lambda: asyncio.run(self._http.serve()), daemon=True)
 
@@ -126,14 +127,10 @@ class Running:
         self._thread.start()
         for _ in range(2000):
             if self._http.started:
+                self.port = self._http.servers[0].sockets[0].getsockname()[1]
                 return
             time.sleep(0.005)
         raise RuntimeError("the server did not start")
-
-    @property
-    def port(self) -> int:
-        port: int = self._http.servers[0].sockets[0].getsockname()[1]
-        return port
 
     def post(
         self, body: Mapping[str, object] | bytes, path: str = "/v1/completions", **headers: str

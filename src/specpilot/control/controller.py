@@ -18,6 +18,7 @@ from specpilot.control.health import Breaker
 from specpilot.control.latency import DeadlineTracker, TimePrice
 from specpilot.control.planner import OptimalPlanner
 from specpilot.control.planning import Choice, CycleView, Planner, static_choice
+from specpilot.control.sharing import Work, share_pass
 from specpilot.control.snapshot import adopt, check_kinds, dump, load
 from specpilot.control.stop import StopRule
 from specpilot.control.timing import fitting_draft, shared_cost, work_ms
@@ -172,6 +173,22 @@ class Controller:
             else:
                 cycles.append(self._open_cycle(request, view, choice, source == "pool"))
         return BatchPlan(tuple(cycles), tuple(stops))
+
+    def share(self, request_ids: Sequence[str], limit: int, *, now: float) -> list[str]:
+        """Which of the waiting requests, most urgent first, are best planned and run together now.
+
+        Changes nothing; :meth:`plan` takes any list.
+
+        Raises:
+            ValueError: for an unknown request.
+        """
+        works = []
+        for request_id in request_ids:
+            request = self._request(request_id)
+            cached = max(0, request.info.prompt_tokens + request.emitted - request.uncached)
+            left_ms = (request.deadline_s - now) * 1000.0
+            works.append(Work(request.uncached, request.behind, cached, left_ms))
+        return [request_ids[index] for index in share_pass(self.cost, works, limit)]
 
     def begin(self, cycle_ids: Sequence[int], *, now: float) -> None:
         """The target passes of these cycles start: the ledger withdraws them.

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from threading import RLock
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from specpilot.control.types import (
     Admission,
@@ -51,6 +51,15 @@ class ControllerLike(Protocol):
 
     def finish(self, request_id: str, cause: StopCause, *, now: float) -> RequestSummary:
         """The request has ended."""
+        ...
+
+
+@runtime_checkable
+class SharesPasses(Protocol):
+    """A controller that knows which requests had better run together."""
+
+    def share(self, request_ids: Sequence[str], limit: int, *, now: float) -> list[str]:
+        """Some of the requests, most urgent first; the first one is among them."""
         ...
 
 
@@ -241,7 +250,7 @@ class ServeLoop:
                 return False
             # Earliest deadline first, then first come first served.
             urgent = sorted(self._active.values(), key=lambda active: (active.deadline_s, active.order))
-            chosen = urgent[: self._max_batch]
+            chosen = self._sharing(urgent)
         ready = [active.info.request_id for active in chosen if self._opened(active)]
         with self.lock:
             planned_at = self._clock.now()
@@ -256,6 +265,14 @@ class ServeLoop:
         if cycles:
             self._run(cycles)
         return True
+
+    def _sharing(self, urgent: list[_Active]) -> list[_Active]:
+        """Who runs together: what the controller advises, else simply the most urgent."""
+        if min(self._max_batch, len(urgent)) == 1 or not isinstance(self._controller, SharesPasses):
+            return urgent[: self._max_batch]
+        names = [active.info.request_id for active in urgent]
+        advised = self._controller.share(names, self._max_batch, now=self._clock.now())
+        return [self._active[name] for name in advised]
 
     def _opened(self, active: _Active) -> bool:
         """Open an offered request; False, and it has ended, if the executor cannot."""

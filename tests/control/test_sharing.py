@@ -1,0 +1,89 @@
+"""Who shares a pass: arithmetic by hand."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specpilot.control import Controller
+from specpilot.control.cost import KNOTS, CostModel, CostProfile
+from specpilot.control.sharing import Work, share_pass
+from specpilot.control.types import RequestInfo
+
+FAR = 10_000.0
+
+
+def engine(fixed: float, token: float) -> CostModel:
+    """A pass takes ``fixed`` + ``token`` · width ms; a draft step 1 ms, its prefill next to nothing."""
+    curve = tuple(fixed + token * width for width in KNOTS)
+    return CostModel(CostProfile(1.0, curve, tuple(1e-6 * width for width in KNOTS)))
+
+
+def block(left_ms: float = FAR) -> Work:
+    """One token to feed and four to draft: five wide."""
+    return Work(1, 1, 100, left_ms)
+
+
+def prompt(tokens: int) -> Work:
+    return Work(tokens, tokens, 0, FAR)
+
+
+def test_blocks_share_while_weights_bound_the_pass() -> None:
+    # Alone 4 + 10 + 0.5 = 14.5 ms; each one more makes the pass 0.5 ms longer.
+    assert share_pass(engine(10.0, 0.1), [block()] * 6, 4) == [0, 1, 2, 3]
+
+
+def test_blocks_do_not_share_where_a_pass_costs_by_the_token() -> None:
+    """Alone 4 + 50 ms; together 4 + 100: the first loses 50, the second gains 4."""
+    assert share_pass(engine(0.001, 10.0), [block()] * 2, 4) == [0]
+
+
+def test_a_cold_prompt_does_not_hold_up_a_block() -> None:
+    # The prompt would make the pass 20.4 ms longer and gain 14; the block behind it joins.
+    assert share_pass(engine(10.0, 0.1), [block(), prompt(200), block()], 4) == [0, 2]
+
+
+def test_a_block_joins_a_prompt() -> None:
+    assert share_pass(engine(10.0, 0.1), [prompt(200), block()], 4) == [0, 1]
+
+
+def test_nobody_joins_who_would_make_another_late() -> None:
+    # 14.5 ms alone, 15 together, both times 1.15: 16.675 and 17.25.
+    assert share_pass(engine(10.0, 0.1), [block(17.0), block()], 4) == [0]
+    assert share_pass(engine(10.0, 0.1), [block(17.5), block()], 4) == [0, 1]
+    # One that is late anyway holds nobody back.
+    assert share_pass(engine(10.0, 0.1), [block(1.0), block()], 4) == [0, 1]
+
+
+@given(
+    st.lists(
+        st.builds(Work, st.integers(1, 400), st.integers(1, 400), st.integers(0, 400), st.floats(-50, 300)),
+        min_size=1,
+        max_size=12,
+    ),
+    st.integers(1, 5),
+    st.floats(0.01, 20.0),
+    st.floats(0.0, 2.0),
+)
+def test_the_most_urgent_runs_and_the_limit_holds(
+    works: list[Work], limit: int, fixed: float, token: float
+) -> None:
+    chosen = share_pass(engine(fixed, token), works, limit)
+    assert chosen[0] == 0
+    assert len(chosen) <= limit
+    assert chosen == sorted(set(chosen))
+
+
+def test_the_controller_advises_and_changes_nothing() -> None:
+    controller = Controller()
+    for name, tokens in (("a", 5), ("b", 5), ("c", 400)):
+        assert controller.admit(RequestInfo(name, tokens, 8), now=0.0).admitted
+    before = controller.snapshot()
+    advised = controller.share(["a", "b", "c"], 3, now=0.0)
+    assert advised[0] == "a"
+    assert "c" not in advised
+    assert controller.snapshot() == before
+    assert len(controller.plan(["a", "b", "c"], now=0.0).cycles) == 3
+    with pytest.raises(ValueError, match="not in flight"):
+        controller.share(["x"], 1, now=0.0)
