@@ -28,7 +28,7 @@ from benchmarks.faulty_engine import Setup, run
 from specpilot.diagnosis import CAUSES, diagnose, read_columns
 from specpilot.trace import write_trace
 
-SEEDS = {"development": 10_000, "evaluation": 500_000}
+SEEDS = {"development": 10_000, "evaluation": 900_000}
 HEALTHY = "healthy"
 BEGIN, END = "<!-- matrix:begin -->", "<!-- matrix:end -->"
 

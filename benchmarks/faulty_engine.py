@@ -228,7 +228,7 @@ class _Executor(LiveExecutor):
 
     def tap(self, traced: TracedController) -> None:
         """Hand evidence to the trace."""
-        self._evidence = traced.recorder.evidence
+        self.report_evidence(traced.recorder.evidence)
         self._evidence_ids = self._setup.ids
 
     def run(self, plans: Sequence[CyclePlan]) -> list[CycleOutcome]:

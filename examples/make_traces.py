@@ -2,7 +2,8 @@
 
     python examples/make_traces.py examples/traces
 
-The engine is the made-up one of benchmarks/faulty_engine.py, so the same bytes come out everywhere.
+The engine is the made-up one of benchmarks/faulty_engine.py, so the same version of specpilot writes the
+same bytes everywhere.
 """
 
 from __future__ import annotations

@@ -72,6 +72,10 @@ class LiveExecutor:
         self._clock = clock
         self._requests: dict[str, DecodingRequest] = {}
 
+    def report_evidence(self, told: Callable[[int, CycleEvidence], None]) -> None:
+        """Tell someone of each settled cycle what only the engine knows, from now on."""
+        self._evidence = told
+
     def add(self, request: DecodingRequest) -> None:
         """Hand in a request, before it is opened; it stays the caller's to read.
 

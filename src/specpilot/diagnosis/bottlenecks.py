@@ -14,7 +14,7 @@ import numpy as np
 
 from specpilot.diagnosis import speed
 from specpilot.diagnosis.columns import BINDINGS, TraceColumns
-from specpilot.diagnosis.speed import GOOD_HAZARD, GOOD_HOST, GOOD_STEP, LONGEST, NARROW, SpeedModel
+from specpilot.diagnosis.speed import GOOD_HAZARD, GOOD_HOST, GOOD_STEP, LONGEST, SpeedModel
 
 Evidence = dict[str, float]
 
@@ -170,7 +170,7 @@ def verify_not_parallel(trace: TraceColumns, model: SpeedModel) -> Bottleneck | 
     """A pass takes longer in proportion to its width: positions are verified one after the other."""
     if model.widths < 2 or not trace.tells("verify_ms", "verified_tokens"):
         return None
-    narrow = (trace.verified_tokens <= NARROW) & (trace.verify_ms > 0.0)
+    narrow = speed.decoding(trace) & speed.usable(trace)
     slope = model.token_ms / max(model.pass_ms, 1e-9)
     width = trace.verified_tokens[narrow]
     saved = float((model.token_ms * np.maximum(width - 1, 0)).sum())

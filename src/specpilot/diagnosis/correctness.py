@@ -19,6 +19,7 @@ FIRM = 0.99
 SHIFT = 0.10
 """Least loss of acceptance that is blamed on a wrong KV cache."""
 STRONG_Z = 4.0
+CONTRAST_Z = 3.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,8 @@ def cache_shift(trace: TraceColumns) -> tuple[Signature | None, Signature | None
     caught = _first_clear(loss, history.caught, ~history.crop_before & ~history.full_before)
     # Without enough cycles that needed nothing, a rejection is granted what it costs at most by difficulty.
     allowed = min(0.0, neither.value + neither.error) if neither.count >= 40 else -0.12
-    shifted = crop.below(allowed - SHIFT) and not full.value < crop.value - SHIFT
+    shifted = crop.below(allowed - SHIFT) or crop.worse_than(neither)
+    shifted = shifted and not full.value < crop.value - SHIFT
     evidence = {
         "loss_after_crop": -crop.value,
         "loss_after_crop_se": crop.error,
@@ -106,8 +108,8 @@ def cache_shift(trace: TraceColumns) -> tuple[Signature | None, Signature | None
     }
     evidence = {name: value for name, value in evidence.items() if not math.isnan(value)}
     catching = caught.below(-0.3 - SHIFT)
-    unfed = full.below(-0.6 * SHIFT) and not shifted
-    found = Signature(evidence, _sure(min(crop.z(allowed), 0.0))) if shifted or catching else None
+    unfed = (full.below(-0.6 * SHIFT) or full.worse_than(crop)) and not shifted
+    found = Signature(evidence, _sure(min(crop.z(0.0), 0.0))) if shifted or catching else None
     bonus = Signature(evidence, _sure(full.z(0.0))) if unfed else None
     return found, bonus
 
@@ -240,6 +242,17 @@ class _Estimate:
     def below(self, limit: float) -> bool:
         """Clearly below: at least forty cycles, and four standard errors below the half-way to 0."""
         return self.count >= 40 and self.value < limit and self.z(limit * 0.5) < -STRONG_Z
+
+    def worse_than(self, other: _Estimate) -> bool:
+        """Clearly worse than cycles of another kind, and than expected; both are needed in number."""
+        if self.count < 40 or other.count < 60:
+            return False
+        gap = self.value - other.value
+        return (
+            gap < -SHIFT
+            and self.value < -0.5 * SHIFT
+            and gap < -CONTRAST_Z * math.hypot(self.error, other.error)
+        )
 
 
 def _mean(values: Floats, mask: Bools) -> _Estimate:

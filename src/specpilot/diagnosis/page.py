@@ -117,7 +117,7 @@ def pass_width(diagnosis: Diagnosis) -> str:
     """Time of a target pass by its width, and the fitted line."""
     trace, model = diagnosis.trace, diagnosis.model
     figure, axes = new_axes("Is verification parallel?", "tokens in the pass", "time of the pass (ms)")
-    narrow = np.flatnonzero((trace.verified_tokens <= speed.NARROW) & (trace.verify_ms > 0.0))
+    narrow = np.flatnonzero(speed.decoding(trace) & speed.usable(trace))
     if len(narrow):
         shown = narrow[:: max(1, len(narrow) // POINTS)]
         axes.scatter(trace.verified_tokens[shown], trace.verify_ms[shown], s=6, alpha=0.35, linewidths=0,

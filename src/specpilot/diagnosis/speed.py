@@ -67,6 +67,12 @@ def usable(trace: TraceColumns) -> Bools:
     return np.asarray(trace.verify_ms > 0.0)
 
 
+def decoding(trace: TraceColumns) -> Bools:
+    """Cycles whose pass held a block and the token before it, but nothing of a prompt."""
+    own = trace.verified_tokens - trace.proposed
+    return np.asarray((trace.verified_tokens >= 1) & (own <= 2) & (trace.verified_tokens <= NARROW))
+
+
 def hazards(trace: TraceColumns, mask: Bools | None = None, longest: int = LONGEST) -> tuple[Floats, Floats]:
     """(acceptance at each position given that it was reached, how often it was reached)."""
     accepted = trace.accepted if mask is None else trace.accepted[mask]
@@ -84,7 +90,7 @@ def hazards(trace: TraceColumns, mask: Bools | None = None, longest: int = LONGE
 def fit(trace: TraceColumns) -> SpeedModel:
     """The model of a trace."""
     good = usable(trace)
-    narrow = good & (trace.verified_tokens <= NARROW) & (trace.verified_tokens >= 1)
+    narrow = good & decoding(trace)
     drafting = trace.drafted > 0
     draft_ms = float(np.median(trace.draft_ms[drafting] / trace.drafted[drafting])) if drafting.any() else 0.0
     pass_ms, token_ms, widths = _pass_line(trace, narrow)
