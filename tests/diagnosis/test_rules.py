@@ -219,6 +219,20 @@ def test_a_rule_does_not_judge_what_the_trace_cannot_tell(judge: Callable[..., D
     assert found.not_told == ("host_ms",)
 
 
+def _timeless(record: CycleRecord) -> CycleRecord:
+    return replace(record, draft_ms=0.0, verify_ms=0.0, host_ms=0.0, confidences=())
+
+
+def test_a_trace_without_times_is_judged_by_its_counts(judge: Callable[..., Diagnosis]) -> None:
+    """An imported log of proposed and accepted tokens alone."""
+    header = TraceHeader("import", lacks=("draft_ms", "verify_ms", "host_ms", "queue_ms", "confidences"))
+    good = judge(records(change=lambda record, _: _timeless(record)), header)
+    assert good.primary is None
+    assert "pass_ms_at_one_token" not in good.to_json()["metrics"]
+    weak = judge(records(change=lambda record, number: _timeless(_weak(record, number))), header)
+    assert weak.primary == "weak_draft"
+
+
 def test_the_parts_of_a_change_add_up(judge: Callable[..., Diagnosis], tmp_path: Path) -> None:
     before, after = judge(records()), judge(records(change=_busy_host))
     found = compare(before, after)

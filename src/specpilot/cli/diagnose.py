@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from specpilot.diagnosis.compare import Comparison
     from specpilot.diagnosis.findings import Diagnosis
+    from specpilot.diagnosis.speed import SpeedModel
 
 
 def run(
@@ -100,18 +101,23 @@ def _show(screen: Console, diagnosis: Diagnosis) -> None:
         screen.print(f"  left out: {trace.left_out}", soft_wrap=True)
     if diagnosis.not_told:
         screen.print(f"  not in this trace: {', '.join(diagnosis.not_told)}", soft_wrap=True)
-    model = diagnosis.model
-    screen.print(
-        f"  {model.tokens:.2f} tokens a pass, {model.rate / model.plain:.2f} times plain decoding; draft "
-        f"step {model.draft_ms:.2f} ms, pass {model.pass_ms:.2f} ms, each further token "
-        f"{model.token_ms:.2f} ms, host {model.host_ms:.2f} ms",
-        soft_wrap=True,
-    )
+    screen.print(f"  {_engine(diagnosis.model)}", soft_wrap=True)
     for place, finding in enumerate(diagnosis.findings, 1):
         screen.print(f"{place}. [bold]{finding.cause}[/] (confidence {finding.confidence:.2f})")
         for name, value in finding.evidence.items():
             screen.print(f"     {name.replace('_', ' '):<42} {value:>10.4g}", soft_wrap=True)
         screen.print(f"   → {finding.remedy}", soft_wrap=True)
+
+
+def _engine(model: SpeedModel) -> str:
+    """The engine in one line."""
+    if model.assumed:
+        return f"{model.tokens:.2f} tokens a pass; no times in this trace, gains are those of a good engine"
+    return (
+        f"{model.tokens:.2f} tokens a pass, {model.rate / model.plain:.2f} times plain decoding; draft step "
+        f"{model.draft_ms:.2f} ms, pass {model.pass_ms:.2f} ms, each further token {model.token_ms:.2f} ms, "
+        f"host {model.host_ms:.2f} ms"
+    )
 
 
 def _show_comparison(screen: Console, comparison: Comparison) -> None:

@@ -151,7 +151,7 @@ def under_drafting(trace: TraceColumns, model: SpeedModel) -> Bottleneck | None:
 
 def slow_draft(trace: TraceColumns, model: SpeedModel) -> Bottleneck | None:
     """A draft step costs too large a part of a target pass, so that even good drafts do not pay."""
-    if not (trace.drafted > 0).sum() >= 20 or not trace.tells("draft_ms"):
+    if model.assumed or (trace.drafted > 0).sum() < 20 or not trace.tells("draft_ms"):
         return None
     ratio = model.draft_ms / max(model.pass_ms, 1e-9)
     gain = model.best(draft_ms=GOOD_STEP * model.pass_ms)[1] / max(model.rate, 1e-9)
@@ -195,7 +195,7 @@ def verify_not_parallel(trace: TraceColumns, model: SpeedModel) -> Bottleneck | 
 
 def host_overhead(trace: TraceColumns, model: SpeedModel) -> Bottleneck | None:
     """Time goes into neither model: scheduling, copies, detokenising, the interpreter."""
-    if not trace.tells("host_ms"):
+    if model.assumed or not trace.tells("host_ms"):
         return None
     share = model.host_ms / max(model.cycle_ms, 1e-9)
     gain = model.cycle_ms / max(model.cycle_ms - model.host_ms + GOOD_HOST * model.pass_ms, 1e-9)
@@ -234,7 +234,7 @@ def fallback_stuck(trace: TraceColumns, model: SpeedModel) -> Bottleneck | None:
 def queueing(trace: TraceColumns, model: SpeedModel) -> Bottleneck | None:
     """Requests spend their time waiting: more arrives than the engine can serve."""
     ended = ~np.isnan(trace.e2e_ms)
-    if ended.sum() < 20 or not trace.tells("queue_ms"):
+    if model.assumed or ended.sum() < 20 or not trace.tells("queue_ms"):
         return None
     waited = float(trace.queue_ms.sum())
     latency = float(trace.e2e_ms[ended].sum())

@@ -241,6 +241,9 @@ def metrics(trace: TraceColumns, model: SpeedModel) -> dict[str, float]:
         "queue_ms_per_request": float(trace.queue_ms.sum()) / max(1, len(trace.causes)),
         "speed_up_over_plain": model.rate / model.plain,
     }
+    if model.assumed:
+        timed = [name for name in values if "ms" in name.split("_") or name.startswith("speed_up")]
+        values = {name: value for name, value in values.items() if name not in timed}
     return {name: value for name, value in values.items() if not math.isnan(value)}
 
 

@@ -42,6 +42,8 @@ class SpeedModel:
     cycle_ms: float
     tokens: float
     """Tokens per cycle, measured."""
+    assumed: bool = False
+    """The trace holds no times: a pass counts 1, a draft step what a good one costs, the rest nothing."""
 
     def rate_at(self, tau: int, survival: Floats | None = None, draft_ms: float | None = None) -> float:
         """Tokens per ms at a fixed draft length."""
@@ -88,8 +90,10 @@ def hazards(trace: TraceColumns, mask: Bools | None = None, longest: int = LONGE
 
 
 def fit(trace: TraceColumns) -> SpeedModel:
-    """The model of a trace."""
+    """The model of a trace; of one without times, that of a good engine with its acceptance."""
     good = usable(trace)
+    if not good.any() or not trace.tells("verify_ms"):
+        return _without_times(trace)
     narrow = good & decoding(trace)
     drafting = trace.drafted > 0
     draft_ms = float(np.median(trace.draft_ms[drafting] / trace.drafted[drafting])) if drafting.any() else 0.0
@@ -112,6 +116,26 @@ def fit(trace: TraceColumns) -> SpeedModel:
         rate=float(trace.emitted.sum()) / max(total, 1e-9),
         cycle_ms=total / len(trace),
         tokens=float(trace.emitted.mean()),
+    )
+
+
+def _without_times(trace: TraceColumns) -> SpeedModel:
+    found, reached = hazards(trace)
+    cycle = 1.0 + GOOD_STEP * float(np.maximum(trace.drafted, trace.proposed).mean())
+    tokens = float(trace.emitted.mean())
+    survival = np.cumprod(_extended(found, reached))
+    return SpeedModel(
+        draft_ms=GOOD_STEP,
+        pass_ms=1.0,
+        token_ms=0.0,
+        host_ms=0.0,
+        fixed_ms=0.0,
+        survival=survival,
+        widths=0,
+        rate=max(tokens, 1e-9) / cycle,
+        cycle_ms=cycle,
+        tokens=tokens,
+        assumed=True,
     )
 
 
