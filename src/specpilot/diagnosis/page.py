@@ -13,6 +13,8 @@ from specpilot.diagnosis import speed
 from specpilot.diagnosis.findings import Diagnosis
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from specpilot.diagnosis.compare import Comparison
 
 POINTS = 3000
@@ -62,13 +64,14 @@ def acceptance(diagnosis: Diagnosis) -> str:
             axes.plot(known + 1, found[known], color=COLOURS[place], linestyle=STYLES[place], marker="o",
                       markersize=3.5, label=name)  # fmt: skip
     axes.set_ylim(0.0, 1.02)
+    _whole_ticks(axes)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False)
     return as_svg(figure, "Share of accepted tokens by position, for short and long prompts")
 
 
 def calibration(diagnosis: Diagnosis) -> str:
-    """First-token acceptance by confidence, by what the draft's cache had needed before."""
+    """First-token acceptance by confidence, in requests' first cycles and in later ones."""
     trace = diagnosis.trace
     figure, axes = new_axes("What the first confidence was worth", "draft's confidence", "accepted")
     lengths = trace.confidences.lengths()
@@ -106,6 +109,7 @@ def time_by_part(diagnosis: Diagnosis) -> str:
     }
     names = list(reversed(parts))
     axes.barh(names, [parts[name] for name in names], color=COLOURS[0])
+    axes.margins(x=0.12)
     for place, name in enumerate(names):
         axes.text(parts[name], place, f" {parts[name]:.2f}", va="center", fontsize=8, color=INK)
     return as_svg(
@@ -128,4 +132,12 @@ def pass_width(diagnosis: Diagnosis) -> str:
             ends, [model.pass_ms + model.token_ms * (width - 1) for width in ends], color=INK, linewidth=1.6
         )
     axes.set_ylim(bottom=0.0)
+    _whole_ticks(axes)
     return as_svg(figure, "Time of a target pass by the number of tokens in it")
+
+
+def _whole_ticks(axes: Axes) -> None:
+    """Positions and widths are counts."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
