@@ -17,6 +17,7 @@ from specpilot.control import ControllerConfig
 from specpilot.serving.config import Keys, ServerConfig
 from specpilot.serving.service import Ask
 from specpilot.trace import CycleRecord, read_trace
+from specpilot.trace.replay import replay_decisions
 
 
 def scrape(run: Running) -> dict[str, float]:
@@ -213,6 +214,11 @@ def test_a_trace_of_every_cycle(serve: Serve, tmp_path: Path) -> None:
     assert [record.index for record in records[: blocks[0]["cycles"]]] == list(range(blocks[0]["cycles"]))
     assert sum(record.emitted for record in records) == sum(block["verified_tokens"] for block in blocks)
     assert records[-1].ledger.passes_started == len(records)
+    # What the target said of each position is in it, the tokens (a user's text) are not; and it replays.
+    drafted = [record.evidence for record in records if record.proposed]
+    assert drafted
+    assert all(told.verdicts is not None and told.proposed_ids is None for told in drafted)
+    assert replay_decisions(read_trace(path)).differences == []
 
 
 def test_a_tenant_has_its_own_limit(serve: Serve) -> None:

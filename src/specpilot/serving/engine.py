@@ -105,9 +105,14 @@ class Engine(LoopObserver):
         trace: Callable[[TraceRecord], None] | None = None,
     ) -> None:
         self.controller = controller
-        self._called = controller if trace is None else TracedController(controller, trace)
+        self._called: Controller | TracedController = controller
         self._jobs: dict[str, Job] = {}
         self._executor = _Executor(target, drafter, self._jobs)
+        if trace is not None:
+            traced = TracedController(controller, trace)
+            # Verdicts and acceptance probabilities, but no tokens: those are a user's text.
+            self._executor.report_evidence(traced.recorder.evidence)
+            self._called = traced
         self._clock = clock
         self._loop = ServeLoop(self._called, self._executor, clock, max_batch, self)
         self._observers = tuple(observers)
