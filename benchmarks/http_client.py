@@ -53,10 +53,7 @@ class Client:
         """Send prepared bytes at ``at`` (``time.perf_counter``; None: now) and read the response."""
         if at is not None:
             await asyncio.sleep(max(0.0, at - time.perf_counter()))
-        if self._idle:
-            reader, writer = self._idle.pop()
-        else:
-            reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+        reader, writer = self._kept() or await asyncio.open_connection("127.0.0.1", self._port)
         sent = time.perf_counter()
         scheduled = sent if at is None else at
         writer.write(data)
@@ -71,6 +68,14 @@ class Client:
         else:
             self._idle.append((reader, writer))
         return Response(status, body, (sent - scheduled) * 1000.0, (done - scheduled) * 1000.0)
+
+    def _kept(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+        """An idle connection that the server has not closed."""
+        while self._idle:
+            reader, writer = self._idle.pop()
+            if not reader.at_eof() and not writer.is_closing():
+                return reader, writer
+        return None
 
     async def metrics(self) -> dict[str, float]:
         """One scrape: samples by name, labels as written."""

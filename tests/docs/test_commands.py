@@ -30,6 +30,8 @@ SMALL = {
     "simulate": ["--requests", "40", "--slo-p95-ms", "60000"],
     "benchmarks/recovery.py": ["--seeds", "2"],
     "benchmarks/ablation.py": ["--requests", "20", "--only", "steady"],
+    "benchmarks/serve_load.py": ["--seconds", "2", "--levels", "0.5"],
+    "benchmarks/typing_session.py": ["--documents", "1", "--words", "3"],
     "benchmarks/bundled_trace.py": ["--requests", "20"],
 }
 """Options that make a documented command small; the command itself stays as it is written."""
@@ -43,6 +45,7 @@ ALLOWED_STATUS = {
     "benchmarks/bench_cycle.py": (0, 1),
     "benchmarks/bench_decision.py": (0, 1),
     "benchmarks/recovery.py": (0, 1),
+    "benchmarks/serve_load.py": (0, 1),
 }
 """Commands whose verdict depends on this machine's speed or on more seeds: tested is that they run."""
 

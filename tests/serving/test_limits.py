@@ -10,6 +10,7 @@ import pytest
 from live_server import UNHURRIED, Gated, Running, Serve, scripted, scripted_pair
 
 from specpilot.control import ControllerConfig
+from specpilot.control.types import Admission, RequestInfo
 from specpilot.serving.config import Keys, ServerConfig
 from specpilot.serving.http import MAX_HEADER_BYTES, listen
 
@@ -164,6 +165,22 @@ def test_answers_are_sent_at_once() -> None:
     """Without TCP as its protocol a socket keeps Nagle's algorithm, and answers wait 40 ms."""
     with listen("127.0.0.1", 0) as listener:
         assert listener.proto == socket.IPPROTO_TCP
+
+
+def test_the_engine_is_done_before_the_slo(serve: Serve) -> None:
+    """The SLO is the client's: the engine's own deadline leaves room for the answer's way."""
+    run = serve(scripted_pair(), promises=ControllerConfig(slo_p95_ms=60_000.0))
+    seen: list[float | None] = []
+    admit = run.server.controller.admit
+
+    def noted(request: RequestInfo, *, now: float) -> Admission:
+        seen.append(request.slo_ms)
+        return admit(request, now=now)
+
+    run.server.controller.admit = noted  # type: ignore[method-assign]
+    for slo_ms in (None, 1000.0, 20.0):
+        run.post({"prompt": "ab", "slo_ms": slo_ms, "continuation": False})
+    assert seen == [59_995.0, 995.0, 18.0]
 
 
 def test_a_port_that_is_taken(serve: Serve) -> None:

@@ -45,6 +45,9 @@ class ServerConfig:
     """Most memory per model for the KV caches that sessions keep between requests."""
     continuation_tokens: int = 1_000_000
     """Most tokens held by the continuation cache; 0 switches it off."""
+    answer_ms: float = 5.0
+    """What an answer may take from the engine to its client (at most a tenth of the SLO): the engine's
+    deadline is earlier by this, so that the SLO holds where it is felt."""
     header_timeout_s: float = 5.0
     body_timeout_s: float = 5.0
     keep_alive_s: float = 30.0
@@ -77,6 +80,8 @@ class ServerConfig:
         for name in ("cache_bytes", "continuation_tokens"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} is not ≥ 0; use 0 to keep nothing")
+        if not self.answer_ms >= 0.0:
+            raise ValueError(f"answer_ms: {self.answer_ms} is not ≥ 0; give milliseconds")
         for name in (
             "draft_timeout_ms",
             "header_timeout_s",

@@ -218,7 +218,7 @@ class CompletionService:
         self._check_room(ask.tenant)
         request_id = request.request_id
         info = replace(
-            request.info(arrival_s=arrival_s, slo_ms=ask.slo_ms),
+            request.info(arrival_s=arrival_s, slo_ms=self._engine_slo_ms(ask)),
             prompt_tokens=len(request.context),
             max_tokens=ask.max_tokens - request.emitted,
             cached_tokens=self._cached(ask),
@@ -244,6 +244,11 @@ class CompletionService:
                 raise overloaded(
                     f"{most} requests{whose} are in flight, which is the most; retry later", 250.0, reason
                 )
+
+    def _engine_slo_ms(self, ask: Ask) -> float:
+        """When the engine must be done: the answer has a way to go yet."""
+        slo_ms = ask.slo_ms or self.engine.controller.config.slo_p95_ms
+        return slo_ms - min(self.config.answer_ms, 0.1 * slo_ms)
 
     def _cached(self, ask: Ask) -> int:
         if ask.session_key is None:
