@@ -100,7 +100,7 @@ def test_a_controller_that_fails_leaves_no_client_without_an_answer(serve: Serve
 
 def test_an_engine_that_hangs_is_given_up(serve: Serve) -> None:
     target = Gated(scripted())
-    run = serve(scripted_pair(target), ServerConfig(port=0, measure=False, request_timeout_s=0.2))
+    run = serve(scripted_pair(target), ServerConfig(port=0, measure=False, request_timeout_s=0.6))
     target.open.clear()
     reply = run.post({"prompt": "ab"})
     assert (reply.status, reply.error["code"]) == (504, "timeout")

@@ -112,7 +112,7 @@ def test_large_bodies_are_not_read(serve: Serve) -> None:
 
 
 def test_slow_bodies_and_headers_time_out(serve: Serve) -> None:
-    config = ServerConfig(port=0, measure=False, body_timeout_s=0.1, header_timeout_s=0.1, keep_alive_s=1.0)
+    config = ServerConfig(port=0, measure=False, body_timeout_s=0.4, header_timeout_s=0.4, keep_alive_s=1.0)
     run = serve(scripted_pair(), config)
     assert raw(run, head(10) + b"{").startswith(b"HTTP/1.1 408")
     assert raw(run, b"POST /v1/comp").startswith(b"HTTP/1.1 408")
