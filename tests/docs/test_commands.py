@@ -28,6 +28,7 @@ SMALL = {
     "benchmarks/suite.py": ["--requests", "20", "--only", "steady"],
     "benchmarks/no_ledger.py": ["--requests", "20"],
     "simulate": ["--requests", "40", "--slo-p95-ms", "60000"],
+    "benchmarks/scale.py": ["--requests", "60", "--replicas", "4", "--single", "0"],
     "benchmarks/recovery.py": ["--seeds", "2"],
     "benchmarks/ablation.py": ["--requests", "20", "--only", "steady"],
     "benchmarks/serve_load.py": ["--seconds", "2", "--levels", "0.5"],
@@ -46,6 +47,7 @@ ALLOWED_STATUS = {
     "benchmarks/bench_decision.py": (0, 1),
     "benchmarks/recovery.py": (0, 1),
     "benchmarks/serve_load.py": (0, 1),
+    "benchmarks/scale.py": (0, 1),
 }
 """Commands whose verdict depends on this machine's speed or on more seeds: tested is that they run."""
 
