@@ -8,6 +8,8 @@ import statistics
 from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from specpilot.control.acceptance import AcceptanceModel, Change, Difficulty, HazardTable, survival
 from specpilot.control.calibration import Calibration, Offset
@@ -187,6 +189,24 @@ def test_curve_stays_monotone() -> None:
         values = [curve.at(knot) for knot in KNOTS]
         assert all(b >= a for a, b in pairwise(values))
         assert values[0] > 0.0
+
+
+def test_a_first_guess_far_too_high_does_not_turn_the_curve_negative() -> None:
+    # Between two knots the one that is nearer moves by more than the error: 1 − 0.9 · 0.8 / 0.68 < 0.
+    curve = CostCurve(CostProfile().verify_ms)
+    curve.observe(10, 20.0)
+    curve.observe(307, 0.1 * curve.at(307))
+    assert 0.0 < curve.at(256) <= curve.at(307)
+
+
+@given(st.lists(st.tuples(st.integers(1, 4000), st.floats(1e-3, 1e5)), max_size=60))
+def test_no_measurements_turn_the_curve_negative(measured: list[tuple[int, float]]) -> None:
+    curve = CostCurve(CostProfile().verify_ms)
+    for width, ms in measured:
+        curve.observe(width, ms)
+    values = [curve.at(knot) for knot in KNOTS]
+    assert values[0] > 0.0
+    assert values == sorted(values)
 
 
 def test_upper_quantile_settles_at_its_quantile() -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+LEAST_MS = 1e-3
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +107,12 @@ class CostCurve:
             if weight > 0.0:
                 self._seen[knot] += 1
                 gain = max(self._gain, 1.0 / self._seen[knot])
-                self._values[knot] *= 1.0 + gain * ratio * weight / (share**2 + (1.0 - share) ** 2)
+                step = gain * ratio * weight / (share**2 + (1.0 - share) ** 2)
+                self._values[knot] = max(LEAST_MS, self._values[knot] * max(0.1, 1.0 + step))
         rescale = max(self._gain, 1.0 / self.observations)
         for knot, count in enumerate(self._seen):
             if count == 0:
-                self._values[knot] *= 1.0 + rescale * ratio
+                self._values[knot] = max(LEAST_MS, self._values[knot] * (1.0 + rescale * ratio))
         self._make_monotone(index if share >= 0.5 else index - 1)
 
     def _make_monotone(self, anchor: int) -> None:
