@@ -76,13 +76,6 @@ def _no_queue(self: TimePrice, waiting: int, left_ms: float) -> float:
     return self.busy_rate * max(self._floor, self.utilisation**6)
 
 
-def _no_utilisation(self: TimePrice, waiting: int, left_ms: float) -> float:
-    if not waiting or not self._cycles:
-        return self.busy_rate * self._floor
-    queue_ms = waiting * self._time_ms / self._cycles
-    return self.busy_rate * max(self._floor, min(1.0, queue_ms / max(left_ms, 1.0)))
-
-
 def _reset_upper(self: UpperQuantile, ratio: float) -> None:
     self.ratio = 1.0
 
@@ -129,7 +122,8 @@ ABLATIONS: dict[str, Ablation] = {
     "internal deadline": Ablation(((DeadlineTracker, "observe", _nothing),), guards="SLO"),
     "θ by load (θ = θ* always)": Ablation(((TimePrice, "price", _always_full_price),)),
     "θ by the queue": Ablation(((TimePrice, "price", _no_queue),)),
-    "θ by utilisation": Ablation(((TimePrice, "price", _no_utilisation),)),
+    "θ by utilisation": Ablation(((TimePrice, "utilisation", 0.0),)),
+    "θ by SLO misses": Ablation(((TimePrice, "arrival", _nothing),), guards="SLO"),
     "θ's floor": Ablation(config={"idle_price": 0.0}),
     "λ (price of a pool pass)": Ablation(((PassPrice, "price", _free_pass),)),
     "finish bonus": Ablation(config={"finish_bonus_tokens": 0.0}),

@@ -123,8 +123,10 @@ class Controller:
         deadline = arrival + slo_ms * self.deadlines.share / 1000.0
         self.counters.arrivals += 1
         uncached = max(1, request.prompt_tokens - request.cached_tokens)
-        refusal = self._refusal(request, uncached, deadline, now)
+        refusal, crowded = self._refusal(request, uncached, deadline, now)
         if refusal:
+            if crowded:
+                self.time_price.arrival(in_time=False)
             self.counters.refused += 1
             self.counters.refused_in_a_row += 1
             return Admission(False, deadline, refusal)
@@ -287,6 +289,7 @@ class Controller:
         met = request.emitted > 0 and e2e_ms <= request.slo_ms
         if cause is not StopCause.CANCELLED:
             self.deadlines.observe(e2e_ms <= request.slo_ms)
+            self.time_price.arrival(e2e_ms <= request.slo_ms)
         self.counters.finished[cause] = self.counters.finished.get(cause, 0) + 1
         return RequestSummary(request_id, cause, request.emitted, passes, drawn, request.cycles, e2e_ms, met)
 
@@ -337,25 +340,27 @@ class Controller:
 
     # --- admission and deadlines ------------------------------------------------------------------
 
-    def _refusal(self, request: RequestInfo, uncached: int, deadline_s: float, now: float) -> str:
-        """Why the request cannot be served as promised; empty if it can."""
+    def _refusal(
+        self, request: RequestInfo, uncached: int, deadline_s: float, now: float
+    ) -> tuple[str, bool]:
+        """Why the request cannot be served as promised (empty if it can), and whether others are why."""
         own = int(min(self.config.pass_budget, 1e9))
         if request.prefill_passes + 1 > own:
             return (
                 f"budget: the prompt needs {request.prefill_passes + 1} target passes, a request owns {own}; "
                 "shorten the prompt, enlarge the prefill chunk or raise pass_budget"
-            )
+            ), False
         if not self.cost.calibrated or self.counters.refused_in_a_row % REFUSAL_PROBE == REFUSAL_PROBE - 1:
-            return ""
+            return "", False
         first = self.cost.verify_ms(uncached, request.cached_tokens) * self.cost.verify_upper.ratio
         backlog = self._backlog_ms()
         left = (deadline_s - now) * 1000.0
         if backlog + first <= left:
-            return ""
+            return "", False
         return (
             f"deadline: {left:.0f} ms are left, the first target pass needs about {first:.0f} ms and the "
             f"work before it {backlog:.0f} ms; retry later, shorten the prompt or raise slo_ms"
-        )
+        ), first <= left
 
     def _backlog_ms(self) -> float:
         """Engine time that the requests in flight need by expectation, passes shared where they can be."""

@@ -3,6 +3,13 @@
 from __future__ import annotations
 
 
+STRAIN_TARGET = 0.04
+"""Share of arrivals that may miss the SLO, refusals among them, before the queue presses harder."""
+STRAIN_STEP = 0.1
+STRAIN_PRESS = 8.0
+STRAIN_ABOVE = 0.5
+
+
 class DeadlineTracker:
     """The share of the SLO that requests may plan to use.
 
@@ -31,7 +38,9 @@ class TimePrice:
 
     * utilisation⁶: next to nothing at a load of 0.4, an eighth at 0.7, all at saturation;
     * the share of this request's remaining time that the queue's work would take: a burst has to be
-      worked off before its deadlines whatever the average load is;
+      worked off before its deadlines whatever the average load is. The more arrivals miss the SLO, the
+      harder the queue presses: :attr:`strain` multiplies its share by up to ``1 + STRAIN_PRESS`` and lets
+      it go up to ``1 + STRAIN_ABOVE`` times θ*, for a refusal is worse than the tokens it loses;
 
     and never below ``floor`` · θ*, which stops drafting that is sheer waste.
     """
@@ -44,6 +53,8 @@ class TimePrice:
         self._span_ms = 0.0
         self._cycles = 0.0
         self._last_s: float | None = None
+        self.strain = 0.0
+        """0…1: how far the promise to all arrivals is in danger."""
 
     @property
     def busy_rate(self) -> float:
@@ -65,10 +76,19 @@ class TimePrice:
         self._span_ms = self._span_ms * keep + span
         self._last_s = now
 
+    def arrival(self, in_time: bool) -> None:
+        """An arrival was answered within its SLO, or not (late, or refused because of the queue).
+
+        Pinball steps: the strain rises while more than ``STRAIN_TARGET`` of the arrivals miss.
+        """
+        move = -STRAIN_TARGET if in_time else 1.0 - STRAIN_TARGET
+        self.strain = min(1.0, max(0.0, self.strain + STRAIN_STEP * move))
+
     def price(self, waiting: int, left_ms: float) -> float:
         """θ in tokens per ms; ``waiting`` other requests are ready, ``left_ms`` remain to the deadline."""
         pressure = self.utilisation**6
         if waiting and self._cycles:
             queue_ms = waiting * self._time_ms / self._cycles
-            pressure = max(pressure, min(1.0, queue_ms / max(left_ms, 1.0)))
+            pressing = (1.0 + STRAIN_PRESS * self.strain) * queue_ms / max(left_ms, 1.0)
+            pressure = max(pressure, min(1.0 + STRAIN_ABOVE * self.strain, pressing))
         return self.busy_rate * max(self._floor, pressure)

@@ -12,7 +12,7 @@ from specpilot.control.planning import CycleView
 
 POOL_PASSES = 2
 """Passes from the pool that a request may hope for when it shares out its time."""
-SHARED_PASSES = 8
+SHARED_PASSES = 16
 """Passes that time is shared out to, at most."""
 TYPICAL_DRAFT = 4
 """τ that work not planned yet is taken to draft."""
