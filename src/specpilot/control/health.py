@@ -81,7 +81,7 @@ class Fallback:
 
     Entered after two decisions in a row for which drafting does not pay, left as soon as it pays by
     ``margin``. While in it, a probe is due after ``first`` cycles, then after twice as many, up to
-    ``maximum``; a probe that was accepted brings the next one forward to the very next cycle.
+    ``maximum``; :meth:`hurry` brings the next one forward to the very next cycle.
     """
 
     def __init__(self, first: int, maximum: int, margin: float = 0.02) -> None:
@@ -114,7 +114,6 @@ class Fallback:
         """Whether :meth:`probe_due` is going to answer with True."""
         return self._backoff.next_due
 
-    def probed(self, accepted: int, proposed: int) -> None:
-        """A probe's result: a full accept hurries the next one."""
-        if proposed and accepted == proposed:
-            self._backoff.hurry()
+    def hurry(self) -> None:
+        """Let the very next cycle probe: there is a sign that drafting pays again."""
+        self._backoff.hurry()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 STRAIN_TARGET = 0.04
 """Share of arrivals that may miss the SLO, refusals among them, before the queue presses harder."""
 STRAIN_STEP = 0.1

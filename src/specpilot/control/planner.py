@@ -126,7 +126,10 @@ class OptimalPlanner:
         bid = decision.value
         if tau + 1 >= view.remaining_tokens:
             bid += self._config.finish_bonus_tokens * decision.reach
-        if context.fallback.decide(gain if tau else min(gain, 0.0)):
+        # Once the draft has caught up with a request, drafting for it may pay where starting to does not:
+        # that says nothing of the context's next request.
+        behind = view.draft_behind_tokens > 2
+        if (behind or not tau) and context.fallback.decide(gain if tau else min(gain, 0.0)):
             if not context.fallback.probe_due():
                 return Choice(0, StopRule(), Reason(Binding.DRAFT_COST, numbers, "fallback"), bid)
             self._probing.add(view.request_id)
@@ -257,12 +260,16 @@ class OptimalPlanner:
         hazards = self._acceptance.table(view.drafter, bucket).hazards(proposed)
         self._learn_difficulty(view, hazards, accepted, proposed)
         changed = self._acceptance.observe(view.drafter, bucket, accepted, proposed, cut_at, dropped)
-        if probe:
-            context.fallback.probed(accepted, proposed)
         if changed:
             context.forget_decisions()
-            if context.fallback.active:
-                context.fallback.probed(1, 1)
+        if changed or (probe and accepted == proposed > 0):
+            self._hurry_probes(view.drafter)
+
+    def _hurry_probes(self, drafter: str) -> None:
+        """What ends one context's bad times may end those of the drafter's others."""
+        for (name, _), context in self._contexts.items():
+            if name == drafter and context.fallback.active:
+                context.fallback.hurry()
 
     def discarded(self, request_id: str) -> None:
         """The choice just made for this request will not be run (shadow mode)."""
