@@ -188,6 +188,9 @@ class OptimalPlanner:
         )
         later = own - (0 if view.from_pool else 1)
         wanted = min(view.remaining_tokens, (later + 1) * (ceiling + 1) + 1) if later > 0 else 0
+        if later >= view.remaining_tokens:
+            # A pass for each token: only time is scarce, and what lies beyond two blocks changes nothing.
+            wanted = later = min(wanted, 2 * (ceiling + 1) + 1)
         price = round(math.log(theta) * 10.0) if theta > 0.0 else -(10**6)
         width, behind = _grid(view.new_context_tokens), _grid(view.draft_behind_tokens)
         key = (ceiling, wanted, later, price, width, behind, shift)
@@ -214,7 +217,7 @@ class OptimalPlanner:
         costs = [theta * verify[0], *[theta * (step + after - before) for before, after in pairwise(verify)]]
         costs[1] += theta * self._cost.draft_prefill_ms(behind - 1) / (later + 1)
         # A later pass has one new context token instead of the prompt; positions cost alike.
-        later_costs = [theta * self._cost.verify_ms(1), *costs[1:]]
+        later_costs = [theta * (self._cost.verify_ms(1) + self._cost.host_ms), *costs[1:]]
         horizon = Horizon(wanted, later, self._end_hazard.survival(max(wanted, ceiling) + 2))
         worth = increments(survive, horizon, later_costs, ceiling)
         tau, value, plain = best_length(survive, worth, costs)
