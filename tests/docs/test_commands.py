@@ -34,6 +34,7 @@ SMALL = {
     "benchmarks/serve_load.py": ["--seconds", "2", "--levels", "0.5"],
     "benchmarks/typing_session.py": ["--documents", "1", "--words", "3"],
     "benchmarks/bundled_trace.py": ["--requests", "20"],
+    "benchmarks/plan_check.py": ["--requests", "10", "--tau", "4"],
 }
 """Options that make a documented command small; the command itself stays as it is written."""
 DOCUMENTED = "http://127.0.0.1:8000"
@@ -48,6 +49,7 @@ ALLOWED_STATUS = {
     "benchmarks/recovery.py": (0, 1),
     "benchmarks/serve_load.py": (0, 1),
     "benchmarks/scale.py": (0, 1),
+    "benchmarks/plan_check.py": (0, 1),
 }
 """Commands whose verdict depends on this machine's speed or on more seeds: tested is that they run."""
 

@@ -18,7 +18,7 @@ def build() -> Typer:
     """The command line's application; each command imports its engine only when it runs."""
     import typer
 
-    from specpilot.cli import complete, demo, diagnose, record, replay, serve, simulate, trace
+    from specpilot.cli import complete, demo, diagnose, plan, record, replay, serve, simulate, trace
 
     app = typer.Typer(
         name="specpilot",
@@ -32,6 +32,7 @@ def build() -> Typer:
     app.command("record")(record.run)
     app.command("replay")(replay.run)
     app.command("simulate")(simulate.run)
+    app.command("plan")(plan.run)
     app.command("diagnose")(diagnose.run)
     app.command("serve")(serve.run)
     app.add_typer(trace.app, name="trace")

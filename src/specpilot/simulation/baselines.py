@@ -9,8 +9,9 @@ What a rule proposes is cut to ``view.max_draft`` (what the deadline and the rem
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
+from specpilot.control.planner import bucket_of
 from specpilot.control.planning import Choice, CycleView
 from specpilot.control.stop import StopRule, logit
 from specpilot.control.types import Binding, CycleOutcome, Reason
@@ -73,6 +74,23 @@ class Static(Rule):
     def length(self, view: CycleView) -> int:
         """τ."""
         return self.tau
+
+
+class ByLength(Rule):
+    """A static τ for each prompt-length bucket: what a table in a configuration file could hold.
+
+    Args:
+        taus: τ by bucket; 0 for a bucket that is not in it.
+    """
+
+    name = "by-length"
+
+    def __init__(self, taus: Mapping[int, int]) -> None:
+        self._taus = {bucket: Static(tau).tau for bucket, tau in taus.items()}
+
+    def length(self, view: CycleView) -> int:
+        """The bucket's τ."""
+        return self._taus.get(bucket_of(view.prompt_tokens), 0)
 
 
 class Additive(Rule):

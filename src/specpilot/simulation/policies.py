@@ -69,6 +69,7 @@ def replay_policy(
     closed_loop: bool = False,
     keep_cycles: bool = False,
     population: Population | None = None,
+    planner: Planner | None = None,
 ) -> ReplayRun:
     """Replay one policy over requests in order of arrival.
 
@@ -81,6 +82,7 @@ def replay_policy(
             one client that never waits, which measures capacity.
         keep_cycles: keep a record per cycle.
         population: what the requests were drawn from; for ``bayes`` alone.
+        planner: a fresh planner of the caller's own, under any name.
 
     Raises:
         ValueError: for an unknown policy or no requests.
@@ -93,7 +95,8 @@ def replay_policy(
         # The same θ: the planner needs the controller's, which has one only when it is made.
         controller.planner = Bayes(population, costs, controller.time_price, config.finish_bonus_tokens)
     else:
-        controller = ObservedController(config, make_planner(name, requests), keep_cycles=keep_cycles)
+        planner = planner or make_planner(name, requests)
+        controller = ObservedController(config, planner, keep_cycles=keep_cycles)
     executor = TraceExecutor({request.request_id: request for request in requests}, costs)
     serve(controller, executor, requests, VirtualClock(), closed_loop=closed_loop)
     records = [request_record(request, controller) for request in requests]

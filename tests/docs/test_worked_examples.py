@@ -1,4 +1,4 @@
-"""The worked examples print what the page says, word for word, on the shipped traces."""
+"""The worked examples print what the pages say, word for word, on the shipped traces."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ import pytest
 from specpilot.trace.validate import validate
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "reading-traces.md"
+PAGES = [ROOT / "docs" / name for name in ("reading-traces.md", "planning.md")]
 EXAMPLE = re.compile(r"^```sh\n([^\n]*)\n```\n\n```text\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TRACES = sorted((ROOT / "examples" / "traces").iterdir())
 
 
 def _examples() -> list[tuple[str, str]]:
-    return EXAMPLE.findall(PAGE.read_text(encoding="utf-8"))
+    return [found for page in PAGES for found in EXAMPLE.findall(page.read_text(encoding="utf-8"))]
 
 
 @pytest.mark.parametrize(("command", "output"), _examples(), ids=lambda value: value[:60])
@@ -32,8 +32,8 @@ def test_the_output_is_the_page_s(command: str, output: str) -> None:
     assert shown == output.rstrip("\n"), done.stderr
 
 
-def test_there_are_examples_of_all_four_questions() -> None:
-    assert len(_examples()) >= 4
+def test_there_are_examples_of_all_seven_questions() -> None:
+    assert len(_examples()) >= 7
 
 
 @pytest.mark.parametrize("path", TRACES, ids=lambda path: path.name)
