@@ -137,6 +137,70 @@ def test_a_hang_is_left_alone_until_it_returns() -> None:
     assert guarded.propose([item()]) == [GOOD]
 
 
+def test_a_call_that_never_returns_is_given_up_for_a_fresh_drafter() -> None:
+    """Ten time-outs of patience on a clock that the test moves: 10 · 20 ms, then twice that."""
+    release = threading.Event()
+    now_s = [0.0]
+    made: list[Fake] = []
+
+    def hangs() -> Any:
+        release.wait(30.0)
+        return [GOOD]
+
+    answers: list[Callable[[], Any]] = [hangs, lambda: [GOOD]]
+
+    def fresh() -> Fake:
+        made.append(Fake(answers[len(made)]))
+        return made[-1]
+
+    old = Fake(hangs)
+    guarded = GuardedDrafter(old, 20.0, VOCAB, fresh=fresh, clock=lambda: now_s[0])
+    guarded.open("r", [1])
+    guarded.open("over", [1])
+    guarded.close("over")
+    assert (guarded.propose([item()])[0].fault or "").startswith("time-out: no answer")
+    guarded.open("late", [1])
+    now_s[0] = 0.19
+    assert (guarded.propose([item()])[0].fault or "").startswith("time-out: an earlier call")
+    assert not made
+    now_s[0] = 0.21  # the first fresh one hangs as well
+    assert (guarded.propose([item()])[0].fault or "").startswith("time-out: no answer")
+    now_s[0] = 0.21 + 0.39
+    assert (guarded.propose([item()])[0].fault or "").startswith("time-out: an earlier call")
+    now_s[0] = 0.21 + 0.41
+    assert guarded.propose([item()]) == [GOOD]
+    assert [one.events for one in made] == [["open r", "open late", "propose"]] * 2
+    release.set()
+    assert guarded.propose([item()]) == [GOOD]
+    assert old.events == ["open r", "open over", "close over", "propose"]  # given nothing more to do
+
+
+def test_only_so_many_calls_are_left_hanging() -> None:
+    release = threading.Event()
+    now_s = [0.0]
+    hanging = [True]
+    made: list[Fake] = []
+
+    def answer() -> Any:
+        if hanging[0]:
+            release.wait(30.0)
+        return [GOOD]
+
+    def fresh() -> Fake:
+        made.append(Fake(answer))
+        return made[-1]
+
+    guarded = GuardedDrafter(Fake(answer), 10.0, VOCAB, fresh=fresh, clock=lambda: now_s[0])
+    for _ in range(8):
+        assert guarded.propose([item()])[0].fault is not None
+        now_s[0] += 1000.0
+    assert len(made) == 4
+    hanging[0] = False
+    release.set()
+    while guarded.propose([item()])[0].fault is not None:
+        pass
+
+
 def test_the_worker_thread_ends_with_the_drafter() -> None:
     guarded = GuardedDrafter(Fake(lambda: [GOOD]), 1000.0, VOCAB)
     guarded.propose([item()])

@@ -7,13 +7,15 @@ import random
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from live_server import Gated, Letters, Reply, Running, Serve, scripted, scripted_pair
 
 from specpilot.control import ControllerConfig
+from specpilot.models.base import FloatArray, ForwardItem
+from specpilot.pair import Pair, load_pair
 from specpilot.serving.config import ServerConfig
 from specpilot.testing import plain_greedy
 
@@ -121,6 +123,83 @@ def test_a_draft_that_hangs(serve: Serve) -> None:
     again = Load(run)
     again.send(100)
     assert again.drafted > 0
+
+
+def test_a_draft_call_that_never_returns(serve: Serve) -> None:
+    """The one call hangs for good; a fresh drafter on the same model brings speculation back."""
+    hanging = threading.Event()
+
+    class Once(Gated):
+        hang_next = False
+
+        def forward(self, batch: Sequence[ForwardItem]) -> list[FloatArray]:
+            if self.hang_next:
+                self.hang_next = False
+                hanging.wait()
+            return super().forward(batch)
+
+    draft = Once(scripted().variant(noise=0.3))
+    config = ServerConfig(port=0, measure=False, draft_timeout_ms=20.0)
+    run = serve(scripted_pair(draft=draft), config, PROMISES)
+
+    def hang() -> None:
+        draft.hang_next = True
+
+    load = Load(run)
+    try:
+        load.send(120, hang)
+        assert not draft.hang_next
+        assert load.statuses == {200: 120}
+        assert check_books(run)["error"] == 0
+        # The call still hangs. Probes are counted in cycles, patience in time: as many rounds as it takes.
+        for _ in range(20):
+            again = Load(run)
+            again.send(40)
+            assert again.statuses == {200: 40}
+            if again.drafted:
+                break
+        assert again.drafted > 0
+    finally:
+        hanging.set()
+
+
+@pytest.mark.parametrize("engine_fault", ["draft raises", "draft hangs", "target raises"])
+def test_faults_under_load_on_the_bundled_pair(serve: Serve, engine_fault: str) -> None:
+    """Real graphs and real caches: what is answered is a prefix of plain greedy decoding."""
+    pair = load_pair()
+    target, draft = Gated(pair.target), Gated(pair.draft)
+    config = ServerConfig(port=0, measure=False, draft_timeout_ms=100.0)
+    run = serve(Pair(target, draft, pair.tokenizer), config, PROMISES)
+    texts = ["You can apply", "The library was", "To pay the fee you", "She went to the"]
+    prompts = [list(pair.tokenizer.encode(text)) for text in texts]
+    wanted = [pair.tokenizer.decode(plain_greedy(pair.target, prompt, 12)) for prompt in prompts]
+    statuses: Counter[int] = Counter()
+
+    def one(number: int) -> None:
+        place = number % len(prompts)
+        fields = {"max_tokens": 12, "continuation": False, "whole_words": False}
+        reply = run.post({"prompt": prompts[place], **fields})
+        statuses[reply.status] += 1
+        if reply.status == 200:
+            text = reply.json["choices"][0]["text"]
+            assert wanted[place].startswith(text), texts[place]
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(one, range(8)))
+        if engine_fault == "draft raises":
+            draft.fail_next = 3
+        elif engine_fault == "draft hangs":
+            draft.open.clear()
+        else:
+            target.fail_next = 1
+        list(threads.map(one, range(16)))
+        draft.open.set()
+        list(threads.map(one, range(8)))
+    run.wait_until(lambda: run.server.engine.outstanding == 0)
+    ends = check_books(run)
+    assert ends["error"] <= (config.max_batch if engine_fault == "target raises" else 0)
+    assert (ends["error"] > 0) == (engine_fault == "target raises")
+    assert statuses == Counter({200: 32 - ends["error"], 500: ends["error"]})
 
 
 @pytest.mark.parametrize("max_batch", [1, 4])

@@ -110,6 +110,26 @@ def test_an_engine_that_hangs_is_given_up(serve: Serve) -> None:
     assert run.post({"prompt": "ab"}).status == 200
 
 
+def test_health_tells_of_a_target_that_hangs(serve: Serve) -> None:
+    """503 while the pass hangs, those who wait get a definite end, and 200 when it has come back."""
+    target = Gated(scripted())
+    config = ServerConfig(port=0, measure=False, request_timeout_s=0.6, hang_timeout_s=0.1)
+    run = serve(scripted_pair(target), config)
+    assert run.fetch("GET", "/health").status == 200
+    target.open.clear()
+    with ThreadPoolExecutor(2) as threads:
+        waiting = [threads.submit(run.post, {"prompt": prompt}) for prompt in ("ab", "cd")]
+        target.wait_for_pass()
+        run.wait_until(lambda: run.fetch("GET", "/health").status == 503)
+        error = run.fetch("GET", "/health").error
+        assert error["code"] == "engine_hung"
+        assert "a cycle has been running" in error["message"]
+        assert [one.result().status for one in waiting] == [504, 504]
+    target.open.set()
+    run.wait_until(lambda: at_rest(run))
+    run.wait_until(lambda: run.fetch("GET", "/health").status == 200)
+
+
 def test_a_draft_that_hangs_costs_no_answer(serve: Serve) -> None:
     draft = Gated(scripted())
     run = serve(scripted_pair(draft=draft), ServerConfig(port=0, measure=False, draft_timeout_ms=20.0))

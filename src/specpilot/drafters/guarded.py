@@ -6,8 +6,10 @@ the target alone, so a fault becomes an empty :class:`~specpilot.decoding.types.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
@@ -16,30 +18,54 @@ from typing import Any
 from specpilot.decoding.types import Draft
 from specpilot.drafters.base import Drafter, DraftItem
 
+_PATIENCE = 10.0
+"""Time-outs after which a call is given up for good, where a fresh drafter can be had."""
+_MOST_HANGING = 4
+"""Threads that may hang at once: each keeps its request's cache in memory for as long as it hangs."""
+
 
 class GuardedDrafter:
     """Answers for ``inner`` with exceptions, time-outs, wrong vocabularies and malformed blocks fenced off.
 
     With a time-out the inner drafter lives in one worker thread. A call that takes too long is left alone
     (a thread cannot be stopped from outside): until it has returned, every proposal is answered at once with
-    a fault, and requests opened or closed meanwhile are queued for it.
+    a fault, and requests opened or closed meanwhile are queued for it. With ``fresh`` a call that has not
+    returned after ten time-outs (twice that for each one hanging already) is given up: its thread and its
+    drafter are left behind, get nothing more to do, and a fresh drafter takes up the open requests in a
+    thread of its own. So the breaker's next probe finds a drafter that answers, whether or not the old
+    call ever returns. At most four calls are left hanging at a time.
 
     Args:
         inner: the drafter.
         timeout_ms: longest wait for a proposal; ``None``: no thread and no time-out.
         vocab_size: the target's; the inner one's must be equal.
+        fresh: makes a drafter that shares no request's state with ``inner``; None: a hang is waited out.
+        clock: seconds, monotonic.
 
     Raises:
         ValueError: if ``timeout_ms`` is not > 0.
     """
 
-    def __init__(self, inner: Drafter, timeout_ms: float | None, vocab_size: int) -> None:
+    def __init__(
+        self,
+        inner: Drafter,
+        timeout_ms: float | None,
+        vocab_size: int,
+        *,
+        fresh: Callable[[], Drafter] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         if timeout_ms is not None and not timeout_ms > 0.0:
             raise ValueError(f"timeout_ms: {timeout_ms} is not > 0; use None for no time-out")
         self._inner = inner
         self._timeout_s = None if timeout_ms is None else timeout_ms / 1000.0
         self._vocab_size = vocab_size
+        self._fresh = fresh
+        self._clock = clock
         self._worker: _Worker | None = None
+        self._left: list[_Worker] = []  # given up, and hanging still
+        self._hung_at_s: float | None = None
+        self._open: dict[str, tuple[Sequence[int], str | None]] = {}  # kept for a fresh drafter only
 
     @property
     def name(self) -> str:
@@ -53,15 +79,20 @@ class GuardedDrafter:
 
     def open(self, request_id: str, prompt: Sequence[int], session_id: str | None = None) -> int:
         """Take up a request; a fault shows when it is asked to propose."""
+        if self._fresh is not None:
+            self._open[request_id] = prompt, session_id
+        inner = self._inner  # the one of now: the job may run after another has taken its place
         try:
-            return int(self._call(lambda: self._inner.open(request_id, prompt, session_id)))
+            return int(self._call(lambda: inner.open(request_id, prompt, session_id)))
         except Exception:
             return 0
 
     def close(self, request_id: str) -> None:
         """Let go of a request."""
+        self._open.pop(request_id, None)
+        inner = self._inner
         try:
-            self._call(lambda: self._inner.close(request_id), wait=False)
+            self._call(lambda: inner.close(request_id), wait=False)
         except Exception:  # nothing can be done about it and nothing depends on it
             return
 
@@ -72,9 +103,10 @@ class GuardedDrafter:
                 raise _DrafterError(
                     f"vocabulary: {self._inner.vocab_size} tokens, the target has {self._vocab_size}"
                 )
-            if self._worker is not None and self._worker.busy:
+            if self._worker is not None and self._worker.busy and not self._replaced():
                 raise _DrafterError("time-out: an earlier call has not returned")
-            drafts = self._call(lambda: self._inner.propose(items))
+            inner = self._inner
+            drafts = self._call(lambda: inner.propose(items))
             if len(drafts) != len(items):
                 raise _DrafterError(f"malformed: {len(drafts)} drafts for {len(items)} requests")
         except _DrafterError as fault:
@@ -89,7 +121,30 @@ class GuardedDrafter:
         if self._worker is None:
             self._worker = _Worker()
             weakref.finalize(self, self._worker.end)
-        return self._worker.run(job, self._timeout_s if wait else None)
+        try:
+            return self._worker.run(job, self._timeout_s if wait else None)
+        except _DrafterError:
+            self._hung_at_s = self._clock()
+            raise
+
+    def _replaced(self) -> bool:
+        """Give the hanging call up, if its time has come and there is a fresh drafter to go on with."""
+        self._left = [worker for worker in self._left if worker.busy]
+        if self._fresh is None or self._timeout_s is None or self._hung_at_s is None or self._worker is None:
+            return False
+        patience_s = _PATIENCE * self._timeout_s * 2.0 ** len(self._left)
+        if len(self._left) >= _MOST_HANGING or self._clock() - self._hung_at_s < patience_s:
+            return False
+        inner = self._fresh()
+        self._worker.retire()
+        self._left.append(self._worker)
+        self._inner, self._worker = inner, None
+        for request_id, (prompt, session_id) in self._open.items():
+            self._reopen(inner, request_id, prompt, session_id)
+        return True
+
+    def _reopen(self, inner: Drafter, request_id: str, prompt: Sequence[int], session_id: str | None) -> None:
+        self._call(lambda: inner.open(request_id, prompt, session_id), wait=False)
 
     def _checked(self, item: DraftItem, draft: Draft) -> Draft:
         try:
@@ -158,6 +213,13 @@ class _Worker:
         if error is not None:
             raise error
         return result
+
+    def retire(self) -> None:
+        """Drop what is queued; the thread ends when its call returns."""
+        with contextlib.suppress(Empty):
+            while True:
+                self._jobs.get_nowait()
+        self.end()
 
     def end(self) -> None:
         """Let the thread end when it has nothing left to do."""

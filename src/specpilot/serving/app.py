@@ -65,7 +65,10 @@ class Server:
         self.stores = CacheStore(config.cache_bytes), CacheStore(config.cache_bytes)
         target, tokenizer = pair.target, pair.tokenizer
         drafter = GuardedDrafter(
-            ModelDrafter(pair.draft, self.stores[1]), config.draft_timeout_ms, target.vocab_size
+            ModelDrafter(pair.draft, self.stores[1]),
+            config.draft_timeout_ms,
+            target.vocab_size,
+            fresh=lambda: ModelDrafter(pair.draft, self.stores[1]),
         )
         self.metrics = Metrics()
         self._snapshot = None if config.snapshot is None else SnapshotFile(config.snapshot)
@@ -140,7 +143,16 @@ class Server:
         return app
 
     async def health(self) -> Response:
-        """200 while requests are taken, 503 otherwise."""
+        """200 while requests are taken and cycles end, 503 with the reason otherwise."""
+        running_s = self.engine.cycle_s
+        if running_s > self.config.hang_timeout_s:
+            raise ApiError(
+                503,
+                f"the engine hangs: a cycle has been running for {running_s:.1f} s; "
+                "restart the server if it does not come back",
+                "server_error",
+                code="engine_hung",
+            )
         if self.service.draining or not self.engine.alive:
             raise ApiError(503, "the server takes no requests", "server_error", code="unavailable")
         return Response("ok", media_type="text/plain")

@@ -53,6 +53,8 @@ class ServerConfig:
     keep_alive_s: float = 30.0
     request_timeout_s: float = 30.0
     """After this an answer is given up (the engine hangs); far beyond any deadline."""
+    hang_timeout_s: float = 5.0
+    """A cycle that has run for this long hangs: ``/health`` answers 503 until it ends."""
     drain_timeout_s: float = 10.0
     """On SIGTERM: how long requests in flight may take."""
     snapshot: Path | None = None
@@ -88,6 +90,7 @@ class ServerConfig:
             "body_timeout_s",
             "keep_alive_s",
             "request_timeout_s",
+            "hang_timeout_s",
             "drain_timeout_s",
             "snapshot_every_s",
         ):

@@ -118,6 +118,7 @@ class Engine(LoopObserver):
         self._observers = tuple(observers)
         self._wake = threading.Event()
         self._stopping = False
+        self._cycle_began_s: float | None = None
         self._thread = threading.Thread(target=self._work, name="specpilot-engine", daemon=True)
 
     @property
@@ -134,6 +135,12 @@ class Engine(LoopObserver):
     def alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
+
+    @property
+    def cycle_s(self) -> float:
+        """For how long the cycle that runs now has been running; 0 between cycles."""
+        began_s = self._cycle_began_s
+        return 0.0 if began_s is None else self._clock.now() - began_s
 
     def now(self) -> float:
         """Seconds on the engine's clock."""
@@ -189,12 +196,15 @@ class Engine(LoopObserver):
     def _work(self) -> None:
         while True:
             self._wake.clear()
+            self._cycle_began_s = self._clock.now()
             try:
                 busy = self._loop.step()
             except Exception:
                 LOG.exception("the serving loop failed; the requests in flight end with an error")
                 self._abandon()
                 busy = True
+            finally:
+                self._cycle_began_s = None
             if not busy:
                 if self._stopping:
                     return
