@@ -18,7 +18,7 @@ DEFINITION := pyproject.toml constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-vllm lint bench bench-scale clean
+.PHONY: help demo test test-vllm load-tool lint bench bench-scale clean
 help:
 	@sed -n 's/^# //p' Makefile | head -4
 
@@ -56,6 +56,12 @@ $(VLLM_STAMP): pyproject.toml
 # The vLLM plugin in a real vLLM on the CPU: an environment of its own, 2.5 GB.
 test-vllm: $(VLLM_STAMP)
 	$(VLLM_VENV)/bin/python -m pytest tests_vllm --timeout 900 $(ARGS)
+
+# GuideLLM brings many packages and pins of its own, so it does not share the environment of the tests.
+load-tool: $(DEV_STAMP)
+	$(PYTHON) -m venv .venv-guidellm
+	.venv-guidellm/bin/python -m pip --disable-pip-version-check install --quiet -r benchmarks/guidellm.txt
+	$(BIN)/python benchmarks/guidellm_load.py --tool .venv-guidellm/bin/guidellm $(ARGS)
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff format --check src tests benchmarks training examples

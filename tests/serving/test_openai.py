@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from typing import Any
 
 import openai
 import pytest
-from live_server import Running
+from live_server import Running, Serve, scripted_pair
 
 from specpilot.serving.words import whole_words
 from specpilot.testing import plain_greedy
@@ -189,3 +190,23 @@ def test_an_unknown_model(bundled: Running) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client(bundled).completions.create(model="gpt-4", prompt="a")
     assert caught.value.code == "model_not_found"
+
+
+def test_usage_in_every_chunk_where_asked_for(serve: Serve) -> None:
+    """Load tools ask for vLLM's ``continuous_usage_stats``: counts that grow to the answer's own."""
+    run = serve(scripted_pair())
+    for path, body in (
+        ("/v1/completions", {"prompt": "ab"}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "ab"}]}),
+    ):
+        options = {"include_usage": True, "continuous_usage_stats": True}
+        fields = {"max_tokens": 12, "continuation": False, "whole_words": False, "stream": True}
+        raw = run.post({**body, **fields, "stream_options": options}, path).body.decode()
+        chunks = [json.loads(line[6:]) for line in raw.split("\n\n") if line and "[DONE]" not in line]
+        counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
+        assert counts == sorted(counts)
+        assert counts[-1] == counts[-2] > 0
+        assert chunks[-1]["choices"] == []
+        for chunk in chunks:
+            usage = chunk["usage"]
+            assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]

@@ -20,8 +20,8 @@ from specpilot.pair import TextTokenizer
 from specpilot.serving.chat import ChatFormat
 from specpilot.serving.config import ServerConfig
 from specpilot.serving.errors import ApiError, bad_request, json_response
-from specpilot.serving.schema import ChatBody, CompletionBody, Sampling, Speculation
-from specpilot.serving.service import Answer, Ask, CompletionService, Run
+from specpilot.serving.schema import ChatBody, CompletionBody, Sampling, Speculation, StreamOptions
+from specpilot.serving.service import Answer, Ask, CompletionService, Run, usage_block
 
 LOG = logging.getLogger("specpilot.serving")
 CREATED = int(time.time())
@@ -218,9 +218,8 @@ class Api:
         run = self._service.start(ask, arrival_s)
         shape.identify(run)
         if body.stream:
-            usage = body.stream_options is not None and bool(body.stream_options.include_usage)
             return StreamingResponse(
-                self._stream(run, shape, usage),
+                self._stream(run, shape, body.stream_options or StreamOptions()),
                 media_type="text/event-stream",
                 headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
             )
@@ -250,17 +249,20 @@ class Api:
             waiting.cancel()
             leaving.cancel()
 
-    async def _stream(self, run: Run, shape: _Shape, usage: bool) -> AsyncIterator[bytes]:
+    async def _stream(self, run: Run, shape: _Shape, options: StreamOptions) -> AsyncIterator[bytes]:
+        running = options.include_usage and options.continuous_usage_stats
         try:
             async with asyncio.timeout(self._config.request_timeout_s):
                 for chunk in shape.opening():
-                    yield _event(chunk)
+                    yield _event({**chunk, "usage": run.usage} if running else chunk)
                 async for piece in run.deltas():
-                    yield _event(shape.chunk(piece))
+                    chunk = shape.chunk(piece)
+                    yield _event({**chunk, "usage": run.usage} if running else chunk)
                 answer = await run.answer()
             _check_answer(answer)
-            yield _event(shape.closing(answer))
-            if usage:
+            chunk = shape.closing(answer)
+            yield _event({**chunk, "usage": run.usage} if running else chunk)
+            if options.include_usage:
                 yield _event(shape.usage(answer))
         except TimeoutError:
             yield _event(_timed_out(self._config.request_timeout_s).body)
@@ -299,7 +301,7 @@ class _Shape:
         return {
             **self._head(self.object),
             "choices": [self.choice(answer.text, answer.finish_reason)],
-            "usage": _usage(answer),
+            "usage": usage_block(answer.prompt_tokens, answer.completion_tokens),
             "specpilot": answer.account,
         }
 
@@ -311,7 +313,11 @@ class _Shape:
         return {**self._head(self.chunk_object), "choices": [choice], "specpilot": answer.account}
 
     def usage(self, answer: Answer) -> dict[str, Any]:
-        return {**self._head(self.chunk_object), "choices": [], "usage": _usage(answer)}
+        return {
+            **self._head(self.chunk_object),
+            "choices": [],
+            "usage": usage_block(answer.prompt_tokens, answer.completion_tokens),
+        }
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
@@ -345,14 +351,6 @@ class _ChatShape(_Shape):
         delta = {"role": "assistant", "content": ""}
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
         return [{**self._head(self.chunk_object), "choices": [choice]}]
-
-
-def _usage(answer: Answer) -> dict[str, int]:
-    return {
-        "prompt_tokens": answer.prompt_tokens,
-        "completion_tokens": answer.completion_tokens,
-        "total_tokens": answer.prompt_tokens + answer.completion_tokens,
-    }
 
 
 def _check_answer(answer: Answer) -> None:

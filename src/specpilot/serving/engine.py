@@ -38,8 +38,8 @@ LOG = logging.getLogger("specpilot.serving")
 class Listener(Protocol):
     """Told what becomes of one request; must return at once and not raise."""
 
-    def progressed(self, text: str) -> None:
-        """A cycle is over; ``text`` is all that is verified so far."""
+    def progressed(self, text: str, tokens: int) -> None:
+        """A cycle is over; ``text`` and its number of tokens are all that is verified so far."""
         ...
 
     def ended(self, job: Job) -> None:
@@ -252,7 +252,7 @@ class Engine(LoopObserver):
         job.engine_s += end_s - start_s
         if job.first_cycle_s is None:
             job.first_cycle_s = start_s
-        job.listener.progressed(job.request.text)
+        job.listener.progressed(job.request.text, job.request.emitted)
         self._tell(lambda observer: observer.cycle(info, plan, outcome, start_s, end_s))
 
     def finished(self, info: RequestInfo, summary: RequestSummary, now: float) -> None:

@@ -22,6 +22,8 @@ class StreamOptions(_Body):
     """Options of a streamed answer."""
 
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+    """vLLM's: with ``include_usage``, the usage so far stands in every chunk."""
     include_obfuscation: bool | None = None
 
 

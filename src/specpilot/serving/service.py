@@ -79,6 +79,15 @@ class Answer:
         return "stop" if self.cause in (StopCause.EOS, StopCause.STOP) else "length"
 
 
+def usage_block(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
+    """OpenAI's ``usage``."""
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+    }
+
+
 class Run:
     """One request under way: its text as it comes, then its answer.
 
@@ -92,11 +101,21 @@ class Run:
         self._sent = ""
         self._changed = asyncio.Event()
         self._text = ""
+        self._tokens = 0
         self._answer: Answer | None = None
 
-    def update(self, text: str) -> None:
-        """More is verified."""
+    @property
+    def usage(self) -> dict[str, int]:
+        """Tokens so far, as OpenAI writes them; those of a last word that is held back are counted."""
+        answer = self._answer
+        return usage_block(
+            len(self._ask.prompt), self._tokens if answer is None else answer.completion_tokens
+        )
+
+    def update(self, text: str, tokens: int) -> None:
+        """More is verified: this text, so many tokens."""
         self._text = text
+        self._tokens = tokens
         self._changed.set()
 
     def end(self, answer: Answer) -> None:
@@ -288,9 +307,9 @@ class _Bridge:
     carried: int
     loop: asyncio.AbstractEventLoop
 
-    def progressed(self, text: str) -> None:
+    def progressed(self, text: str, tokens: int) -> None:
         if self.ask.streamed:  # nobody else looks at it before the end
-            self._call(self.run.update, text)
+            self._call(self.run.update, text, tokens)
 
     def ended(self, job: Job) -> None:
         self._call(self.service.finished, self.ask, self.run, job, self.carried)
