@@ -1,8 +1,9 @@
 """GuideLLM, a public load tool, drives the server: ``python benchmarks/guidellm_load.py [--tool PATH]``.
 
-GuideLLM is not ours and wants other versions of things, so it lives in an environment of its own:
-``make load-tool`` makes it from ``benchmarks/guidellm.txt``. Starts ``specpilot serve``, lets the tool stream completions at a constant rate, and reads its report. Exit status 1 if a request failed
-or none succeeded. A refusal (429) counts as failed in the tool's books, so keep the rate below capacity.
+GuideLLM brings pins of its own, so it lives in its own environment: ``make load-tool`` makes it from
+``benchmarks/guidellm.txt``. Starts ``specpilot serve``, lets the tool stream completions at a constant rate,
+and reads its report. Exit status 1 if a request failed or none succeeded. A refusal (429) counts as failed
+in the tool's books, so keep the rate below capacity.
 """
 
 from __future__ import annotations
