@@ -257,7 +257,7 @@ def load_pair(
         raise ValueError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}; onnx is the default")
     from specpilot.models.tokenizer import check_same_vocabulary
 
-    places = [_place(target, "target"), _place(draft, "draft")]
+    places = [place(target, "target"), place(draft, "draft")]
     tokenizers = [_tokenizer(place, engine) for place in places]
     check_same_vocabulary(*tokenizers)
     models = [_model(place, engine, threads) for place in places]
@@ -279,7 +279,8 @@ def load_pair(
     )
 
 
-def _place(given: str | Path | None, role: str) -> str:
+def place(given: str | Path | None, role: str) -> str:
+    """Where a model of the pair lies: as given, or the bundled one of that role."""
     if given is not None:
         return str(given)
     return str(resources.files("specpilot").joinpath("bundled", role))

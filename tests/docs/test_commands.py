@@ -35,6 +35,9 @@ SMALL = {
     "benchmarks/typing_session.py": ["--documents", "1", "--words", "3"],
     "benchmarks/bundled_trace.py": ["--requests", "20"],
     "benchmarks/plan_check.py": ["--requests", "10", "--tau", "4"],
+    "audit": ["--limit", "2", "--samples", "40", "--max-tokens", "8"],
+    "benchmarks/audit_faults.py": ["--healthy", "1", "--runs", "1", "--only", "healthy", "--samples", "60"],
+    "benchmarks/live_transformers.py": ["--requests", "2", "--max-tokens", "3", "--slo-p95-ms", "60000"],
 }
 """Options that make a documented command small; the command itself stays as it is written."""
 DOCUMENTED = "http://127.0.0.1:8000"
@@ -103,6 +106,7 @@ def run_all(page: Path, tmp_path: Path, servers: contextlib.ExitStack) -> None:
             assert done.returncode == 0, f"{words}: {done.stderr}"
             continue
         if words[0] == "specpilot":
+            words = [url if word == DOCUMENTED else word for word in words]
             name, call = words[1], [sys.executable, "-m", "specpilot.cli.main", *words[1:]]
         elif words[0] == "python":
             name, call = words[1], [sys.executable, *words[1:]]

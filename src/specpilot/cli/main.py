@@ -18,7 +18,7 @@ def build() -> Typer:
     """The command line's application; each command imports its engine only when it runs."""
     import typer
 
-    from specpilot.cli import complete, demo, diagnose, plan, record, replay, serve, simulate, trace
+    from specpilot.cli import audit, complete, demo, diagnose, plan, record, replay, serve, simulate, trace
 
     app = typer.Typer(
         name="specpilot",
@@ -34,6 +34,7 @@ def build() -> Typer:
     app.command("simulate")(simulate.run)
     app.command("plan")(plan.run)
     app.command("diagnose")(diagnose.run)
+    app.command("audit")(audit.run)
     app.command("serve")(serve.run)
     app.add_typer(trace.app, name="trace")
     return app
@@ -63,6 +64,8 @@ def _extra(module: str | None) -> str:
     package = (module or "").split(".")[0]
     if package in ("pyarrow", "zstandard"):
         return "trace"
+    if package in ("scipy", "openai"):
+        return "demo,audit"
     return "demo,server" if package in serving else "demo"
 
 

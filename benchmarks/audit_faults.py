@@ -1,0 +1,278 @@
+"""Does `specpilot audit` see every fault that changes the output, and pass the healthy engine?
+
+    python benchmarks/audit_faults.py --healthy 100 --runs 10
+
+Engines as in faulty_engine.py (the package's own cycle on small made-up models), each drawn anew from its
+seed; a fault is put in with a drawn strength, the share of the places at which it strikes. Faults of the
+draft alone (stale cache, unfed bonus token, permuted vocabulary) and a bonus token that is dropped change no
+output, they only cost speed: not for the audit but for `diagnose`, and listed to show that the audit passes
+them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.diagnosis import wilson
+from benchmarks.faulty_engine import (
+    EOS,
+    VOCAB,
+    AcceptAnything,
+    AcceptMatches,
+    ForgetfulRequest,
+    OtherTemperature,
+    Setup,
+    SimTime,
+    SkippingTarget,
+    TableLM,
+    tables,
+)
+
+from specpilot.auditing import Check, LocalSubject, audit_pair, verdict
+from specpilot.control import Controller, ControllerConfig
+from specpilot.decoding.acceptance import AcceptanceRule, Coupled, DraftStep, Rejection
+from specpilot.decoding.cycle import LiveExecutor
+from specpilot.decoding.request import DecodingRequest
+from specpilot.decoding.types import SamplingParams
+from specpilot.drafters.model import ModelDrafter
+from specpilot.models.base import FloatArray
+from specpilot.targets.model import ModelTarget
+
+FIRST_LETTER = 0x100
+"""Token 0 as a character: every token is one letter."""
+CHANGES_OUTPUT = (
+    "target_rollback",
+    "non_prefix_accept",
+    "unverified_emission",
+    "skipped_verification",
+    "draft_temperature",
+    "rejection_on_fixed_tokens",
+    "target_ignores_top_k",
+    "stop_missed_in_block",
+    "eos_missed_in_block",
+    "seed_depends_on_draft",
+)
+SPEED_ONLY = ("draft_rollback", "unfed_bonus_token", "lost_bonus_token", "permuted_vocabulary")
+
+
+class Letters:
+    """A tokenizer of one letter a token."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Letters; EOS gives none."""
+        return "".join(chr(FIRST_LETTER + token) for token in token_ids if token != EOS)
+
+
+def encode(text: str) -> list[int]:
+    """Token ids of letters."""
+    return [ord(letter) - FIRST_LETTER for letter in text]
+
+
+class FixedTokens(Rejection):
+    """Fault: the draft's likeliest token is proposed and judged as if it were drawn from q."""
+
+    def draw(self, step: DraftStep) -> int:
+        """No draw at all."""
+        return step.top
+
+
+class Unshaped(Rejection):
+    """Fault: temperature, top-k and top-p shape the draft's distribution and not the target's."""
+
+    def __init__(self, params: SamplingParams, rng: np.random.Generator) -> None:
+        super().__init__(params, rng)
+        self._plain = Rejection(SamplingParams(1.0), rng)
+
+    def accept(self, block: Any, q: FloatArray | None, target_logits: FloatArray, position: int) -> Any:
+        """Judged by the raw p."""
+        return self._plain.accept(block, q, target_logits, position)
+
+
+class DriftingNoise(Coupled):
+    """Fault: the noise of seeded sampling is keyed by the block's beginning, not by the position."""
+
+    def accept(self, block: Any, q: FloatArray | None, target_logits: FloatArray, position: int) -> Any:
+        """Judged under another position's noise."""
+        return super().accept(block, q, target_logits, position + 1000 * len(block))
+
+
+class Blockwise(DecodingRequest):
+    """Fault: the end is looked for after a block only, so that stop strings and EOS inside are run over."""
+
+    whole = ""
+
+    def emit(self, tokens: Sequence[int]) -> int:
+        """The block's tokens, then one look."""
+        if len(tokens) == 1 or self.emitted + len(tokens) > self.max_tokens:
+            return super().emit(tokens)
+        eos, stops = self._eos, self._stops
+        if self.whole == "eos":
+            self._eos = frozenset()
+        count = super().emit(tokens[:-1]) if self.whole == "eos" else self._run_over(tokens[:-1])
+        self._eos, self._stops = eos, stops
+        return count if self.ended is not None else count + super().emit(tokens[-1:])
+
+    def _run_over(self, tokens: Sequence[int]) -> int:
+        from specpilot.decoding.text import StopStrings
+
+        self._stops = StopStrings(())
+        return super().emit(tokens)
+
+
+def subject(fault: str, seed: int) -> LocalSubject:
+    """An engine with a fault, of drawn models and strength."""
+    chance = random.Random(seed)
+    draw = chance.uniform
+    strength = draw(0.2, 1.0)
+    setup = Setup(seed=seed, draft_noise=draw(0.4, 1.2), sharpness=draw(2.0, 6.0), spread=draw(0.0, 0.3))
+    time = SimTime()
+    target_tables, draft_tables = tables(setup)
+    permutation = None
+    if fault == "permuted_vocabulary":
+        permutation = np.arange(VOCAB)
+        moved = np.array(chance.sample(range(1, VOCAB), max(2, int(strength * (VOCAB - 1)))))
+        permutation[moved] = np.roll(moved, 1)
+
+    def hit() -> bool:
+        return chance.random() < strength
+
+    def cost(width: int, held: int) -> float:
+        return 1.0
+
+    target_model = TableLM(
+        "target", target_tables, time, cost, break_rollback=hit if fault == "target_rollback" else None
+    )
+    draft_model = TableLM(
+        "draft",
+        draft_tables,
+        time,
+        cost,
+        break_rollback=hit if fault == "draft_rollback" else None,
+        skip_feed=(lambda _: hit()) if fault == "unfed_bonus_token" else None,
+        permutation=permutation,
+    )
+    requests: dict[str, DecodingRequest] = {}
+    target: ModelTarget = ModelTarget(target_model, clock=time)
+    if fault in ("skipped_verification", "lost_bonus_token"):
+        skip = hit if fault == "skipped_verification" else (lambda: False)
+        target = SkippingTarget(target_model, time, skip, requests)
+    rng = np.random.default_rng(seed)
+
+    def make(name: str, prompt: Sequence[int], max_tokens: int, **settings: Any) -> DecodingRequest:
+        rule = faulty_rule(fault, settings["params"], strength, chance, rng)
+        if rule is not None:
+            settings["rule"] = rule
+        kinds: dict[str, Callable[..., DecodingRequest]] = {
+            "lost_bonus_token": ForgetfulRequest,
+            "stop_missed_in_block": Blockwise,
+            "eos_missed_in_block": Blockwise,
+        }
+        request = kinds.get(fault, DecodingRequest)(name, prompt, max_tokens, **settings)
+        if isinstance(request, ForgetfulRequest):
+            request.lose = hit
+        if isinstance(request, Blockwise):
+            request.whole = fault.partition("_")[0]
+        requests[name] = request
+        return request
+
+    return LocalSubject(
+        LiveExecutor(target, ModelDrafter(draft_model, clock=time), clock=time),
+        Controller(ControllerConfig(pass_budget=float("inf"), slo_p95_ms=3.6e6)),
+        TableLM("alone", target_tables, SimTime(), cost),
+        Letters(),
+        encode,
+        rng=rng,
+        make_request=make,
+        clock=time,
+    )
+
+
+def faulty_rule(
+    fault: str, params: SamplingParams, strength: float, chance: random.Random, rng: np.random.Generator
+) -> AcceptanceRule | None:
+    """The rule of acceptance with the fault; ``None`` for the right one."""
+    greedy = params.temperature == 0.0
+    if fault == "non_prefix_accept" and greedy:
+        return AcceptMatches(strength, chance)
+    if fault == "unverified_emission" and greedy:
+        return AcceptAnything(strength, chance)
+    if greedy or params.seed is not None:
+        drifting = fault == "seed_depends_on_draft" and params.seed is not None
+        return DriftingNoise(params) if drifting else None
+    if fault == "draft_temperature":
+        return OtherTemperature(params, chance.choice((0.0, 0.4, 2.5)), rng)
+    if fault == "rejection_on_fixed_tokens":
+        return FixedTokens(params, rng)
+    if fault == "target_ignores_top_k":
+        return Unshaped(params, rng)
+    return None
+
+
+def audit(task: tuple[str, int, int]) -> tuple[str, int, str, list[Check]]:
+    """One audit: (fault, seed, verdict, checks)."""
+    fault, seed, samples = task
+    chance = random.Random(seed + 5)
+    prompts = [
+        "".join(chr(FIRST_LETTER + chance.randrange(1, VOCAB)) for _ in range(chance.randint(3, 12)))
+        for _ in range(24)
+    ]
+    checks = audit_pair(subject(fault, seed), prompts, max_tokens=20, samples=samples)
+    return fault, seed, verdict(checks), checks
+
+
+def main() -> int:
+    """Run and print; exit status 1 if a fault that changes the output passes, or a healthy engine fails."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--healthy", type=int, default=100)
+    parser.add_argument("--runs", type=int, default=10, help="per fault")
+    parser.add_argument("--only", action="append", choices=("healthy", *CHANGES_OUTPUT, *SPEED_ONLY))
+    parser.add_argument("--seed", type=int, default=700_000)
+    parser.add_argument("--samples", type=int, default=800, help="per prompt and sampling setting")
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    kinds = options.only or ["healthy", *CHANGES_OUTPUT, *SPEED_ONLY]
+    tasks = [
+        (kind, options.seed + 1000 * place + run, options.samples)
+        for place, kind in enumerate(kinds)
+        for run in range(options.healthy if kind == "healthy" else options.runs)
+    ]
+    seen: dict[str, list[tuple[str, list[Check]]]] = {kind: [] for kind in kinds}
+    with ProcessPoolExecutor(options.processes) as pool:
+        for fault, seed, answer, checks in pool.map(audit, tasks):
+            seen[fault].append((answer, checks))
+            right = (answer == "wrong") == (fault in CHANGES_OUTPUT)
+            if not right:
+                failed = [check for check in checks if check.status == "fail"]
+                print(f"{fault}, seed {seed}: {answer}: {failed}", file=sys.stderr)
+    print(
+        "| put in | changes the output | runs | called wrong (95 %) | by |\n| --- | --- | --- | --- | --- |"
+    )
+    fine = True
+    for kind in kinds:
+        runs = seen[kind]
+        changes = kind in CHANGES_OUTPUT
+        wrong = sum(answer == "wrong" for answer, _ in runs)
+        fine &= wrong == (len(runs) if changes else 0)
+        low, high = wilson(wrong, len(runs)) if runs else (0.0, 1.0)
+        by = Counter(check.name for _, checks in runs for check in checks if check.status == "fail")
+        names = ", ".join(f"{name} {times}" for name, times in by.most_common())
+        print(
+            f"| `{kind}` | {'yes' if changes else 'no'} | {len(runs)} | {wrong} ({low:.0%}–{high:.0%}) "
+            f"| {names or '–'} |"
+        )
+    return 0 if fine else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,17 @@
+"""Is the output right? Checks of a local pair, of an OpenAI-compatible endpoint, and of a trace."""
+
+from specpilot.auditing.checks import Answer, Check, Subject, verdict
+from specpilot.auditing.local import LocalSubject, TargetReference, audit_pair, audit_tokenizers
+from specpilot.auditing.recorded import audit_trace
+
+__all__ = [
+    "Answer",
+    "Check",
+    "LocalSubject",
+    "Subject",
+    "TargetReference",
+    "audit_pair",
+    "audit_tokenizers",
+    "audit_trace",
+    "verdict",
+]

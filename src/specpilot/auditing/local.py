@@ -1,0 +1,321 @@
+"""A pair at hand: every output is compared with the target alone, decoded without any of the cycle's code."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from specpilot.auditing.checks import Answer, Check, Subject
+from specpilot.auditing.distribution import judge, judge_cells
+from specpilot.decoding.acceptance import make_rule
+from specpilot.decoding.cycle import LiveExecutor
+from specpilot.decoding.distribution import DoubleArray, probabilities
+from specpilot.decoding.loop import ControllerLike, ServeLoop
+from specpilot.decoding.request import DecodingRequest, fit_prompt
+from specpilot.decoding.text import Detokenizer
+from specpilot.decoding.types import SamplingParams
+from specpilot.models.base import CausalLM, FloatArray, ForwardItem, common_prefix
+from specpilot.models.tokenizer import Tokenizer, check_same_vocabulary
+from specpilot.trace.agreement import NEAR_TIE_MARGIN
+
+GREEDY_DRAFTS: tuple[int | None, ...] = (None, 1, 4, 12)
+"""Draft lengths of the greedy check: the policy's own, and fixed ones."""
+SAMPLINGS = (SamplingParams(1.0), SamplingParams(0.7, top_k=20), SamplingParams(0.9, top_p=0.9))
+SAMPLED_TOKENS = 4
+
+
+class TargetReference:
+    """The target alone: each token from a fresh cache, so that no rollback can be wrong."""
+
+    def __init__(self, target: CausalLM) -> None:
+        self._target = target
+        self._rows: dict[tuple[int, ...], FloatArray] = {}
+
+    def logits(self, tokens: Sequence[int]) -> FloatArray:
+        """(vocab,) after all of ``tokens``."""
+        key = tuple(tokens)
+        row = self._rows.get(key)
+        if row is None:
+            item = ForwardItem(self._target.new_cache(), list(key), logits_from=len(key) - 1)
+            row = self._rows[key] = self._target.forward([item])[0][0]
+        return row
+
+    def greedy(self, prompt: Sequence[int], max_tokens: int) -> tuple[list[int], list[float]]:
+        """Tokens up to EOS, and by how much each was preferred (top-1 minus top-2 logits)."""
+        output: list[int] = []
+        margins: list[float] = []
+        while len(output) < max_tokens:
+            row = self.logits([*prompt, *output])
+            two = np.partition(row, -2)[-2:]
+            margins.append(float(two[1] - two[0]))
+            output.append(int(row.argmax()))
+            if output[-1] in self._target.eos_token_ids:
+                break
+        return output, margins
+
+    def distribution(self, tokens: Sequence[int], params: SamplingParams) -> DoubleArray:
+        """P (vocab,) after ``tokens``, shaped."""
+        return probabilities(self.logits(tokens), params)
+
+
+class LocalSubject:
+    """An engine's executor under a controller, without promises that could cut an output.
+
+    Args:
+        executor: the engine.
+        controller: decides τ where no ``max_draft`` is asked for.
+        target: for its context limit and its EOS tokens.
+        tokenizer: text to tokens and back.
+        rng: of sampling without a seed; the same state gives the same audit.
+        make_request: how requests are made (for engines under test).
+        clock: seconds; the loop's.
+    """
+
+    def __init__(
+        self,
+        executor: LiveExecutor,
+        controller: ControllerLike,
+        target: CausalLM,
+        tokenizer: Detokenizer,
+        encode: Callable[[str], Sequence[int]],
+        *,
+        rng: np.random.Generator,
+        make_request: Callable[..., DecodingRequest] = DecodingRequest,
+        clock: Any = None,
+        name: str = "pair",
+    ) -> None:
+        from specpilot.decoding.clock import RealClock
+
+        self.name = name
+        self.target = target
+        self.encode = encode
+        self._executor = executor
+        self._controller = controller
+        self._tokenizer = tokenizer
+        self._rng = rng
+        self._make = make_request
+        self._clock = clock or RealClock()
+        self._numbers = count(1)
+
+    def complete(
+        self,
+        prompt: str,
+        max_tokens: int,
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        stop: str | None = None,
+        max_draft: int | None = None,
+    ) -> Answer:
+        """One completion, alone in the engine."""
+        from dataclasses import replace
+
+        params = SamplingParams(temperature, top_k, top_p, seed)
+        tokens = fit_prompt(
+            self.encode(prompt),
+            max_tokens,
+            context_limit=self.target.context_limit,
+            start_token=min(self.target.eos_token_ids, default=None),
+        )
+        request = self._make(
+            f"audit-{next(self._numbers)}",
+            tokens,
+            max_tokens,
+            params=params,
+            eos_token_ids=self.target.eos_token_ids,
+            stop=() if stop is None else (stop,),
+            detokenizer=self._tokenizer,
+            rule=make_rule(params, rng=self._rng),
+        )
+        self._executor.add(request)
+        loop = ServeLoop(self._controller, self._executor, self._clock)
+        loop.submit(replace(request.info(), max_draft=max_draft))
+        while loop.step():
+            pass
+        cause = None if request.ended is None else request.ended.value
+        return Answer(request.text, tuple(request.output), cause)
+
+
+def audit_tokenizers(target: str | Path, draft: str | Path) -> Check:
+    """Ids, special tokens and merges of the two tokenizers, before any model is loaded."""
+    ours, theirs = Tokenizer(target), Tokenizer(draft)
+    detail: dict[str, Any] = {"tokens": ours.vocab_size}
+    try:
+        check_same_vocabulary(ours, theirs)
+    except ValueError as error:
+        return Check("vocabulary", "fail", detail | {"difference": str(error)})
+    if ours.special_ids != theirs.special_ids:
+        odd = sorted(ours.special_ids ^ theirs.special_ids)
+        return Check("vocabulary", "fail", detail | {"special tokens of one only": odd})
+    merges = [_model_part(folder, "merges") for folder in (target, draft)]
+    if merges[0] != merges[1]:
+        return Check(
+            "vocabulary", "fail", detail | {"difference": "the merges differ: text is cut differently"}
+        )
+    return Check("vocabulary", "pass", detail | {"special": len(ours.special_ids), "merges": len(merges[0])})
+
+
+def _model_part(folder: str | Path, name: str) -> list[Any]:
+    path = Path(folder)
+    path = path if path.name == "tokenizer.json" else path / "tokenizer.json"
+    part = json.loads(path.read_text(encoding="utf-8")).get("model", {}).get(name, [])
+    return [" ".join(item) if isinstance(item, list) else item for item in part]
+
+
+def audit_pair(
+    subject: LocalSubject,
+    prompts: Sequence[str],
+    *,
+    max_tokens: int = 24,
+    samples: int = 400,
+    sampled_prompts: int = 2,
+    deadline_s: float | None = None,
+    advance: Callable[[str], None] = lambda name: None,
+) -> list[Check]:
+    """All checks of a pair; greedy equality first.
+
+    Args:
+        subject: the engine.
+        prompts: at least one.
+        max_tokens: of each greedy output.
+        samples: per prompt and sampling setting.
+        sampled_prompts: how many of the prompts are sampled.
+        deadline_s: stop sampling after this long; what was drawn is judged.
+        advance: called with each check's name before it.
+    """
+    if not prompts:
+        raise ValueError("prompts: there are none; give at least one")
+    reference = TargetReference(subject.target)
+    plain = {prompt: reference.greedy(subject.encode(prompt), max_tokens) for prompt in prompts}
+    sampled = prompts[:sampled_prompts]
+    makers: dict[str, Callable[[], Check]] = {
+        "greedy_equality": lambda: _greedy(subject, plain, max_tokens),
+        "stop_and_eos": lambda: _ends(subject, plain, max_tokens),
+        "seeds": lambda: _seeds(subject, prompts[: max(4, sampled_prompts)]),
+        "distribution": lambda: _distribution(subject, reference, sampled, samples, deadline_s),
+    }
+    checks = []
+    for name, make in makers.items():
+        advance(name)
+        checks.append(make())
+    return checks
+
+
+Plain = dict[str, tuple[list[int], list[float]]]
+
+
+def _greedy(subject: Subject, plain: Plain, max_tokens: int) -> Check:
+    """Every output is the target's own greedy output."""
+    ties, wrong = 0, []
+    for prompt, (tokens, margins) in plain.items():
+        for draft in GREEDY_DRAFTS:
+            output = subject.complete(prompt, max_tokens, max_draft=draft).token_ids or ()
+            same = common_prefix(output, tuple(tokens))
+            if same == len(tokens) == len(output):
+                continue
+            if same < len(margins) and margins[same] < NEAR_TIE_MARGIN:
+                ties += 1
+            else:
+                wrong.append({"prompt": prompt[-60:], "max_draft": draft, "position": same})
+    detail = {
+        "outputs": len(plain) * len(GREEDY_DRAFTS),
+        "mismatches": len(wrong),
+        "near_ties": ties,
+        "near_tie_margin": NEAR_TIE_MARGIN,
+        "first": wrong[:3],
+    }
+    return Check("greedy_equality", "fail" if wrong else "near_tie" if ties else "pass", detail)
+
+
+def _ends(subject: LocalSubject, plain: Plain, max_tokens: int) -> Check:
+    """Stop strings cut the text where they begin, EOS ends it, nothing is longer than asked for."""
+    wrong: list[dict[str, Any]] = []
+    stops = eos = 0
+    for prompt, (tokens, margins) in plain.items():
+        if min(margins) < NEAR_TIE_MARGIN:
+            continue
+        whole = subject.complete(prompt, max_tokens, max_draft=0)
+        if tokens[-1] in subject.target.eos_token_ids:
+            eos += 1
+            if whole.stop_cause != "eos":
+                wrong.append({"prompt": prompt[-60:], "eos": whole.stop_cause})
+        stop = whole.text[len(whole.text) // 2 :][:3]
+        if len(stop) < 3 or not stop.strip():
+            continue
+        stops += 1
+        for draft in (None, 8):
+            cut = subject.complete(prompt, max_tokens, stop=stop, max_draft=draft)
+            if cut.text != whole.text[: whole.text.index(stop)] or cut.stop_cause != "stop":
+                wrong.append({"prompt": prompt[-60:], "stop": stop, "text": cut.text[-40:]})
+        for length in (1, 2, 5):
+            short = subject.complete(prompt, length, max_draft=8)
+            if short.token_ids != tuple(tokens[:length]):
+                wrong.append({"prompt": prompt[-60:], "max_tokens": length})
+    if not stops and not eos:
+        return Check("stop_and_eos", "skipped", {"why": "no output has a text that could be stopped at"})
+    detail = {"stop_strings": stops, "eos_reached": eos, "wrong": len(wrong), "first": wrong[:3]}
+    return Check("stop_and_eos", "fail" if wrong else "pass", detail)
+
+
+def _seeds(subject: Subject, prompts: Sequence[str]) -> Check:
+    """The same seed gives the same text whatever was drafted; other seeds do not."""
+    different, texts = [], set()
+    for prompt in prompts:
+        for seed in (1, 2, 3):
+            outputs = {
+                subject.complete(prompt, 12, temperature=1.0, seed=seed, max_draft=draft).token_ids
+                for draft in (0, 2, 8, None)
+            }
+            texts |= outputs
+            if len(outputs) > 1:
+                different.append({"prompt": prompt[-60:], "seed": seed})
+    detail = {"seeded": 3 * len(prompts), "different": len(different), "distinct_outputs": len(texts)}
+    return Check("seeds", "fail" if different or len(texts) < 2 else "pass", detail)
+
+
+def _distribution(
+    subject: LocalSubject,
+    reference: TargetReference,
+    prompts: Sequence[str],
+    samples: int,
+    deadline_s: float | None,
+) -> Check:
+    """Sampled tokens against p, at three settings of temperature, top-k and top-p."""
+    began = time.monotonic()
+    drawn: list[list[tuple[int, ...]]] = []
+    cases: list[tuple[Sequence[int], SamplingParams]] = []
+    for params in SAMPLINGS:
+        for prompt in prompts:
+            outputs = []
+            for number in range(samples):
+                if deadline_s is not None and time.monotonic() - began > deadline_s:
+                    break
+                answer = subject.complete(
+                    prompt,
+                    SAMPLED_TOKENS,
+                    temperature=params.temperature,
+                    top_k=params.top_k,
+                    top_p=params.top_p,
+                    max_draft=2 if number % 2 else 3,
+                )
+                outputs.append(answer.token_ids or ())
+            drawn.append(outputs)
+            cases.append((subject.encode(prompt), params))
+
+    def p(case: int, prefix: tuple[int, ...]) -> DoubleArray:
+        tokens, params = cases[case]
+        return reference.distribution([*tokens, *prefix], params)
+
+    cells = judge_cells(drawn, p)
+    if not cells:
+        return Check("distribution", "skipped", {"why": f"fewer than 40 of {samples} samples share a prefix"})
+    fine, detail = judge(cells)
+    return Check("distribution", "pass" if fine else "fail", detail)
