@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from specpilot.control.acceptance import AcceptanceModel, Change, Difficulty, HazardTable, survival
 from specpilot.control.calibration import Calibration, Offset
-from specpilot.control.cost import KNOTS, CostCurve, CostModel, CostProfile, UpperQuantile
+from specpilot.control.cost import KNOTS, CostCurve, CostModel, CostProfile, DraftCost, UpperQuantile
 from specpilot.control.health import Backoff, Breaker, Fallback
 from specpilot.control.latency import DeadlineTracker, TimePrice
 from specpilot.control.planner import EndHazard
@@ -218,6 +218,32 @@ def test_upper_quantile_settles_at_its_quantile() -> None:
         inside += ratio <= quantile.ratio and step >= 5000
         quantile.observe(ratio)
     assert inside / 15_000 == pytest.approx(0.95, abs=0.01)
+
+
+def test_a_block_has_a_start_and_steps() -> None:
+    draft = DraftCost(1.0)
+    for block in range(300):
+        steps = 1 + block % 4
+        draft.observe(steps, 0.45 + 0.2 * steps)
+    # The ridge holds back a little of the start.
+    assert draft.step_ms == pytest.approx(0.2, rel=0.05)
+    assert draft.start_ms == pytest.approx(0.45, rel=0.05)
+
+
+def test_blocks_of_one_length_say_nothing_of_a_start() -> None:
+    draft = DraftCost(1.0)
+    for _ in range(100):
+        draft.observe(4, 2.0)
+    assert (draft.start_ms, draft.step_ms) == pytest.approx((0.0, 0.5), abs=1e-6)
+
+
+@given(st.lists(st.tuples(st.integers(1, 16), st.floats(1e-3, 1e4)), min_size=1, max_size=60))
+def test_drafting_always_costs_something(blocks: list[tuple[int, float]]) -> None:
+    draft = DraftCost(1.0)
+    for steps, ms in blocks:
+        draft.observe(steps, ms)
+        assert draft.step_ms > 0.0
+        assert draft.start_ms >= 0.0
 
 
 def test_cost_model_learns_the_engine() -> None:

@@ -28,6 +28,8 @@ def test_the_output_is_the_page_s(command: str, output: str) -> None:
     call = [sys.executable, "-m", "specpilot.cli.main", *words[1:]] if words[0] == "specpilot" else words
     call = [sys.executable if word == "python" else word for word in call]
     done = subprocess.run(call, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    assert done.stdout
     shown = "\n".join(line.rstrip() for line in done.stdout.splitlines())
     assert shown == output.rstrip("\n"), done.stderr
 

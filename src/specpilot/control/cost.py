@@ -151,6 +151,44 @@ class ContextSlope:
         self.ms_per_token = max(0.0, self.ms_per_token + self._rate * error_ms * away / scale)
 
 
+class DraftCost:
+    """The time to draft a block: a start and so much for each step.
+
+    Waking the drafter, gathering its inputs and the like are paid once a block. Counted into the steps they
+    make short blocks look dear, and a policy that drafts short would never learn better. Least squares of
+    ms on steps, discounted; the ridge on the start leaves it 0 while all blocks are of one length.
+    """
+
+    def __init__(self, step_ms: float, memory: float = 0.98, ridge: float = 0.3) -> None:
+        self._memory = memory
+        self._ridge = ridge
+        self._seen = 0
+        self._weight = self._steps = self._squares = self._ms = self._products = 0.0
+        self.start_ms = 0.0
+        self.step_ms = step_ms
+        self.upper = UpperQuantile()
+
+    def observe(self, steps: int, draft_ms: float) -> None:
+        """A block of ``steps`` ≥ 1 took so long; from the fourth on clamped to ±25 % of what was expected."""
+        self._seen += 1
+        if self._seen > 3:
+            expected = self.start_ms + steps * self.step_ms
+            self.upper.observe(draft_ms / expected)
+            draft_ms = max(0.75 * expected, min(1.25 * expected, draft_ms))
+        keep = self._memory
+        self._weight = self._weight * keep + 1.0
+        self._steps = self._steps * keep + steps
+        self._squares = self._squares * keep + steps * steps
+        self._ms = self._ms * keep + draft_ms
+        self._products = self._products * keep + steps * draft_ms
+        held = self._weight + self._ridge
+        spread = held * self._squares - self._steps * self._steps
+        through_zero = self._products / self._squares
+        step = (held * self._products - self._steps * self._ms) / spread
+        self.step_ms = max(LEAST_MS, min(through_zero, max(0.1 * through_zero, step)))
+        self.start_ms = max(0.0, (self._ms - self.step_ms * self._steps) / held)
+
+
 class CostModel:
     """Draft step, draft prefill and target pass of one engine.
 
@@ -159,14 +197,27 @@ class CostModel:
 
     def __init__(self, profile: CostProfile | None = None) -> None:
         profile = profile or CostProfile()
-        self.draft_step_ms = profile.draft_step_ms
+        self._draft = DraftCost(profile.draft_step_ms)
         self._verify = CostCurve(profile.verify_ms)
         self._draft_prefill = CostCurve(profile.draft_prefill_ms)
         self._context = ContextSlope()
-        self._draft_seen = 0
         self.host_ms = 0.0
         self.verify_upper = UpperQuantile()
-        self.draft_upper = UpperQuantile()
+
+    @property
+    def draft_start_ms(self) -> float:
+        """What a block costs the drafter before its first step."""
+        return self._draft.start_ms
+
+    @property
+    def draft_step_ms(self) -> float:
+        """What each drafted token costs."""
+        return self._draft.step_ms
+
+    @property
+    def draft_upper(self) -> UpperQuantile:
+        """Drafting's observed ÷ expected times."""
+        return self._draft.upper
 
     @property
     def calibrated(self) -> bool:
@@ -199,12 +250,7 @@ class CostModel:
     def observe_draft(self, steps: int, draft_ms: float, prefill_tokens: int, prefill_ms: float) -> None:
         """Learn from one block's drafting."""
         if steps:
-            step_ms = draft_ms / steps
-            self._draft_seen += 1
-            if self._draft_seen > 3:
-                self.draft_upper.observe(step_ms / self.draft_step_ms)
-                step_ms = max(0.75 * self.draft_step_ms, min(1.25 * self.draft_step_ms, step_ms))
-            self.draft_step_ms += max(0.1, 1.0 / self._draft_seen) * (step_ms - self.draft_step_ms)
+            self._draft.observe(steps, draft_ms)
         if prefill_tokens and prefill_ms > 0.0:
             self._draft_prefill.observe(prefill_tokens, prefill_ms)
 

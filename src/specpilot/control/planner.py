@@ -215,6 +215,7 @@ class OptimalPlanner:
         # needs the draft's own prefill, once for all passes still to come.
         step = self._cost.draft_step_ms
         costs = [theta * verify[0], *[theta * (step + after - before) for before, after in pairwise(verify)]]
+        costs[1] += theta * self._cost.draft_start_ms
         costs[1] += theta * self._cost.draft_prefill_ms(behind - 1) / (later + 1)
         # A later pass has one new context token instead of the prompt; positions cost alike.
         later_costs = [theta * (self._cost.verify_ms(1) + self._cost.host_ms), *costs[1:]]

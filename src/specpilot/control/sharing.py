@@ -60,6 +60,7 @@ def _cycle_ms(cost: CostModel, works: Sequence[Work]) -> float:
     behind = sum(work.behind - 1 for work in works)
     return (
         cost.draft_prefill_ms(behind)
+        + cost.draft_start_ms
         + cost.draft_step_ms * TYPICAL_DRAFT
         + cost.verify_ms(width, max(work.cached for work in works))
         + cost.host_ms

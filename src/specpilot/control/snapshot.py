@@ -17,12 +17,12 @@ from typing import Any
 from specpilot.control.acceptance import AcceptanceModel, Change, Difficulty, HazardTable
 from specpilot.control.budget import PassPrice
 from specpilot.control.calibration import Calibration, Offset
-from specpilot.control.cost import KNOTS, ContextSlope, CostCurve, CostModel, UpperQuantile
+from specpilot.control.cost import KNOTS, ContextSlope, CostCurve, CostModel, DraftCost, UpperQuantile
 from specpilot.control.health import Backoff, Breaker, Fallback
 from specpilot.control.latency import DeadlineTracker, TimePrice
 from specpilot.control.planner import Context, EndHazard
 
-VERSION = 1
+VERSION = 2
 
 BLANK: dict[str, Callable[[], object]] = {
     "AcceptanceModel": lambda: AcceptanceModel(0.5, 0.5, 1.0, 2),
@@ -36,6 +36,7 @@ BLANK: dict[str, Callable[[], object]] = {
     "CostModel": CostModel,
     "DeadlineTracker": DeadlineTracker,
     "Difficulty": Difficulty,
+    "DraftCost": lambda: DraftCost(1.0),
     "EndHazard": EndHazard,
     "Fallback": lambda: Fallback(1, 1),
     "HazardTable": lambda: HazardTable(0.5, 0.5, 1.0),

@@ -20,7 +20,7 @@ TYPICAL_DRAFT = 4
 
 @dataclass(frozen=True, slots=True)
 class _Times:
-    """Upper quantiles, in ms: the first pass without a draft, a later one, and each drafted token."""
+    """Upper quantiles, in ms: the first pass, a later one (a block's start included), each drafted token."""
 
     first: float
     later: float
@@ -32,9 +32,10 @@ def _times(cost: CostModel, cap: int, uncached: int, behind: int, context: int) 
     plain, full = cost.verify_ms(uncached, cached), cost.verify_ms(uncached + cap, cached)
     upper = cost.verify_upper.ratio
     step = cost.draft_step_ms * cost.draft_upper.ratio
+    start = cost.draft_start_ms * cost.draft_upper.ratio
     return _Times(
-        (plain + cost.draft_prefill_ms(behind - 1)) * upper + cost.host_ms,
-        cost.verify_ms(1, context) * upper + cost.host_ms,
+        (plain + cost.draft_prefill_ms(behind - 1)) * upper + start + cost.host_ms,
+        cost.verify_ms(1, context) * upper + start + cost.host_ms,
         step + (full - plain) / cap * upper,
     )
 
@@ -94,7 +95,8 @@ def shared_draft(
 
 def work_ms(cost: CostModel, own: int, prompt_tokens: int, uncached: int, *, started: bool) -> float:
     """Expected engine time that a request still needs for its ``own`` passes; the first prefills."""
-    cycle = cost.verify_ms(TYPICAL_DRAFT, prompt_tokens) + TYPICAL_DRAFT * cost.draft_step_ms + cost.host_ms
+    draft = cost.draft_start_ms + TYPICAL_DRAFT * cost.draft_step_ms
+    cycle = cost.verify_ms(TYPICAL_DRAFT, prompt_tokens) + draft + cost.host_ms
     if started:
         return own * cycle
     first = cost.verify_ms(uncached + TYPICAL_DRAFT) + cost.draft_prefill_ms(uncached)

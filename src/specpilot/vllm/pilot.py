@@ -227,7 +227,7 @@ class Pilot:
         if not drafting or draft_ms <= 0.0:
             return
         cost = self.controller.cost
-        step_ms = draft_length * cost.draft_step_ms
+        step_ms = cost.draft_start_ms + draft_length * cost.draft_step_ms
         parts = []
         for done in drafting:
             tokens = done.width if done.prefill else (0 if draft_length else done.emitted)
