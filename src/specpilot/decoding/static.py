@@ -37,13 +37,21 @@ class StaticController:
     Args:
         depth: τ, or a function of (request id, cycle index from 0).
         stop: makes each cycle's stop rule; default: one that never stops.
+        leaves: nodes beside the chain that each block may hold (a token tree); 0 is a chain.
     """
 
     def __init__(
-        self, depth: int | Callable[[str, int], int], stop: Callable[[str, int], StopRule] | None = None
+        self,
+        depth: int | Callable[[str, int], int],
+        stop: Callable[[str, int], StopRule] | None = None,
+        *,
+        leaves: int = 0,
     ) -> None:
+        if leaves < 0:
+            raise ValueError(f"leaves: {leaves} is not ≥ 0; use 0 for chains")
         self._depth = depth
         self._stop = stop
+        self._leaves = leaves
         self._requests: dict[str, _Account] = {}
         self._cycles: dict[int, str] = {}
         self._next = 1
@@ -70,7 +78,8 @@ class StaticController:
             depth = self._depth if isinstance(self._depth, int) else self._depth(request_id, account.cycles)
             stop = StopRule() if self._stop is None else self._stop(request_id, account.cycles)
             reason = Reason(Binding.MAX, {"tau": float(depth)})
-            cycles.append(CyclePlan(self._next, request_id, depth, depth, stop, now + 3600.0, False, reason))
+            nodes = depth + self._leaves if depth else 0
+            cycles.append(CyclePlan(self._next, request_id, depth, nodes, stop, now + 3600.0, False, reason))
             self._cycles[self._next] = request_id
             account.planned = True
             self._next += 1

@@ -1,4 +1,4 @@
-"""A small causal language model as the drafter: chains, step by step, a batch at a time."""
+"""A small causal language model as the drafter: chains, step by step, in batches, and leaves beside them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from specpilot.decoding.caches import CacheStore, RequestCaches
 from specpilot.decoding.distribution import DoubleArray
 from specpilot.decoding.types import Block, Draft
 from specpilot.drafters.base import DraftItem
+from specpilot.drafters.branches import choices, with_leaves
 from specpilot.models.base import CausalLM, FloatArray, ForwardItem, KVCache, catch_up
 
 _STEP_TOKENS = 2
@@ -30,9 +31,15 @@ class _Chain:
     tokens: list[int] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
     rows: list[DoubleArray] = field(default_factory=list)
+    ranked: list[list[tuple[int, float]]] = field(default_factory=list)
     fed: int = 0
     first_ms: float = 0.0
     later_ms: float = 0.0
+
+    @property
+    def leaves(self) -> int:
+        """How many nodes the plan pays for beside the chain; none where tokens must be samples of q."""
+        return 0 if self.item.rule.needs_q else max(0, self.item.max_nodes - self.item.max_draft)
 
     def extend(self, logits: FloatArray) -> bool:
         """Take the next position's logits; whether its token was kept."""
@@ -44,6 +51,8 @@ class _Chain:
         self.tokens.append(item.rule.draw(step))
         if item.rule.needs_q and step.q is not None:
             self.rows.append(step.q)
+        if self.leaves:
+            self.ranked.append(choices(logits))
         return True
 
 
@@ -92,6 +101,9 @@ class ModelDrafter:
 
     def propose(self, items: Sequence[DraftItem]) -> list[Draft]:
         """One chain per item, drafted in step.
+
+        Where the plan allows more nodes than positions (``max_nodes > max_draft``), the rest of them
+        are leaves beside the chain: they cost no draft step.
 
         An item beyond the draft's own context gets an empty draft: that is no fault.
         """
@@ -151,7 +163,9 @@ class ModelDrafter:
             step_ms = chain.later_ms / later if later else self._step_ms
             prefill_ms = max(0.0, chain.first_ms - step_ms)
         return Draft(
-            block=Block.chain(chain.tokens),
+            block=with_leaves(chain.tokens, chain.ranked, chain.leaves)
+            if chain.leaves
+            else Block.chain(chain.tokens),
             confidences=tuple(chain.confidences),
             q=np.asarray(chain.rows, dtype=np.float32) if chain.rows else None,
             draft_ms=chain.first_ms + chain.later_ms - prefill_ms,

@@ -1,0 +1,207 @@
+"""Token trees end to end: leaves beside the draft's chain, random trees, both engines, sampling."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specpilot.control.stop import StopRule
+from specpilot.decoding.acceptance import Deterministic, Greedy, Rejection
+from specpilot.decoding.request import DecodingRequest
+from specpilot.decoding.types import Block, Draft, SamplingParams
+from specpilot.drafters.base import DraftItem
+from specpilot.drafters.branches import choices, with_leaves
+from specpilot.drafters.model import ModelDrafter
+from specpilot.models.base import CausalLM, FloatArray, ForwardItem
+from specpilot.targets.model import ModelTarget
+from specpilot.targets.scripted import ScriptedLM
+from specpilot.testing import StaticController, decode
+
+Models = tuple[CausalLM, CausalLM]
+NEAR_TIE = 1e-3
+NEW_TOKENS = 12
+
+
+def greedy(model: CausalLM, prompt: Sequence[int], count: int) -> tuple[list[int], list[float]]:
+    """Plain decoding: the tokens, and by how much each was preferred."""
+    cache, feed = model.new_cache(), list(prompt)
+    tokens: list[int] = []
+    margins: list[float] = []
+    while len(tokens) < count and (not tokens or tokens[-1] not in model.eos_token_ids):
+        row = model.forward([ForwardItem(cache, feed, logits_from=len(feed) - 1)])[0][0]
+        second, first = np.partition(row, -2)[-2:]
+        feed = [int(row.argmax())]
+        tokens += feed
+        margins.append(float(first - second))
+    return tokens, margins
+
+
+def same(output: Sequence[int], wanted: Sequence[int], margins: Sequence[float]) -> bool:
+    """Whether the outputs are equal, or part at a near-tie."""
+    for got, own, margin in zip(output, wanted, margins, strict=False):
+        if got != own:
+            return margin < NEAR_TIE
+    return len(output) == len(wanted)
+
+
+class RandomTrees:
+    """Trees of random shape whose nodes are the target's own tokens half of the time."""
+
+    name = "random trees"
+
+    def __init__(self, vocab_size: int, truth: dict[str, list[int]], seed: int) -> None:
+        self.vocab_size = vocab_size
+        self.truth, self.rng = truth, random.Random(seed)
+        self.off_chain = 0
+
+    def open(self, request_id: str, prompt: Sequence[int], session_id: str | None = None) -> int:
+        return 0
+
+    def close(self, request_id: str) -> None:
+        pass
+
+    def propose(self, items: Sequence[DraftItem]) -> list[Draft]:
+        return [Draft(self._tree(item)) for item in items]
+
+    def _tree(self, item: DraftItem) -> Block:
+        future = self.truth[item.request_id][len(item.context) :]
+        tokens: list[int] = []
+        parents: list[int] = []
+        depths: list[int] = []
+        while len(tokens) < item.max_nodes:
+            parent = self.rng.randrange(-1, len(tokens))
+            depth = 0 if parent < 0 else depths[parent] + 1
+            if depth >= item.max_draft:
+                continue
+            right = depth < len(future) and self.rng.random() < 0.5
+            tokens.append(future[depth] if right else self.rng.randrange(self.vocab_size))
+            parents.append(parent)
+            depths.append(depth)
+        block = Block(tuple(tokens), tuple(parents))
+        self.off_chain += not block.is_chain
+        return block
+
+
+def run_random_trees(target: CausalLM, seed: int, depth: int, leaves: int) -> None:
+    rng = random.Random(seed)
+    prompts = {
+        f"r{i}": [rng.randrange(target.vocab_size) for _ in range(rng.randint(1, 30))] for i in range(3)
+    }
+    plain = {name: greedy(target, prompt, NEW_TOKENS) for name, prompt in prompts.items()}
+    truth = {name: [*prompts[name], *plain[name][0]] for name in prompts}
+    requests = [
+        DecodingRequest(name, prompt, NEW_TOKENS, eos_token_ids=target.eos_token_ids)
+        for name, prompt in prompts.items()
+    ]
+    drafter = RandomTrees(target.vocab_size, truth, seed)
+    decode(ModelTarget(target), drafter, requests, StaticController(depth, leaves=leaves), max_batch=3)
+    for request in requests:
+        assert same(request.output, *plain[request.request_id])
+
+
+@pytest.mark.parametrize("engine", ["onnx_models", "transformers_models"])
+def test_random_trees_are_greedy_exact(engine: str, request: pytest.FixtureRequest) -> None:
+    """Ragged batches of three requests' trees; the engine's cache is used again after each tree."""
+    models: Models = request.getfixturevalue(engine)
+
+    @settings(max_examples=5, deadline=None, derandomize=True)
+    @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 10))
+    def check(seed: int, depth: int, leaves: int) -> None:
+        run_random_trees(models[0], seed, depth, leaves)
+
+    check()
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 26))
+def test_random_trees_on_the_scripted_model(seed: int, depth: int, leaves: int) -> None:
+    run_random_trees(ScriptedLM(seed=seed % 7, scale=2.0), seed, depth, leaves)
+
+
+def test_a_lost_tree_mask_would_show(onnx_models: Models) -> None:
+    """Planted: the engine takes the tree for a chain. The same comparison finds it."""
+
+    class Chains:
+        def __init__(self, model: CausalLM) -> None:
+            self.name, self.vocab_size = model.name, model.vocab_size
+            self.context_limit, self.eos_token_ids = model.context_limit, model.eos_token_ids
+            self.new_cache = model.new_cache
+
+        def forward(self, items: Sequence[ForwardItem]) -> list[FloatArray]:
+            return onnx_models[0].forward(
+                [ForwardItem(item.cache, item.token_ids, None, item.logits_from) for item in items]
+            )
+
+    target = onnx_models[0]
+    prompt = list(range(5, 25))
+    tokens, margins = greedy(target, prompt, NEW_TOKENS)
+    drafter = RandomTrees(target.vocab_size, {"r": [*prompt, *tokens]}, 1)
+    request = DecodingRequest("r", prompt, NEW_TOKENS)
+    decode(ModelTarget(Chains(target)), drafter, [request], StaticController(4, leaves=8))
+    assert drafter.off_chain
+    assert not same(request.output, tokens, margins)
+
+
+@pytest.mark.parametrize("engine", ["onnx_models", "transformers_models"])
+def test_leaves_beside_the_drafts_chain(engine: str, request: pytest.FixtureRequest) -> None:
+    """Greedy exact, some leaf is followed, and the draft's cache is right after it.
+
+    After every cycle the next chain's first token is what a fresh draft cache gives: a leaf's keys and values
+    are not in the draft's cache and must be fed again.
+    """
+    target, draft = request.getfixturevalue(engine)
+    rng = random.Random(5)
+    followed = 0
+    for number in range(6):
+        prompt = [rng.randrange(target.vocab_size) for _ in range(12)]
+        asked = DecodingRequest(f"{number}", prompt, NEW_TOKENS, eos_token_ids=target.eos_token_ids)
+        decode(ModelTarget(target), ModelDrafter(draft), [asked], StaticController(3, leaves=6))
+        assert same(asked.output, *greedy(target, prompt, NEW_TOKENS))
+        context = list(prompt)
+        for cycle in asked.details:
+            if cycle.block.token_ids:
+                fresh = ForwardItem(draft.new_cache(), context, logits_from=len(context) - 1)
+                row = draft.forward([fresh])[0][0]
+                assert row.max() - row[cycle.block.token_ids[0]] < NEAR_TIE
+            chain = cycle.block.token_ids[: cycle.block.depth]
+            followed += tuple(cycle.accepted) != tuple(chain[: len(cycle.accepted)])
+            context += cycle.emitted
+    assert followed
+
+
+def test_leaves_are_chosen_by_the_probability_of_their_path() -> None:
+    ranked = [
+        [(1, 0.6), (2, 0.3), (3, 0.1)],
+        [(4, 0.9), (5, 0.08), (6, 0.02)],
+        [(7, 0.5), (8, 0.4), (9, 0.1)],
+    ]
+    # Paths: 2: 0.3; 3: 0.1; 5: 0.6·0.08 = 0.048; 6: 0.012; 8: 0.54·0.4 = 0.216; 9: 0.054.
+    block = with_leaves([1, 4, 7], ranked, 4)
+    assert block == Block((1, 4, 7, 2, 8, 3, 9), (-1, 0, 1, -1, 1, -1, 1))
+    assert with_leaves([1, 4, 7], ranked, 0) == Block.chain([1, 4, 7])
+
+
+def test_choices_are_the_softmax() -> None:
+    row = np.log(np.array([0.1, 0.5, 0.05, 0.3, 0.04, 0.01], dtype=np.float32))
+    assert [token for token, _ in choices(row)] == [1, 3, 0, 2]
+    assert [chance for _, chance in choices(row)] == pytest.approx([0.5, 0.3, 0.1, 0.05], rel=1e-5)
+
+
+def test_no_leaves_where_they_are_not_paid_for_or_would_be_biased() -> None:
+    model = ScriptedLM(seed=3)
+    source = ModelDrafter(model)
+    params = SamplingParams(temperature=1.0)
+    source.open("r", [1, 2])
+
+    def block(rule: Greedy | Deterministic | Rejection, nodes: int) -> Block:
+        return source.propose([DraftItem("r", [1, 2], 3, nodes, StopRule(), rule)])[0].block
+
+    assert block(Greedy(), 3).is_chain
+    assert block(Rejection(params, np.random.default_rng(1)), 9).is_chain
+    assert len(block(Greedy(), 9)) == 9
+    assert len(block(Deterministic(params), 5)) == 5
