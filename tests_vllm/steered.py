@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -107,6 +108,8 @@ class SteeredEngine:
         self.scheduler: Any = core.engine_core.scheduler
         self.runner: Any = core.engine_core.model_executor.driver_worker.worker.model_runner
         self.count = Count()
+        self.slow_s = 0.0
+        """By how much every target pass is made slower."""
         self.records: list[TraceRecord] = []
         self.controller: Controller = self.scheduler.pilot.controller
         self.runner.model.register_forward_pre_hook(self._forward, with_kwargs=True)
@@ -114,6 +117,7 @@ class SteeredEngine:
     def _forward(self, _: Any, args: Any, kwargs: Mapping[str, Any]) -> None:
         ids = kwargs.get("input_ids")
         width = len(ids if ids is not None else args[0])
+        time.sleep(self.slow_s)
         self.count.forward(list(self.runner.input_batch.req_ids), width)
 
     def steer(self, planner: Planner | None = None, **config: Any) -> None:

@@ -1,7 +1,7 @@
 """The entry point that vLLM calls in each of its processes (group ``vllm.general_plugins``).
 
 It puts one wrapper around ``EngineArgs.create_engine_config``. Unless the plugin is configured the wrapper
-calls what it wraps and nothing else happens.
+calls what it wraps and nothing else happens. Another wrapper, inert too, takes the plugin's metrics up.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 import os
 from typing import Any
 
+from specpilot.vllm import metrics
 from specpilot.vllm.config import configured
 from specpilot.vllm.support import UnsupportedVllm, check_setup, check_version
 
@@ -20,7 +21,9 @@ WORKER = "specpilot.vllm.worker.TimedWorker"
 def register() -> None:
     """Called by vLLM. May be called several times in one process."""
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.v1.metrics.loggers import StatLoggerManager
 
+    metrics.install(StatLoggerManager)
     if not getattr(EngineArgs, "_specpilot", False):
         EngineArgs._specpilot = True
         EngineArgs.create_engine_config = _steered(EngineArgs.create_engine_config)

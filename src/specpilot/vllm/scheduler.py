@@ -26,7 +26,7 @@ from vllm.v1.request import RequestStatus
 
 from specpilot.control import Controller, PlannedStop, RequestInfo, StopCause
 from specpilot.trace import TracedController, TraceWriter, header_for
-from specpilot.vllm import timing
+from specpilot.vllm import metrics, timing
 from specpilot.vllm.config import PluginConfig, configured
 from specpilot.vllm.overrides import Overrides
 from specpilot.vllm.pilot import Pass, Pilot, StepTimes
@@ -67,6 +67,7 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
         self._ended: list[Any] = []
         self._causes: dict[str, StopCause] = {}
         self._notices: list[tuple[int, EngineCoreOutput]] = []
+        self._reporter = metrics.Reporter()
         self.own_s = 0.0
         """Time spent in here, vLLM's own scheduling not counted."""
         self.steps = 0
@@ -221,7 +222,17 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
         if self._trace is not None and not self.running:
             self._trace.flush()
         self.own_s += time.perf_counter() - start
+        self._report(outputs)
         return outputs
+
+    def _report(self, outputs: dict[int, EngineCoreOutputs]) -> None:
+        """Send what changed along with vLLM's own statistics of the step, if it makes any."""
+        stats = next((o.scheduler_stats for o in outputs.values() if o.scheduler_stats is not None), None)
+        if stats is not None:
+            stats.kv_connector_stats = {
+                metrics.KEY: self._reporter.report(self.pilot, self.own_s),
+                metrics.MODEL: str(self.vllm_config.model_config.served_model_name),
+            }
 
     def _before(self, scheduler_output: Any, model_runner_output: Any) -> dict[str, _Before]:
         """The steered requests of a step, before vLLM takes its tokens up."""
