@@ -25,7 +25,7 @@ def serve_commands() -> list[list[str]]:
 @pytest.mark.parametrize("words", serve_commands(), ids=["draft_model", "ngram"])
 def test_a_serve_command_makes_a_steered_engine_configuration(words: list[str]) -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
-    from vllm.entrypoints.openai.cli_args import make_arg_parser
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
     from specpilot.vllm.plugin import SCHEDULER

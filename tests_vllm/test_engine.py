@@ -228,7 +228,8 @@ def test_a_useless_draft_is_switched_off_and_taken_up_again(
     """The drafter proposes one and the same token for a while: output and ledger do not mind."""
     if pair.method == "ngram":
         pytest.skip("n-grams propose by themselves only where one matches: the share says nothing")
-    engine.steer(pass_budget=math.inf)
+    # Passes are scarce: without a budget a draft that is as slow as its target is rightly left alone.
+    engine.steer(pass_budget=6.0)
     assert propose_share(engine, pair) > 0.5
     good = engine.runner.propose_draft_token_ids
 
@@ -252,6 +253,9 @@ def propose_share(engine: SteeredEngine, pair: Pair) -> float:
     """Serve all prompts; the share of decode passes that verified drafts."""
     engine.records.clear()
     outputs = engine.generate(pair.prompts)
-    assert [list(output.token_ids) for output in outputs] == pair.greedy
+    for output, whole in zip(outputs, pair.greedy, strict=True):
+        assert list(output.token_ids) == whole[: len(output.token_ids)]
+        assert output.passes == output.ledger_passes
+    assert engine.count.violations == 0
     decode = [record for record in cycles(engine) if record.note != "prefill"]
     return sum(record.proposed > 0 for record in decode) / len(decode)

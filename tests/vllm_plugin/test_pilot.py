@@ -187,3 +187,23 @@ def test_passes_never_exceed_the_budget_whatever_the_engine_does(
         served = sum(count > 0 for count in used.values()) + sum(used[name] == 0 for name in running)
         assert sum(used.values()) <= budget * served + 1e-9
         assert flight.controller.ledger.passes_started == sum(used.values())
+
+
+def test_a_plan_that_got_no_draft_has_one_made_for_its_next_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A probe that came due too late for the forecast: without this, no probe would ever have a draft."""
+    flight = pilot(pass_budget=6.0)
+    assert flight.admit(info("a"), now=0.0) == ""
+    flight.plan(["a"], now=0.0)
+    flight.begin(["a"], now=0.0)
+    flight.observe([prefill("a")], TIMES, 0, now=0.01)
+    flight.plan(["a"], now=0.01)
+    wanted = flight.draft_limit("a")
+    assert wanted
+    monkeypatch.setattr(Controller, "expected_draft", lambda *_, **__: 0)
+    flight.begin(["a"], now=0.02)
+    assert flight.draft_length(["a"], now=0.02) == wanted
+    flight.observe([verified("a", 0, 0)], TIMES, wanted, now=0.03)
+    flight.plan(["a"], now=0.03)
+    flight.drafted("a", wanted)
+    flight.begin(["a"], now=0.04)
+    assert flight.draft_length(["a"], now=0.04) == 0

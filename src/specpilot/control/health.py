@@ -114,6 +114,10 @@ class Fallback:
         """Whether :meth:`probe_due` is going to answer with True."""
         return self._backoff.next_due
 
+    def retry(self) -> None:
+        """The cycle that was to probe had no draft: the next one is to, and the interval does not grow."""
+        self._backoff.again()
+
     def hurry(self) -> None:
         """Let the very next cycle probe: there is a sign that drafting pays again."""
         self._backoff.hurry()

@@ -242,6 +242,8 @@ class OptimalPlanner:
         context.age += 1
         if context.age >= (1 if context.blocks <= LEARNING_BLOCKS else DECISION_CYCLES):
             context.forget_decisions()
+        if probe and not outcome.drafted and not outcome.draft_fault:
+            context.fallback.retry()  # the engine had no draft for it (vLLM drafts a step ahead)
         if not outcome.drafted or outcome.draft_fault:
             return
         context.has_confidence = bool(outcome.confidences)

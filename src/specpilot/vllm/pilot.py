@@ -140,9 +140,23 @@ class Pilot:
             self._calls.begin(begun, now=now)
 
     def draft_length(self, request_ids: Iterable[str], *, now: float) -> int:
-        """The longest draft that the next plan of any of these requests is likely to ask for."""
-        expected = self.controller.expected_draft
-        return max((expected(name, now=now) for name in request_ids if name in self._tracked), default=0)
+        """The longest draft that the next plan of any of these requests is likely to ask for.
+
+        A plan that asked for a draft and got none (a probe that came due behind another request's plan) is
+        asked for again by the controller at once, before a new forecast: so its draft is made now. Otherwise
+        no probe would ever have a draft, and fallback would be for good.
+        """
+        controller = self.controller
+        longest = 0
+        for name in request_ids:
+            tracked = self._tracked.get(name)
+            if tracked is None:
+                continue
+            length = controller.expected_draft(name, now=now)
+            if tracked.plan is not None and not tracked.drafted and controller.ledger.may_start_pass(name):
+                length = max(length, tracked.plan.max_draft)
+            longest = max(longest, length)
+        return longest
 
     def draft_limit(self, request_id: str) -> int | None:
         """τ of the request's next pass; ``None`` for a request that is not steered."""
