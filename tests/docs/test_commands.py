@@ -25,6 +25,7 @@ SMALL = {
     "benchmarks/diagnosis.py": ["--runs", "1", "--healthy", "1", "--only", "host_overhead"],
     "benchmarks/bench_decision.py": ["--cycles", "50", "--warm-up", "20"],
     "benchmarks/live_equals_replay.py": ["--requests", "3"],
+    "benchmarks/trees.py": ["--per-class", "1"],
     "benchmarks/suite.py": ["--requests", "20", "--only", "steady"],
     "benchmarks/no_ledger.py": ["--requests", "20"],
     "simulate": ["--requests", "40", "--slo-p95-ms", "60000"],
