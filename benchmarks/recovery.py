@@ -139,14 +139,17 @@ def unrest(seed: int, count: int) -> tuple[int, int, int]:
     flips = turns = 0
     for context in contexts:
         own = [cycle for cycle in cycles if bucket_of(cycle.prompt_tokens) == context]
-        # A plain cycle for the draft's cost, or a probe out of it.
-        fallback = [
-            c.binding is Binding.PROBE or (c.binding is Binding.DRAFT_COST and not c.drafted) for c in own
-        ]
-        flips += sum(a != b for a, b in pairwise(fallback))
         # The first pass of a request and the others are different decisions.
         for first in (True, False):
-            tau = [c.numbers["tau"] for c in own if (c.index == 0) == first and "tau" in c.numbers]
+            alike = [c for c in own if (c.index == 0) == first]
+            if first:
+                # A plain cycle for the draft's cost, or a probe out of it. Later cycles follow the first.
+                fallback = [
+                    c.binding is Binding.PROBE or (c.binding is Binding.DRAFT_COST and not c.drafted)
+                    for c in alike
+                ]
+                flips += sum(a != b for a, b in pairwise(fallback))
+            tau = [c.numbers["tau"] for c in alike if "tau" in c.numbers]
             turns += sum(
                 (b - a) * (c - b) < 0.0 and min(abs(b - a), abs(c - b)) >= 2.0 for a, b, c in _triples(tau)
             )
