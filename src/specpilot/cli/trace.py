@@ -1,4 +1,4 @@
-"""``specpilot trace``: check a trace, or write it as Parquet."""
+"""``specpilot trace``: check a trace, write it as Parquet, or make one of another system's log."""
 
 from __future__ import annotations
 
@@ -102,3 +102,34 @@ def export_command(
         raise ValueError(f"{second}: both tables cannot go to one file; name another one")
     count = export_parquet(trace, cycles, second, partial=partial)
     console(None).print(f"{count} cycles: {cycles}; their requests: {second}", soft_wrap=True)
+
+
+@app.command("import")
+def import_command(
+    log: Annotated[Path, typer.Argument(help="The other system's log.", metavar="LOG", show_default=False)],
+    trace: Annotated[
+        Path,
+        typer.Argument(help="Trace to write (.jsonl, .gz or .zst).", metavar="TRACE", show_default=False),
+    ],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--format", help="steps: a step a line (CSV or JSON Lines); vllm: its per-request metrics."
+        ),
+    ] = "steps",
+    json_target: JsonOption = None,
+) -> None:
+    """Make a trace of another system's log, and say what such a log cannot tell."""
+    from specpilot.trace.files import write_trace
+    from specpilot.trace.foreign import read_log
+
+    check_writable(trace, json_target)
+    found = read_log(log, kind)
+    write_trace(trace, found.header, found.records)
+    screen = console(json_target)
+    screen.print(f"{trace}: {found.cycles} cycles of {found.requests} requests.", soft_wrap=True)
+    screen.print(
+        f"This log does not tell: {', '.join(found.lacks)}. Rules of diagnose that need them are not asked.",
+        soft_wrap=True,
+    )
+    write_json(json_target, {"requests": found.requests, "cycles": found.cycles, "lacks": list(found.lacks)})
