@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specpilot.cli.options import DraftOption, TargetOption
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 
 if TYPE_CHECKING:
@@ -20,13 +21,8 @@ TOKEN_VARIABLE = "SPECPILOT_AUDIT_TOKEN"
 
 
 def run(
-    target: Annotated[
-        str | None,
-        typer.Option(help="Target model's folder or hub id. Default: bundled.", show_default=False),
-    ] = None,
-    draft: Annotated[
-        str | None, typer.Option(help="Draft model's folder or hub id. Default: bundled.", show_default=False)
-    ] = None,
+    target: TargetOption = None,
+    draft: DraftOption = None,
     engine: Annotated[str, typer.Option(help="onnx or transformers.")] = "onnx",
     url: Annotated[
         str | None,

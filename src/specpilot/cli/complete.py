@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from specpilot.cli.options import DraftOption, TargetOption
 from specpilot.cli.output import JsonOption, check_writable, console, write_json
 from specpilot.control import ControllerConfig
 
@@ -30,12 +31,8 @@ def run(
     ] = None,
     slo_p95_ms: Annotated[float, typer.Option(help="End-to-end latency SLO.")] = DEFAULTS.slo_p95_ms,
     pass_budget: Annotated[float, typer.Option(help="Target passes per request.")] = DEFAULTS.pass_budget,
-    target: Annotated[
-        str | None, typer.Option(help="Target: folder or hub id. Default: bundled.", show_default=False)
-    ] = None,
-    draft: Annotated[
-        str | None, typer.Option(help="Draft: folder or hub id. Default: bundled.", show_default=False)
-    ] = None,
+    target: TargetOption = None,
+    draft: DraftOption = None,
     engine: Annotated[str, typer.Option(help="onnx or transformers.")] = "onnx",
     json_target: JsonOption = None,
 ) -> None:

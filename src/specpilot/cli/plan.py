@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from specpilot.cli.options import CostOption, DraftMsOption, VerifyMsOption, VerifyTokenMsOption
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 from specpilot.control import ControllerConfig
 
@@ -42,17 +43,10 @@ def run(
     prompt_tokens: Annotated[
         str, typer.Option(help="With --acceptance or --models: prompt lengths, taken in turn.")
     ] = "64,200,400",
-    cost: Annotated[
-        Path | None,
-        typer.Option("--cost", help="The engine's costs, as written by record.", show_default=False),
-    ] = None,
-    draft_ms: Annotated[float | None, typer.Option(help="Time of a draft step.", show_default=False)] = None,
-    verify_ms: Annotated[
-        float | None, typer.Option(help="Time of a target pass over one token.", show_default=False)
-    ] = None,
-    verify_token_ms: Annotated[
-        float | None, typer.Option(help="Time of each further token in a pass.", show_default=False)
-    ] = None,
+    cost: CostOption = None,
+    draft_ms: DraftMsOption = None,
+    verify_ms: VerifyMsOption = None,
+    verify_token_ms: VerifyTokenMsOption = None,
     models: Annotated[
         Path | None,
         typer.Option(

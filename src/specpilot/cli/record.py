@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from specpilot.cli.options import DraftOption, TargetOption
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 
 
@@ -28,12 +29,8 @@ def run(
     limit: Annotated[
         int | None, typer.Option(help="Only the first so many prompts.", show_default=False)
     ] = None,
-    target: Annotated[
-        str | None, typer.Option(help="Target: folder or hub id. Default: bundled.", show_default=False)
-    ] = None,
-    draft: Annotated[
-        str | None, typer.Option(help="Draft: folder or hub id. Default: bundled.", show_default=False)
-    ] = None,
+    target: TargetOption = None,
+    draft: DraftOption = None,
     engine: Annotated[str, typer.Option(help="onnx or transformers.")] = "onnx",
     json_target: JsonOption = None,
 ) -> None:

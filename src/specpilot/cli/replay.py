@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specpilot.cli.options import CostOption, DraftMsOption, VerifyMsOption, VerifyTokenMsOption
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 from specpilot.control import ControllerConfig
 
@@ -25,17 +26,10 @@ def run(
         list[str] | None,
         typer.Option("--policy", help="A policy's name; repeatable. Default: all.", show_default=False),
     ] = None,
-    cost: Annotated[
-        Path | None,
-        typer.Option("--cost", help="The engine's costs, as written by record.", show_default=False),
-    ] = None,
-    draft_ms: Annotated[float | None, typer.Option(help="Time of a draft step.", show_default=False)] = None,
-    verify_ms: Annotated[
-        float | None, typer.Option(help="Time of a target pass over one token.", show_default=False)
-    ] = None,
-    verify_token_ms: Annotated[
-        float | None, typer.Option(help="Time of each further token in a pass.", show_default=False)
-    ] = None,
+    cost: CostOption = None,
+    draft_ms: DraftMsOption = None,
+    verify_ms: VerifyMsOption = None,
+    verify_token_ms: VerifyTokenMsOption = None,
     requests: Annotated[
         int | None,
         typer.Option(help="Requests to replay. Default: each of the trace once.", show_default=False),

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from specpilot.cli.options import DraftOption, TargetOption
 from specpilot.control import ControllerConfig
 from specpilot.control.config import Mode
 
@@ -15,12 +16,8 @@ DEFAULTS = ControllerConfig()
 
 
 def run(
-    target: Annotated[
-        str | None, typer.Option(help="Target: folder or hub id. Default: bundled.", show_default=False)
-    ] = None,
-    draft: Annotated[
-        str | None, typer.Option(help="Draft: folder or hub id. Default: bundled.", show_default=False)
-    ] = None,
+    target: TargetOption = None,
+    draft: DraftOption = None,
     engine: Annotated[str, typer.Option(help="onnx or transformers.")] = "onnx",
     slo_p95_ms: Annotated[float, typer.Option(help="End-to-end latency SLO.")] = DEFAULTS.slo_p95_ms,
     pass_budget: Annotated[float, typer.Option(help="Target passes per request.")] = DEFAULTS.pass_budget,

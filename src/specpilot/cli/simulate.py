@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from specpilot.cli.options import CostOption, DraftMsOption, VerifyMsOption, VerifyTokenMsOption
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 from specpilot.control import ControllerConfig
 
@@ -71,17 +72,10 @@ def run(
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Most output tokens per request.")] = 24,
-    cost: Annotated[
-        Path | None,
-        typer.Option("--cost", help="The engine's costs, as written by record.", show_default=False),
-    ] = None,
-    draft_ms: Annotated[float | None, typer.Option(help="Time of a draft step.", show_default=False)] = None,
-    verify_ms: Annotated[
-        float | None, typer.Option(help="Time of a target pass over one token.", show_default=False)
-    ] = None,
-    verify_token_ms: Annotated[
-        float | None, typer.Option(help="Time of each further token in a pass.", show_default=False)
-    ] = None,
+    cost: CostOption = None,
+    draft_ms: DraftMsOption = None,
+    verify_ms: VerifyMsOption = None,
+    verify_token_ms: VerifyTokenMsOption = None,
     slo_p95_ms: Annotated[
         float | None,
         typer.Option(help="End-to-end latency SLO; default: the scenario's.", show_default=False),
