@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from specpilot.control import BatchPlan, Controller, ControllerConfig, RequestSummary, StopCause
 from specpilot.control.types import RequestInfo
+from specpilot.decoding.acceptance import make_rule
 from specpilot.decoding.caches import CacheStore
 from specpilot.decoding.clock import RealClock
 from specpilot.decoding.cycle import LiveExecutor
@@ -24,7 +25,9 @@ from specpilot.decoding.request import CycleDetail, DecodingRequest, fit_prompt
 from specpilot.decoding.text import Detokenizer
 from specpilot.decoding.types import SamplingParams
 from specpilot.decoding.vocabulary import TrimmedModel
+from specpilot.drafters.base import Drafter
 from specpilot.drafters.guarded import GuardedDrafter
+from specpilot.drafters.lookup import LookupDrafter
 from specpilot.drafters.model import ModelDrafter
 from specpilot.models.base import CausalLM
 from specpilot.targets.model import ModelTarget
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from specpilot.models.tokenizer import Tokenizer
 
 ENGINES = ("onnx", "transformers")
+DRAFTERS = ("model", "lookup")
+"""A draft model, or the text so far (prompt lookup)."""
 DRAFT_TIMEOUT_MS = 2_000.0
 """A draft that has not answered by then is left alone; only a hang takes that long (or a long cold prompt
 on a slow machine: then the cycle decodes plainly and the next one finds the cache warm)."""
@@ -82,9 +87,10 @@ class Pair:
         stores: where the target's and the draft's caches are kept between requests of a session.
         start_token: what an empty prompt becomes (BOS); default: an end-of-text token.
         draft_timeout_ms: after this a draft counts as hung.
+        drafter: ``"model"``, or ``"lookup"``: the draft model is not used, the text so far proposes.
 
     Raises:
-        ValueError: if the vocabularies differ.
+        ValueError: if the vocabularies differ, or for an unknown drafter.
     """
 
     def __init__(
@@ -97,7 +103,12 @@ class Pair:
         stores: tuple[CacheStore | None, CacheStore | None] = (None, None),
         start_token: int | None = None,
         draft_timeout_ms: float | None = DRAFT_TIMEOUT_MS,
+        drafter: str = "model",
     ) -> None:
+        if drafter not in DRAFTERS:
+            raise ValueError(
+                f"drafter: {drafter!r} is not one of {', '.join(DRAFTERS)}; model is the default"
+            )
         if target.vocab_size != draft.vocab_size:
             raise ValueError(
                 f"draft: {draft.name} has a vocabulary of {draft.vocab_size} tokens, not the "
@@ -108,9 +119,13 @@ class Pair:
         self.tokenizer = tokenizer
         self.controller: ControllerLike = Controller(config)
         self.start_token = min(target.eos_token_ids, default=None) if start_token is None else start_token
+        self._looks_up = drafter == "lookup"
+        proposes: Drafter = ModelDrafter(draft, stores[1])
+        if self._looks_up:
+            proposes = LookupDrafter(target.vocab_size)
         self._executor = LiveExecutor(
             ModelTarget(target, stores[0]),
-            GuardedDrafter(ModelDrafter(draft, stores[1]), draft_timeout_ms, target.vocab_size),
+            GuardedDrafter(proposes, draft_timeout_ms, target.vocab_size),
             keep_details=True,
         )
         self._clock = RealClock()
@@ -170,9 +185,13 @@ class Pair:
             stop=(stop,) if isinstance(stop, str) else stop,
             detokenizer=self.tokenizer,
             session_id=session_id,
+            rule=make_rule(params, sampled=not self._looks_up),
         )
+        info = replace(request.info(slo_ms=slo_ms), max_draft=max_draft)
+        if self._looks_up:
+            info = replace(info, drafter="lookup")
         with self._lock:
-            return self._run(request, replace(request.info(slo_ms=slo_ms), max_draft=max_draft))
+            return self._run(request, info)
 
     @staticmethod
     def new_stores(max_bytes: int = CACHE_BYTES) -> tuple[CacheStore, CacheStore]:
@@ -237,6 +256,7 @@ def load_pair(
     threads: int = 1,
     cache_bytes: int = CACHE_BYTES,
     draft_timeout_ms: float | None = DRAFT_TIMEOUT_MS,
+    drafter: str = "model",
 ) -> Pair:
     """Load a target and a draft model (default: the bundled pair).
 
@@ -248,9 +268,10 @@ def load_pair(
         threads: ONNX Runtime's threads for a pass; 1 gives the steadiest times.
         cache_bytes: most memory per model for the caches that sessions reuse.
         draft_timeout_ms: after this a draft counts as hung.
+        drafter: who proposes; see :class:`Pair`.
 
     Raises:
-        ValueError: for an unknown engine, a folder without a model, or vocabularies that differ.
+        ValueError: for an unknown engine or drafter, a folder without a model, or vocabularies that differ.
         ModuleNotFoundError: if the engine is not installed.
     """
     if engine not in ENGINES:
@@ -276,6 +297,7 @@ def load_pair(
         config=config,
         stores=Pair.new_stores(cache_bytes),
         draft_timeout_ms=draft_timeout_ms,
+        drafter=drafter,
     )
 
 

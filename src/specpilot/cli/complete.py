@@ -22,6 +22,9 @@ DEFAULTS = ControllerConfig()
 def run(
     prompt: Annotated[str, typer.Argument(help="The text to continue.", show_default=False)],
     max_tokens: Annotated[int, typer.Option(help="Most output tokens.")] = 24,
+    drafter: Annotated[
+        str, typer.Option(help="Who proposes: model (the draft model) or lookup (the text so far).")
+    ] = "model",
     explain: Annotated[
         bool, typer.Option("--explain", help="Show each cycle: proposed, accepted, own token, τ, reason.")
     ] = False,
@@ -42,7 +45,7 @@ def run(
     check_writable(json_target)
     screen = console(json_target)
     config = ControllerConfig(pass_budget=pass_budget, slo_p95_ms=slo_p95_ms)
-    pair = load_pair(target, draft, engine, config=config)
+    pair = load_pair(target, draft, engine, config=config, drafter=drafter)
     completion = pair.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
     screen.print(f"[dim]{_safe(prompt)}[/][bold]{_safe(completion.text)}[/]", soft_wrap=True)
     screen.print(

@@ -1,0 +1,158 @@
+"""Prompt lookup: the text so far as the drafter.
+
+The longest suffix of the context that occurred before is looked up, and what followed it then is proposed:
+nearly free, and long where a rewrite copies its input. Prompt lookup decoding (Saxena 2023) searches n-grams;
+a suffix automaton kept up to date token by token finds the longest match in amortised constant time, as in
+SAM-Decoding (Hu et al. 2024). Proposals are no samples of a distribution: sampled requests need the
+``Deterministic`` rule (:func:`specpilot.decoding.acceptance.make_rule` with ``sampled=False``).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from specpilot.decoding.types import Block, Draft
+from specpilot.drafters.base import DraftItem
+from specpilot.models.base import common_prefix
+
+LEAST_MATCH = 2
+"""Shorter matches say next to nothing."""
+
+
+class SuffixAutomaton:
+    """All substrings of a growing text, and the longest suffix of it that occurred before.
+
+    ``matched`` is that suffix's length, ``ends_at`` the place after its latest earlier occurrence that the
+    automaton remembers: what followed it begins there.
+    """
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self._next: list[dict[int, int]] = [{}]
+        self._link = [-1]
+        self._length = [0]
+        self._end = [0]  # of one occurrence: how many tokens stand before its end
+        self._last = 0
+        self._state = 0
+        self.matched = 0
+
+    @property
+    def ends_at(self) -> int:
+        """Where the match ended when it occurred before."""
+        return self._end[self._state]
+
+    def extend(self, token: int) -> None:
+        """Append one token."""
+        # First the match, among what stood there before; then the token becomes part of the text.
+        state, length = self._state, self.matched
+        while state and token not in self._next[state]:
+            state = self._link[state]
+            length = self._length[state]
+        if token in self._next[state]:
+            state, length = self._next[state][token], length + 1
+        self._add(token)
+        # A clone may have taken over the shorter strings of the state that was reached.
+        while self._link[state] >= 0 and self._length[self._link[state]] >= length > 0:
+            state = self._link[state]
+        self._state, self.matched = state, length
+
+    def _add(self, token: int) -> None:
+        self.tokens.append(token)
+        current = self._new(self._length[self._last] + 1, len(self.tokens), {}, 0)
+        state = self._last
+        while state >= 0 and token not in self._next[state]:
+            self._next[state][token] = current
+            state = self._link[state]
+        if state >= 0:
+            follow = self._next[state][token]
+            if self._length[state] + 1 == self._length[follow]:
+                self._link[current] = follow
+            else:
+                clone = self._new(
+                    self._length[state] + 1, self._end[follow], dict(self._next[follow]), self._link[follow]
+                )
+                while state >= 0 and self._next[state].get(token) == follow:
+                    self._next[state][token] = clone
+                    state = self._link[state]
+                self._link[follow] = self._link[current] = clone
+        self._last = current
+
+    def _new(self, length: int, end: int, following: dict[int, int], link: int) -> int:
+        self._next.append(following)
+        self._link.append(link)
+        self._length.append(length)
+        self._end.append(end)
+        return len(self._length) - 1
+
+
+class LookupDrafter:
+    """Proposes what followed the longest match.
+
+    The confidence of a match of m tokens is m ÷ (m + 1) at every position; the controller's calibration
+    makes an acceptance of it. Memory is a few hundred bytes per context token of the requests in flight.
+
+    Args:
+        vocab_size: the target's.
+        least_match: shorter matches propose nothing.
+        clock: seconds, monotonic.
+    """
+
+    name = "lookup"
+
+    def __init__(
+        self,
+        vocab_size: int,
+        least_match: int = LEAST_MATCH,
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        if least_match < 1:
+            raise ValueError(f"least_match: {least_match} is not ≥ 1; 2 is typical")
+        self.vocab_size = vocab_size
+        self._least = least_match
+        self._clock = clock
+        self._texts: dict[str, SuffixAutomaton] = {}
+
+    def open(self, request_id: str, prompt: Sequence[int], session_id: str | None = None) -> int:
+        """Take up a request; the text is read when a block is asked for, all of it at no price."""
+        self._texts[request_id] = SuffixAutomaton()
+        return len(prompt)
+
+    def close(self, request_id: str) -> None:
+        """Forget the request's text."""
+        self._texts.pop(request_id, None)
+
+    def propose(self, items: Sequence[DraftItem]) -> list[Draft]:
+        """One chain per item, empty where nothing matches or tokens must be samples of q."""
+        return [self._propose(item) for item in items]
+
+    def _propose(self, item: DraftItem) -> Draft:
+        began = self._clock()
+        text = self._text(item.request_id, item.context)
+        depth = 0 if item.rule.needs_q else min(item.max_draft, item.max_nodes)
+        tokens: list[int] = []
+        confidences: list[float] = []
+        item.stop.start()
+        if text.matched >= self._least:
+            confidence = text.matched / (text.matched + 1.0)
+            start = text.ends_at
+            while len(tokens) < min(depth, len(text.tokens) - start):
+                position = len(tokens) + 1
+                elapsed_ms = item.elapsed_ms + (self._clock() - began) * 1000.0
+                if not item.stop.draft_on(position, elapsed_ms):
+                    break
+                confidences.append(confidence)
+                if not item.stop.keep(position, confidence):
+                    break
+                tokens.append(text.tokens[start + position - 1])
+        return Draft(Block.chain(tokens), tuple(confidences), draft_ms=(self._clock() - began) * 1000.0)
+
+    def _text(self, request_id: str, context: Sequence[int]) -> SuffixAutomaton:
+        """The request's automaton, brought up to date; made anew should the context not go on from it."""
+        text = self._texts[request_id]
+        if common_prefix(text.tokens, list(context)) < len(text.tokens):
+            text = self._texts[request_id] = SuffixAutomaton()
+        for token in context[len(text.tokens) :]:
+            text.extend(token)
+        return text
