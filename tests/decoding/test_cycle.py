@@ -225,7 +225,9 @@ def test_trees_are_followed_and_committed() -> None:
     executor.add(request)
     executor.open("r")
     outcome = executor.run([plan("r", 3, nodes=5)])[0]
-    assert (outcome.drafted, outcome.proposed, outcome.accepted, outcome.emitted) == (3, 5, 3, 4)
+    # The block's first node is wrong and no other continues it: the path is beside the main chain.
+    assert (outcome.drafted, outcome.proposed, outcome.accepted, outcome.emitted) == (3, 1, 0, 4)
+    assert (outcome.side_proposed, outcome.side_accepted) == (4, 3)
     assert request.details[0].own_kind == "bonus"
     while request.ended is None:
         executor.run([plan("r", 0)])

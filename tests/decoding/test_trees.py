@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from specpilot.control import Controller
 from specpilot.control.stop import StopRule
 from specpilot.decoding.acceptance import Deterministic, Greedy, Rejection
+from specpilot.decoding.clock import VirtualClock
+from specpilot.decoding.cycle import LiveExecutor
+from specpilot.decoding.loop import ServeLoop
 from specpilot.decoding.request import DecodingRequest
 from specpilot.decoding.types import Block, Draft, SamplingParams
+from specpilot.diagnosis.columns import read_columns
 from specpilot.drafters.base import DraftItem
 from specpilot.drafters.branches import choices, with_leaves
 from specpilot.drafters.model import ModelDrafter
@@ -21,6 +27,8 @@ from specpilot.models.base import CausalLM, FloatArray, ForwardItem
 from specpilot.targets.model import ModelTarget
 from specpilot.targets.scripted import ScriptedLM
 from specpilot.testing import StaticController, decode
+from specpilot.trace import CycleRecord, TracedController, TraceRecord, header_for, read_trace, write_trace
+from specpilot.trace.validate import validate
 
 Models = tuple[CausalLM, CausalLM]
 NEAR_TIE = 1e-3
@@ -172,6 +180,37 @@ def test_leaves_beside_the_drafts_chain(engine: str, request: pytest.FixtureRequ
             followed += tuple(cycle.accepted) != tuple(chain[: len(cycle.accepted)])
             context += cycle.emitted
     assert followed
+
+
+def test_a_traced_run_with_leaves_is_a_valid_trace(tmp_path: Path) -> None:
+    """Counts by hand: of a tree the main chain is proposed and accepted, what is beside it counts apart."""
+    target, draft = ScriptedLM(seed=3), ScriptedLM(seed=3, noise=0.8)
+    executor = LiveExecutor(ModelTarget(target), ModelDrafter(draft), keep_details=True)
+    records: list[TraceRecord] = []
+    controller = TracedController(StaticController(3, leaves=6), records.append)
+    executor.report_evidence(controller.recorder.evidence)
+    asked = DecodingRequest("r", [1, 2], 40)
+    executor.add(asked)
+    ServeLoop(controller, executor, VirtualClock()).run([asked.info(arrival_s=0.0)])
+    cycles = [record for record in records if isinstance(record, CycleRecord)]
+    beside = 0
+    for told, seen in zip(cycles, asked.details, strict=True):
+        chain = seen.block.token_ids[: told.proposed]
+        assert told.proposed == seen.block.depth <= told.drafted
+        assert told.proposed + told.side_proposed == len(seen.block)
+        assert told.verified_tokens >= len(seen.block) + 1
+        agreed = next((i for i, (a, b) in enumerate(zip(chain, seen.accepted, strict=False)) if a != b), None)
+        on_chain = min(len(chain), len(seen.accepted)) if agreed is None else agreed
+        if told.ended is None:
+            assert (told.accepted, told.side_accepted) == (on_chain, len(seen.accepted) - on_chain)
+            assert told.emitted == told.accepted + told.side_accepted + 1
+        beside += told.side_accepted
+    assert beside > 3
+    path = tmp_path / "trace.jsonl"
+    write_trace(path, header_for(Controller(), "test"), records)
+    assert validate(path).cycles == len(cycles)
+    assert [record for record in read_trace(path) if isinstance(record, CycleRecord)] == cycles
+    assert not read_columns(path).odd.any()
 
 
 def test_leaves_are_chosen_by_the_probability_of_their_path() -> None:

@@ -221,6 +221,11 @@ class Controller:
                 raise ValueError(
                     f"outcomes[{index}].accepted: {outcome.accepted} exceeds proposed={outcome.proposed}"
                 )
+            if not 0 <= outcome.side_accepted <= outcome.side_proposed:
+                raise ValueError(
+                    f"outcomes[{index}].side_accepted: {outcome.side_accepted} exceeds "
+                    f"side_proposed={outcome.side_proposed}"
+                )
             del self._cycles[outcome.cycle_id]
             request = cycle.request
             request.cycle_id = None

@@ -160,6 +160,10 @@ class CycleOutcome:
     (uncached prompt + block), ``batch_tokens`` that of the whole physical pass (0: this request ran
     alone), ``context_tokens`` what its KV cache already held. ``ended`` is set when the output ended in
     this cycle. ``draft_fault`` says what went wrong with the drafter.
+
+    Of a token tree ``proposed`` and ``accepted`` count its main chain only: what is learnt of them is how
+    far the draft's first choices hold. The nodes beside it are ``side_proposed``, those of them that were
+    accepted ``side_accepted``; ``verified_tokens`` counts all nodes, and so do the emitted tokens.
     """
 
     cycle_id: int
@@ -179,6 +183,8 @@ class CycleOutcome:
     host_ms: float = 0.0
     ended: StopCause | None = None
     draft_fault: str | None = None
+    side_proposed: int = 0
+    side_accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

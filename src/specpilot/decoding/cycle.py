@@ -32,6 +32,7 @@ class _Turn:
     request: DecodingRequest
     draft: Draft
     accepted: int = 0
+    side_accepted: int = 0
     emitted: int = 0
     verify_ms: float = 0.0
     new_tokens: int = 0
@@ -175,7 +176,10 @@ class LiveExecutor:
         tokens = [block.token_ids[node] for node in accepted.path]
         turn.emitted = request.emit([*tokens, accepted.next_token])
         # Accepted tokens beyond the output's end were never shown and do not count.
-        turn.accepted = min(len(tokens), turn.emitted)
+        shown = accepted.path[: turn.emitted]
+        # A path leaves the main chain once and for all.
+        turn.accepted = sum(node < block.main_chain for node in shown)
+        turn.side_accepted = len(shown) - turn.accepted
         if self._evidence is not None:
             told = cycle_evidence(request, draft, verified, accepted, turn.emitted, ids=self._evidence_ids)
             self._evidence(turn.plan.cycle_id, told)
@@ -203,7 +207,7 @@ class LiveExecutor:
             CycleOutcome(
                 cycle_id=turn.plan.cycle_id,
                 drafted=max(len(turn.draft.confidences), turn.draft.block.depth),
-                proposed=len(turn.draft.block),
+                proposed=turn.draft.block.main_chain,
                 accepted=turn.accepted,
                 emitted=turn.emitted,
                 confidences=turn.draft.confidences,
@@ -218,6 +222,8 @@ class LiveExecutor:
                 host_ms=host_ms,
                 ended=turn.request.ended,
                 draft_fault=turn.draft.fault,
+                side_proposed=len(turn.draft.block) - turn.draft.block.main_chain,
+                side_accepted=turn.side_accepted,
             )
             for turn in turns
         ]

@@ -24,7 +24,7 @@ def cycle_evidence(
     *,
     ids: bool,
 ) -> CycleEvidence:
-    """A settled cycle's evidence; trees have no verdicts or probabilities by position.
+    """A settled cycle's evidence; of a tree there is nothing by position.
 
     Args:
         request: after its tokens were appended.
@@ -57,7 +57,7 @@ def cycle_evidence(
         verdicts=verdicts,
         overlaps=None if overlaps is None else tuple(min(1.0, value) for value in overlaps),
         proposal_q=proposal_q,
-        proposed_ids=block.token_ids if ids else None,
+        proposed_ids=block.token_ids if ids and block.is_chain else None,
         own_id=accepted.next_token if ids else None,
         emitted_ids=tuple(request.context[len(request.context) - emitted :]) if ids else None,
     )

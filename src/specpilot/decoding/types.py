@@ -43,6 +43,14 @@ class Block:
         return self.parents == tuple(range(-1, len(self.parents) - 1))
 
     @property
+    def main_chain(self) -> int:
+        """How many nodes lead the block as a chain; the others are beside it."""
+        for index, parent in enumerate(self.parents):
+            if parent != index - 1:
+                return index
+        return len(self.parents)
+
+    @property
     def depth(self) -> int:
         """Length of the longest path."""
         if self.is_chain:

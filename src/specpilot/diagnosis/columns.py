@@ -261,10 +261,11 @@ def _require(name: str, good: Bools, what: str) -> None:
 def _odd(record: Mapping[str, Any]) -> int:
     """What is impossible in this cycle (bits)."""
     accepted, proposed, emitted = record["accepted"], record["proposed"], record["emitted"]
+    beside = record.get("side_accepted", 0)  # nodes of a token tree
     odd = 0
     started = record["begin_call"] is not None
-    covered = not accepted or record["verified_tokens"] > accepted
-    if emitted > accepted + 1 or (emitted and not started) or not covered:
+    covered = not accepted + beside or record["verified_tokens"] > accepted + beside
+    if emitted > accepted + beside + 1 or (emitted and not started) or not covered:
         odd |= UNCOVERED
     going = record["ended"] is None
     if proposed and accepted == proposed and emitted == accepted and going:

@@ -207,14 +207,16 @@ class CycleRecord:
     begin_call: int | None = None
     end_call: int = 0
     end_place: int = 0
+    side_proposed: int = 0
+    side_accepted: int = 0
     evidence: CycleEvidence = NO_EVIDENCE
 
     @property
     def own(self) -> str | None:
         """The target's own token in this cycle: ``bonus``, ``recovered``, or none (the output had ended)."""
-        if self.emitted <= self.accepted:
+        if self.emitted <= self.accepted + self.side_accepted:
             return None
-        return "bonus" if self.accepted == self.proposed else "recovered"
+        return "bonus" if self.accepted == self.proposed or self.side_accepted else "recovered"
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> CycleRecord:
@@ -255,6 +257,8 @@ class CycleRecord:
             status=lines.one_of(record, "status", STATUSES),
             shadow_draft=lines.optional_count(record, "shadow_draft"),
             begin_call=lines.optional_count(record, "begin_call"),
+            side_proposed=lines.optional_count(record, "side_proposed") or 0,
+            side_accepted=lines.optional_count(record, "side_accepted") or 0,
             evidence=_evidence(record),
         )
 

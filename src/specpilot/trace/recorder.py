@@ -254,6 +254,8 @@ class TraceRecorder:
                 begin_call=cycle.begin_call,
                 end_call=self._call,
                 end_place=place,
+                side_proposed=done.side_proposed,
+                side_accepted=done.side_accepted,
                 evidence=cycle.evidence,
             )
         )

@@ -231,6 +231,8 @@ def outcome_of(cycle: CycleRecord, cycle_id: int) -> CycleOutcome:
         host_ms=cycle.host_ms,
         ended=cycle.ended,
         draft_fault=cycle.draft_fault,
+        side_proposed=cycle.side_proposed,
+        side_accepted=cycle.side_accepted,
     )
 
 
