@@ -95,6 +95,8 @@ def test_a_cast_that_is_too_slow_is_out(path: Path) -> None:
         ("0.6\n[[models]]", "0.6\nspeed = 1\n[[models]]", "'speed' is unknown"),
         ('"middle"\npass', '"large"\npass', "unique"),
         ("least_quality = 0.6", "least_quality", "not TOML"),
+        ("least_quality = 0.6", 'least_quality = "high"', "least_quality: 'high' is not a number"),
+        ("pass_ms = 2.0", 'pass_ms = "9"', "models.small.pass_ms: '9' is not a number"),
     ],
 )
 def test_a_bad_file(path: Path, old: str, new: str, message: str) -> None:
@@ -103,3 +105,9 @@ def test_a_bad_file(path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(ValueError, match=r".*") as error:
         read_models(path)
     assert message in str(error.value)
+
+
+def test_a_table_in_the_wrong_place(path: Path) -> None:
+    path.write_text('acceptance = 0.7\n[[models]]\nname = "a"\npass_ms = 1.0\n', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"acceptance: 0\.7 is no list of tables"):
+        read_models(path)

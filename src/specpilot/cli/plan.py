@@ -76,6 +76,9 @@ def run(
     if plot is not None and plot.suffix not in PICTURES:
         raise ValueError(f"plot: {plot.name!r} does not end in {', '.join(PICTURES)}; name a picture")
     config = ControllerConfig(pass_budget=pass_budget, slo_p95_ms=slo_p95_ms)
+    for name, value in (("max_tokens", max_tokens), ("requests", requests)):
+        if value < 1:
+            raise ValueError(f"{name}: {value} is not ≥ 1; give a count")
     screen = console(json_target)
     prompts = _numbers("prompt_tokens", prompt_tokens, int)
     if models is not None:
@@ -146,6 +149,8 @@ def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) ->
 
 
 def _show(plan: Plan, config: ControllerConfig, screen: Console) -> None:
+    from specpilot.sizing.plan import FEW_LENGTHS
+
     rate = "closed loop" if plan.rate_per_s is None else f"{plan.rate_per_s:.1f} requests/s"
     screen.print(
         _table(
@@ -204,9 +209,10 @@ def _show(plan: Plan, config: ControllerConfig, screen: Console) -> None:
         "costs nothing, and with one that is always right.[/]"
     )
     if plan.sensitivity:
+        few = ", ".join(str(tau) for tau in FEW_LENGTHS)
         screen.print(
             _table(
-                "If something changes: the best static τ then",
+                f"If something changes: the best of τ = {few} then",
                 ("change", "best", "t/request", "p95 ms", "in SLO", "tok/s"),
                 (
                     (
@@ -222,7 +228,7 @@ def _show(plan: Plan, config: ControllerConfig, screen: Console) -> None:
             )
         )
     screen.print(f"Recommended: [bold]{plan.recommended}[/]. What binds: {plan.binds} ({plan.why}).")
-    if plan.cut_share > 0.0:
+    if plan.cut_share > 0.0 and plan.binds == "budget":
         needs = [f"B = {plan.needed['pass_budget']:.1f} at these tokens per pass"]
         if plan.needed["acceptance"] is not None:
             needs.append(f"or an acceptance of {plan.needed['acceptance']:.2f} at every position")
@@ -244,8 +250,8 @@ def _roles(
 ) -> bool:
     from specpilot.sizing.roles import rank_roles, read_models
 
-    if max_tokens < 1 or min(prompts) < 1:
-        raise ValueError("max_tokens, prompt_tokens: there is one below 1; give counts")
+    if min(prompts) < 1:
+        raise ValueError(f"prompt_tokens: {prompts} has one below 1; give counts")
     mean = sum(prompts) // len(prompts)
     roles = rank_roles(
         read_models(path),

@@ -32,6 +32,10 @@ class Model:
     role: str = "any"
 
     def __post_init__(self) -> None:
+        for name in ("pass_ms", "token_ms", "prefill_token_ms", "quality"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float | None):
+                raise ValueError(f"models.{self.name}.{name}: {value!r} is not a number; give one")
         if not (self.pass_ms > 0.0 and math.isfinite(self.pass_ms)):
             raise ValueError(f"models.{self.name}.pass_ms: {self.pass_ms} is not > 0; give milliseconds")
         for name in ("token_ms", "prefill_token_ms"):
@@ -91,6 +95,13 @@ def read_models(path: Path) -> Candidates:
         raise ValueError(
             f"{path.name}: {sorted(unknown)[0]!r} is unknown; use models, acceptance, least_quality"
         )
+    least = record.get("least_quality")
+    if isinstance(least, bool) or not isinstance(least, int | float | None):
+        raise ValueError(f"least_quality: {least!r} is not a number; give one, or leave it out")
+    for name in ("models", "acceptance"):
+        rows = record.get(name, [])
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"{name}: {rows!r} is no list of tables; write [[{name}]] before each")
     models = [_model(row, index) for index, row in enumerate(record.get("models", []))]
     names = [model.name for model in models]
     if not models or len(set(names)) != len(names):
@@ -107,7 +118,7 @@ def read_models(path: Path) -> Candidates:
             raise ValueError(f"acceptance[{index}].by_position: {values!r} is not a number or a list of them")
         check(hazards)
         acceptance[pair] = hazards
-    return Candidates(models, acceptance, record.get("least_quality"))
+    return Candidates(models, acceptance, least)
 
 
 def _model(row: Mapping[str, Any], index: int) -> Model:
