@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,6 @@ def judge(cells: Sequence[Cell]) -> tuple[bool, dict[str, Any]]:
         "adjusted_p_value": adjusted,
         "false_alarm_odds": FALSE_ALARM,
         "at": {"prompt": worst.prompt, "position": worst.position},
-        "visible_share": min(cell.visible_share for cell in cells),
+        "visible_share": median(cell.visible_share for cell in cells),
         "power": POWER,
     }
