@@ -58,6 +58,8 @@ def test_what_followed_is_proposed() -> None:
     draft = drafter.propose([item((1, 2, 3, 4, 5, 9, 2, 3))])[0]
     assert draft.block.token_ids == (4, 5, 9, 2)
     assert draft.confidences == pytest.approx((2 / 3,) * 4)
+    # 1 2 3 1 2 goes on with 3 1 2, and then with what that would be followed by.
+    assert drafter.propose([item((1, 2, 3, 1, 2), 7)])[0].block.token_ids == (3, 1, 2, 3, 1, 2, 3)
     # One token is no match, and nothing is drawn where the rule needs samples of q.
     assert not len(drafter.propose([item((1, 2, 3, 4, 5, 9, 2))])[0].block)
     rule = Rejection(SamplingParams(1.0), np.random.default_rng(1))
@@ -69,7 +71,7 @@ def test_a_context_that_is_not_continued_starts_over() -> None:
     drafter.open("a", (1, 2))
     drafter.propose([item((1, 2, 3, 4, 1, 2))])
     draft = drafter.propose([item((5, 6, 7, 5, 6))])[0]
-    assert draft.block.token_ids == (7, 5, 6)
+    assert draft.block.token_ids == (7, 5, 6, 7)
 
 
 @pytest.mark.parametrize("settings", [{}, {"temperature": 0.9, "seed": 5}])

@@ -115,8 +115,10 @@ class LookupDrafter:
         self._texts: dict[str, SuffixAutomaton] = {}
 
     def open(self, request_id: str, prompt: Sequence[int], session_id: str | None = None) -> int:
-        """Take up a request; the text is read when a block is asked for, all of it at no price."""
-        self._texts[request_id] = SuffixAutomaton()
+        """Take up a request and read its prompt, so that no block's time holds it."""
+        text = self._texts[request_id] = SuffixAutomaton()
+        for token in prompt:
+            text.extend(token)
         return len(prompt)
 
     def close(self, request_id: str) -> None:
@@ -137,7 +139,8 @@ class LookupDrafter:
         if text.matched >= self._least:
             confidence = text.matched / (text.matched + 1.0)
             start = text.ends_at
-            while len(tokens) < min(depth, len(text.tokens) - start):
+            behind = len(text.tokens) - start
+            while len(tokens) < depth:
                 position = len(tokens) + 1
                 elapsed_ms = item.elapsed_ms + (self._clock() - began) * 1000.0
                 if not item.stop.draft_on(position, elapsed_ms):
@@ -145,7 +148,9 @@ class LookupDrafter:
                 confidences.append(confidence)
                 if not item.stop.keep(position, confidence):
                     break
-                tokens.append(text.tokens[start + position - 1])
+                # Beyond the end of the text its own continuation goes on: text that repeats itself.
+                at = position - 1
+                tokens.append(text.tokens[start + at] if at < behind else tokens[at - behind])
         return Draft(Block.chain(tokens), tuple(confidences), draft_ms=(self._clock() - began) * 1000.0)
 
     def _text(self, request_id: str, context: Sequence[int]) -> SuffixAutomaton:
