@@ -129,28 +129,33 @@ class LookupDrafter:
         """One chain per item, empty where nothing matches or tokens must be samples of q."""
         return [self._propose(item) for item in items]
 
+    def find(self, request_id: str, context: Sequence[int], count: int) -> tuple[list[int], float]:
+        """The next ``count`` tokens by the longest match, and its confidence; none where it is too short."""
+        text = self._text(request_id, context)
+        if text.matched < self._least:
+            return [], 0.0
+        tokens = text.tokens[text.ends_at : text.ends_at + count]
+        # Beyond the end of the text its own continuation goes on: text that repeats itself.
+        period = len(text.tokens) - text.ends_at
+        while len(tokens) < count:
+            tokens.append(tokens[-period])
+        return tokens, text.matched / (text.matched + 1.0)
+
     def _propose(self, item: DraftItem) -> Draft:
         began = self._clock()
-        text = self._text(item.request_id, item.context)
         depth = 0 if item.rule.needs_q else min(item.max_draft, item.max_nodes)
+        found, confidence = self.find(item.request_id, item.context, depth)
         tokens: list[int] = []
         confidences: list[float] = []
         item.stop.start()
-        if text.matched >= self._least:
-            confidence = text.matched / (text.matched + 1.0)
-            start = text.ends_at
-            behind = len(text.tokens) - start
-            while len(tokens) < depth:
-                position = len(tokens) + 1
-                elapsed_ms = item.elapsed_ms + (self._clock() - began) * 1000.0
-                if not item.stop.draft_on(position, elapsed_ms):
-                    break
-                confidences.append(confidence)
-                if not item.stop.keep(position, confidence):
-                    break
-                # Beyond the end of the text its own continuation goes on: text that repeats itself.
-                at = position - 1
-                tokens.append(text.tokens[start + at] if at < behind else tokens[at - behind])
+        for position, token in enumerate(found, 1):
+            elapsed_ms = item.elapsed_ms + (self._clock() - began) * 1000.0
+            if not item.stop.draft_on(position, elapsed_ms):
+                break
+            confidences.append(confidence)
+            if not item.stop.keep(position, confidence):
+                break
+            tokens.append(token)
         return Draft(Block.chain(tokens), tuple(confidences), draft_ms=(self._clock() - began) * 1000.0)
 
     def _text(self, request_id: str, context: Sequence[int]) -> SuffixAutomaton:
