@@ -234,7 +234,8 @@ class Controller:
             # A pass that emitted nothing was a chunk of the prompt.
             request.uncached = 1 if outcome.emitted else max(1, request.uncached - outcome.verified_tokens)
             left_behind = 0 if outcome.draft_prefill_tokens else request.behind
-            request.behind = 1 if outcome.drafted else max(1, left_behind + outcome.emitted)
+            stepped = outcome.drafted and outcome.drafter in (None, request.info.drafter)
+            request.behind = 1 if stepped else max(1, left_behind + outcome.emitted)
             request.ended = outcome.ended
             self._ready += outcome.ended is None
             self._learn(cycle, outcome, now)
@@ -417,6 +418,12 @@ class Controller:
         uncached, behind = (1, 1) if emitting else (request.uncached, request.behind)
         allowed = not breaker.open if emitting else breaker.allow()
         left = (request.deadline_s - now) * 1000.0
+        nodes = lookup = 0
+        if self.config.max_nodes and cap > 0:
+            nodes = self.config.max_nodes
+            lookup = min(self.config.lookup_depth, remaining - 1)
+            if info.max_draft is not None:
+                lookup = min(lookup, info.max_draft)
         return CycleView(
             request_id=info.request_id,
             drafter=info.drafter,
@@ -435,6 +442,8 @@ class Controller:
             waiting=waiting,
             pass_price=self.pass_price.price(self.ledger.fill),
             speculation_allowed=not request.drafter_failed and allowed,
+            max_nodes=nodes,
+            max_lookup=lookup,
         )
 
     def _choose(self, view: CycleView, now: float) -> Choice:
@@ -459,17 +468,18 @@ class Controller:
         return self.ledger.reserve(bids, price)
 
     def _open_cycle(self, request: _Request, view: CycleView, choice: Choice, from_pool: bool) -> CyclePlan:
-        draft = min(choice.max_draft, view.max_draft)
+        draft = min(choice.max_draft, max(view.max_draft, view.max_lookup))
         plan = CyclePlan(
             cycle_id=self._next_cycle,
             request_id=view.request_id,
             max_draft=draft,
-            max_nodes=draft,
+            max_nodes=draft if choice.tree is None else choice.max_nodes,
             stop=choice.stop,
             deadline_s=request.deadline_s,
             from_pool=from_pool,
             reason=choice.reason,
             shadow_draft=choice.shadow_draft,
+            tree=choice.tree,
         )
         learns = self._mode is not Mode.OFF
         self._cycles[plan.cycle_id] = _Cycle(request, view, from_pool, draft, learns)
@@ -498,7 +508,7 @@ class Controller:
         if outcome.verify_ms > 0.0:
             # Each request of a shared pass reports the same pass: learn its cost once, charge by width.
             self.cost.observe_verify(width, outcome.context_tokens, outcome.verify_ms)
-        if not outcome.draft_fault:
+        if not outcome.draft_fault and outcome.drafter in (None, request.info.drafter):
             self.cost.observe_draft(
                 outcome.drafted, outcome.draft_ms, outcome.draft_prefill_tokens, outcome.draft_prefill_ms
             )

@@ -42,6 +42,8 @@ class Decision:
 
     ``first`` is S_1, ``reach`` is S_τ*, ``expected`` the tokens that a block of τ* is expected to emit (the
     bonus or recovered token included). ``depth`` is the ceiling up to which the thresholds decide.
+    ``first_at``, ``worth`` and ``node_price`` are those of a tree
+    (:class:`~specpilot.control.tree.TreeRule`).
     """
 
     tau: int
@@ -53,6 +55,9 @@ class Decision:
     depth: int
     keep_at: tuple[float, ...]
     draft_at: tuple[float, ...]
+    first_at: float = 0.0
+    worth: tuple[float, ...] = ()
+    node_price: tuple[float, ...] = ()
 
 
 def future_values(
@@ -127,8 +132,8 @@ def thresholds(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(keep_at, draft_at) on S for positions 1 … depth; infinite where a position is worth nothing.
 
-    ``draft_at`` is an index of the Gittins kind: per unit of S, the run of positions j … m with the
-    least cost ÷ gain, found by merging runs from the back. Position 1 is settled by the choice of τ.
+    ``draft_at`` is an index of the Gittins kind: per unit of S, the run of positions j … m with the least
+    cost ÷ gain, found by merging runs from the back. For a chain position 1 is settled by the choice of τ.
     """
     keep = [math.inf] * depth
     draft = [math.inf] * depth
@@ -148,6 +153,4 @@ def thresholds(
             draft[j - 1] = cost / gain
         if worth[j] > 0.0:
             keep[j - 1] = theta * (verify[j] - verify[j - 1]) / worth[j]
-    if depth:
-        draft[0] = 0.0
     return tuple(keep), tuple(draft)

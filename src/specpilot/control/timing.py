@@ -57,6 +57,24 @@ def fitting_draft(cost: CostModel, cap: int, uncached: int, behind: int, context
     return min(cap, max(0, int((left_ms - times.first) / times.token)))
 
 
+def fitting_nodes(cost: CostModel, view: CycleView, depth: int, most: int) -> int:
+    """How many nodes, up to ``most``, can be verified in time beside drafting ``depth`` steps.
+
+    Args:
+        cost: the engine's costs.
+        view: the cycle.
+        depth: draft steps that come first.
+        most: the cap for other reasons.
+    """
+    if not cost.calibrated or most <= 0:
+        return max(0, most)
+    times = _times(cost, most, view.new_context_tokens, view.draft_behind_tokens, view.context_tokens)
+    steps = depth * cost.draft_step_ms * cost.draft_upper.ratio
+    node = times.token - cost.draft_step_ms * cost.draft_upper.ratio
+    spare = view.time_left_ms - times.first - steps
+    return most if spare >= most * node else max(0, int(spare / node))
+
+
 def shared_draft(
     cost: CostModel, view: CycleView, forecast: Callable[[], Sequence[float]]
 ) -> tuple[int, int]:

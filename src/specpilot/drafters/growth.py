@@ -90,7 +90,7 @@ class Growth:
             return False
         # The thresholds are on the probability that the step's tokens are asked for at all.
         self.stop.survival = sum(self._uncovered(index) for index in frontier)
-        if step == 1 and self.stop.survival < self.rule.first_at:
+        if step == 1 and self.root_covered and self.stop.survival < self.rule.first_at:
             return False
         return self.stop.draft_on(step, elapsed_ms)
 
