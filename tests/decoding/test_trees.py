@@ -12,13 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specpilot.control import Controller
-from specpilot.control.stop import StopRule
-from specpilot.decoding.acceptance import Deterministic, Greedy, Rejection
 from specpilot.decoding.clock import VirtualClock
 from specpilot.decoding.cycle import LiveExecutor
 from specpilot.decoding.loop import ServeLoop
 from specpilot.decoding.request import DecodingRequest
-from specpilot.decoding.types import Block, Draft, SamplingParams
+from specpilot.decoding.types import Block, Draft
 from specpilot.diagnosis.columns import read_columns
 from specpilot.drafters.base import DraftItem
 from specpilot.drafters.model import ModelDrafter
@@ -210,5 +208,3 @@ def test_a_traced_run_with_trees_is_a_valid_trace(tmp_path: Path) -> None:
     assert validate(path).cycles == len(cycles)
     assert [record for record in read_trace(path) if isinstance(record, CycleRecord)] == cycles
     assert not read_columns(path).odd.any()
-
-
