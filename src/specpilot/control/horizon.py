@@ -36,7 +36,7 @@ class Horizon:
     goes_on: Sequence[float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: as CycleView
 class Decision:
     """The answer: τ*, its value and that of plain decoding in tokens, and the stop rule's thresholds.
 
@@ -69,9 +69,14 @@ def future_values(
     size = len(goes_on)
     if passes == 1:
         # With nothing after it a pass earns the same whatever is wanted beyond its reach.
-        earned = accumulate([s * g - c for s, g, c in zip(survive, goes_on[:-1], costs, strict=False)])
-        reach: list[float] = list(accumulate(earned, max, initial=0.0))
-        return (reach + [reach[-1]] * size)[:size]
+        best = total = 0.0
+        reach = [0.0]
+        for s, g, c in zip(survive, goes_on, costs[: size - 1], strict=False):
+            total += s * g - c
+            if total > best:
+                best = total
+            reach.append(best)
+        return reach + [best] * (size - len(reach))
     values = [0.0] * size
     # A pass emits at least one token: with a pass for each token wanted one sweep settles all, for a value
     # then rests on smaller n only.
@@ -80,16 +85,14 @@ def future_values(
         before = values
         values = values if enough else [0.0] * size
         for wanted in range(1, size):
-            total = -costs[0]
-            best = -math.inf
-            for j in range(min(len(survive), wanted)):
-                if j:
-                    total -= costs[j]
-                later = goes_on[j + 1] * before[wanted - j - 1] if j + 1 < size else 0.0
-                now = goes_on[j] * before[wanted - j] if j else 0.0
-                total += survive[j] * (goes_on[j] + later - now)
-                best = max(best, total)
-            values[wanted] = max(0.0, best)
+            best = total = now = 0.0
+            left = map(mul, goes_on[1:], before[wanted - 1 :: -1])  # W_1 … W_wanted
+            for s, g, c, later in zip(survive, goes_on, costs, left, strict=False):
+                total = total - c + s * (g + later - now)
+                if total > best:
+                    best = total
+                now = later
+            values[wanted] = best
     return values
 
 
@@ -130,12 +133,13 @@ def thresholds(
     ``draft_at`` is an index of the Gittins kind: per unit of S, the run of positions j … m with the
     least cost ÷ gain, found by merging runs from the back. Position 1 is settled by the choice of τ.
     """
-    keep = [math.inf] * depth
-    draft = [math.inf] * depth
+    positions = slice(depth, 0, -1)
+    draft: list[float] = []  # last position first
     runs: list[tuple[float, float, float]] = []  # what follows j: (gain, cost, Π h) of each run, nearest last
-    for j in range(depth, 0, -1):
-        reach = hazards[j - 1]
-        gain, cost = reach * max(worth[j], 0.0), costs[j]
+    for reach, value, cost in zip(
+        hazards[:depth][::-1], worth[positions], costs[positions], strict=True
+    ):
+        gain = reach * value if value > 0.0 else 0.0
         while runs:
             next_gain, next_cost, next_reach = runs[-1]
             longer = gain + reach * next_gain
@@ -144,10 +148,11 @@ def thresholds(
             gain, cost, reach = longer, cost + next_cost, reach * next_reach
             runs.pop()
         runs.append((gain, cost, reach))
-        if gain > 0.0:
-            draft[j - 1] = cost / gain
-        if worth[j] > 0.0:
-            keep[j - 1] = theta * (verify[j] - verify[j - 1]) / worth[j]
-    if depth:
-        draft[0] = 0.0
-    return tuple(keep), tuple(draft)
+        draft.append(cost / gain if gain > 0.0 else math.inf)
+    if draft:
+        draft[-1] = 0.0
+    keep = [
+        theta * (after - before) / value if value > 0.0 else math.inf
+        for value, before, after in zip(worth[1 : depth + 1], verify, verify[1:], strict=False)
+    ]
+    return tuple(keep), tuple(draft[::-1])

@@ -330,8 +330,9 @@ class OptimalPlanner:
         keep_at: tuple[float, ...],
         draft_at: tuple[float, ...],
     ) -> StopRule:
-        cost = self._cost
-        cached = view.context_tokens - view.new_context_tokens
+        times = view.times or self._cost.pass_times(
+            view.max_draft, view.new_context_tokens, view.draft_behind_tokens, view.context_tokens
+        )
         if not context.intercepts:
             context.intercepts = context.calibration.intercepts(bucket)
             context.slope = context.calibration.slope
@@ -341,9 +342,8 @@ class OptimalPlanner:
             keep_at=keep_at,
             draft_at=draft_at,
             time_limit_ms=view.time_left_ms,
-            step_ms=cost.draft_step_ms * cost.draft_upper.ratio,
-            verify_ms=cost.verify_ms(view.new_context_tokens + view.max_draft, cached)
-            * cost.verify_upper.ratio,
+            step_ms=times.step,
+            verify_ms=times.verify,
         )
 
 
