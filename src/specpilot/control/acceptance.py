@@ -107,7 +107,8 @@ def survival(hazards: Sequence[float], shift: float = 0.0) -> list[float]:
     """
     if shift:
         odds = math.exp(shift)
-        hazards = [hazard * odds / (1.0 + hazard * (odds - 1.0)) for hazard in hazards]
+        more = odds - 1.0
+        hazards = [hazard * odds / (1.0 + hazard * more) for hazard in hazards]
     return list(accumulate(hazards, mul, initial=1.0))
 
 
@@ -175,10 +176,9 @@ class Difficulty:
 
     def shift(self, posterior: Sequence[float]) -> float:
         """The request's expected shift relative to the population's (which the hazards contain)."""
-        return sum(
-            shift * (own - base)
-            for shift, own, base in zip(self.SHIFTS, posterior, self.weights, strict=True)
-        )
+        # Σ shift · (own − base), written out: the middle class shifts nothing.
+        base = self.weights
+        return (posterior[2] - base[2]) - (posterior[0] - base[0])
 
 
 class AcceptanceModel:

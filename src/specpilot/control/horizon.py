@@ -24,9 +24,9 @@ from itertools import accumulate
 from operator import mul
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: as CycleView
 class Horizon:
-    """What one decision looks ahead over.
+    """What one decision looks ahead over; not to be changed.
 
     ``goes_on`` is G_0 … G_N with N ≥ ``wanted``; ``later_passes`` are those after this one (k − 1).
     """
@@ -38,7 +38,8 @@ class Horizon:
 
 @dataclass(slots=True)  # not frozen: as CycleView
 class Decision:
-    """The answer: τ*, its value and that of plain decoding in tokens, and the stop rule's thresholds.
+    """The answer: τ*, its value and that of plain decoding in tokens, and the stop rule's thresholds; not to
+    be changed.
 
     ``first`` is S_1, ``reach`` is S_τ*, ``expected`` the tokens that a block of τ* is expected to emit (the
     bonus or recovered token included). ``depth`` is the ceiling up to which the thresholds decide.

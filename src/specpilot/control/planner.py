@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import accumulate, pairwise, repeat
 from operator import mul
 from typing import Any
@@ -217,9 +218,9 @@ class OptimalPlanner:
         costs = [theta * verify[0], *[theta * (step + after - before) for before, after in pairwise(verify)]]
         costs[1] += theta * self._cost.draft_start_ms
         costs[1] += theta * self._cost.draft_prefill_ms(behind - 1) / (later + 1)
-        # A later pass has one new context token instead of the prompt; positions cost alike.
-        later_costs = [theta * (self._cost.verify_ms(1) + self._cost.host_ms), *costs[1:]]
         horizon = Horizon(wanted, later, self._end_hazard.survival(max(wanted, ceiling) + 2))
+        # A later pass has one new context token instead of the prompt; positions cost alike.
+        later_costs = [theta * (self._cost.verify_ms(1) + self._cost.host_ms), *costs[1:]] if later else costs
         worth = increments(survive, horizon, later_costs, ceiling)
         tau, value, plain = best_length(survive, worth, costs)
         depth = max(tau, 1)  # one adverse decision is not yet fallback
@@ -347,6 +348,7 @@ class OptimalPlanner:
         )
 
 
+@lru_cache(4096)
 def _grid(tokens: int) -> int:
     """A width on a grid of a tenth, exact up to 8."""
     return tokens if tokens <= 8 else round(math.exp(round(math.log(tokens) * 10.0) / 10.0))
