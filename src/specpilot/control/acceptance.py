@@ -158,12 +158,13 @@ class Difficulty:
         self, weights: Sequence[float], hazards: Sequence[float], accepted: int, proposed: int
     ) -> list[float]:
         """Update class weights by one block: ``accepted`` of ``proposed`` draft tokens."""
+        logits = [logit(hazard) for hazard in hazards[: accepted + 1]]
+        rejected = logits[accepted] if accepted < proposed and accepted < len(hazards) else None
         result = []
         for weight, shift in zip(weights, self.SHIFTS, strict=True):
-            for index in range(min(accepted, len(hazards))):
-                weight *= sigmoid(logit(hazards[index]) + shift)
-            if accepted < proposed and accepted < len(hazards):
-                weight *= 1.0 - sigmoid(logit(hazards[accepted]) + shift)
+            weight = math.prod([sigmoid(value + shift) for value in logits[:accepted]], start=weight)
+            if rejected is not None:
+                weight *= 1.0 - sigmoid(rejected + shift)
             result.append(weight)
         total = sum(result)
         return [weight / total for weight in result] if total > 0.0 else list(weights)

@@ -114,7 +114,7 @@ class CostCurve:
         """
         predicted = self.at(width)
         self.observations += 1
-        index = min(bisect_right(KNOTS, max(width, 1)), len(KNOTS) - 1)
+        index = bisect_right(KNOTS, max(width, 1), 0, _LAST)
         low, high = KNOTS[index - 1], KNOTS[index]
         share = min(1.0, max(0.0, (width - low) / (high - low)))
         ratio = observed_ms / predicted - 1.0
@@ -127,19 +127,25 @@ class CostCurve:
                 gain = max(self._gain, 1.0 / self._seen[knot])
                 step = gain * ratio * weight / (share**2 + (1.0 - share) ** 2)
                 self._values[knot] = max(LEAST_MS, self._values[knot] * max(0.1, 1.0 + step))
-        rescale = max(self._gain, 1.0 / self.observations)
-        for knot, count in enumerate(self._seen):
-            if count == 0:
-                self._values[knot] = max(LEAST_MS, self._values[knot] * (1.0 + rescale * ratio))
+        if 0 in self._seen:
+            rescale = 1.0 + max(self._gain, 1.0 / self.observations) * ratio
+            for knot, count in enumerate(self._seen):
+                if count == 0:
+                    self._values[knot] = max(LEAST_MS, self._values[knot] * rescale)
         self._make_monotone(index if share >= 0.5 else index - 1)
 
     def _make_monotone(self, anchor: int) -> None:
         """The knot just measured is believed; the others give way."""
         values = self._values
+        least = most = values[anchor]
         for knot in range(anchor + 1, len(values)):
-            values[knot] = max(values[knot], values[knot - 1])
+            if values[knot] < least:
+                values[knot] = least
+            least = values[knot]
         for knot in range(anchor - 1, -1, -1):
-            values[knot] = min(values[knot], values[knot + 1])
+            if values[knot] > most:
+                values[knot] = most
+            most = values[knot]
 
 
 class ContextSlope:
