@@ -18,9 +18,9 @@ and of Sequoia's dynamic programme (Chen et al. 2024); the price of time is Dink
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain, islice
 from operator import mul
 
 
@@ -69,20 +69,18 @@ def future_values(
     """
     size = len(goes_on)
     if passes == 1:
-        # With nothing after it a pass earns the same whatever is wanted beyond its reach.
-        best = total = 0.0
-        reach = [0.0]
-        for s, g, c in zip(survive, goes_on, costs[: size - 1], strict=False):
-            total += s * g - c
-            if total > best:
-                best = total
-            reach.append(best)
-        return reach + [best] * (size - len(reach))
-    values = [0.0] * size
+        earned = [s * g - c for s, g, c in zip(survive, goes_on, costs, strict=False)]
+        return _last_pass(accumulate(earned), size)
     # A pass emits at least one token: with a pass for each token wanted one sweep settles all, for a value
     # then rests on smaller n only.
     enough = passes >= size - 1
-    for _ in range(1 if enough else passes):
+    if enough or not passes:
+        values = [0.0] * size
+    else:
+        # Summed in the order of the sweeps below, so that a value is the same, to the last bit, in both.
+        terms = chain.from_iterable([(-c, s * g) for s, g, c in zip(survive, goes_on, costs, strict=False)])
+        values = _last_pass(list(accumulate(terms))[1::2], size)
+    for _ in range(1 if enough else passes - 1):
         before = values
         values = values if enough else [0.0] * size
         for wanted in range(1, size):
@@ -95,6 +93,20 @@ def future_values(
                 now = later
             values[wanted] = best
     return values
+
+
+def _last_pass(totals: Iterable[float], size: int) -> list[float]:
+    """V_1(n) for n = 0 … size − 1: with nothing after it a pass earns the same whatever n is beyond its reach.
+
+    ``totals`` are what drafting 0, 1, … tokens earns.
+    """
+    values = [0.0]
+    best = 0.0
+    for total in islice(totals, size - 1):
+        if total > best:
+            best = total
+        values.append(best)
+    return values + [best] * (size - len(values))
 
 
 def increments(

@@ -224,7 +224,7 @@ class OptimalPlanner:
         worth = increments(survive, horizon, later_costs, ceiling)
         tau, value, plain = best_length(survive, worth, costs)
         depth = max(tau, 1)  # one adverse decision is not yet fallback
-        if context.has_confidence:
+        if context.has_confidence and tau < ceiling:
             depth = max(depth, best_length(survival(hazards, shift + EASY_SHIFT), worth, costs)[0])
         keep_at, draft_at = thresholds(hazards, worth, costs, verify, theta, depth)
         expected = sum(survive[: tau + 1])
