@@ -261,15 +261,16 @@ class CostModel:
             behind: context tokens that the draft has not cached.
             context: all context tokens.
         """
-        drafting = self._draft
+        drafting, verify = self._draft, self._verify.at
         upper = self.verify_upper.ratio
         step = drafting.step_ms * drafting.upper.ratio
         start = drafting.start_ms * drafting.upper.ratio
-        cached = context - uncached
-        plain, full = self.verify_ms(uncached, cached), self.verify_ms(uncached + draft, cached)
+        per_token = self._context.ms_per_token
+        behind_cache = per_token * (context - uncached)
+        plain, full = verify(uncached) + behind_cache, verify(uncached + draft) + behind_cache
         return PassTimes(
             (plain + self.draft_prefill_ms(behind - 1)) * upper + start + self.host_ms,
-            self.verify_ms(1, context) * upper + start + self.host_ms,
+            (verify(1) + per_token * context) * upper + start + self.host_ms,
             step + (full - plain) / draft * upper,
             step,
             full * upper,

@@ -96,7 +96,7 @@ def future_values(
 
 
 def _last_pass(totals: Iterable[float], size: int) -> list[float]:
-    """V_1(n) for n = 0 … size − 1: with nothing after it a pass earns the same whatever n is beyond its reach.
+    """V_1(n) for n = 0 … size − 1: a pass with nothing after it earns the same whatever n is beyond its reach.
 
     ``totals`` are what drafting 0, 1, … tokens earns.
     """
@@ -149,9 +149,7 @@ def thresholds(
     positions = slice(depth, 0, -1)
     draft: list[float] = []  # last position first
     runs: list[tuple[float, float, float]] = []  # what follows j: (gain, cost, Π h) of each run, nearest last
-    for reach, value, cost in zip(
-        hazards[:depth][::-1], worth[positions], costs[positions], strict=True
-    ):
+    for reach, value, cost in zip(hazards[:depth][::-1], worth[positions], costs[positions], strict=True):
         gain = reach * value if value > 0.0 else 0.0
         while runs:
             next_gain, next_cost, next_reach = runs[-1]

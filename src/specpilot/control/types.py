@@ -115,11 +115,11 @@ class Reason:
 
 @dataclass(slots=True)
 class CyclePlan:
-    """One cycle for one request: at most ``max_draft`` tokens deep and ``max_nodes`` in all; not to be changed.
+    """One cycle for one request: at most ``max_draft`` tokens deep and ``max_nodes`` in all.
 
     A chain has ``max_nodes == max_draft``. ``max_draft == 0`` is plain target decoding. The drafter
     runs ``stop`` by itself; ``deadline_s`` is when the pass must have ended. In shadow mode a static τ is
-    run, ``shadow_draft`` is what the policy would have drafted at most, and ``reason`` is the policy's.
+    run, ``shadow_draft`` is what the policy would have drafted at most, and ``reason`` is the policy's. Not to be changed.
     """
 
     cycle_id: int
