@@ -285,7 +285,8 @@ def main() -> None:
     for name, row in result.items():
         print(
             f"{name}: (a) plan {row['plan_us']:.1f} (should be {PLAN_TARGET_US:g}); "
-            f"{row['new_share']:.0%} new {row['plan_new_us']:.1f}, others {row['plan_kept_us']:.1f}, mean {row['plan_mean_us']:.1f}  "
+            f"{row['new_share']:.0%} new {row['plan_new_us']:.1f}, "
+            f"others {row['plan_kept_us']:.1f}, mean {row['plan_mean_us']:.1f}  "
             f"(b) observe {row['observe_us']:.1f}  "
             f"(c) stop rule {row['stop_rule_us_per_token']:.2f} per token (should be {STOP_TARGET_US:g})"
         )

@@ -96,7 +96,7 @@ def future_values(
 
 
 def _last_pass(totals: Iterable[float], size: int) -> list[float]:
-    """V_1(n) for n = 0 … size − 1: a pass with nothing after it earns the same whatever n is beyond its reach.
+    """V_1(n) for n = 0 … size − 1: nothing comes after, so what is wanted beyond its reach changes nothing.
 
     ``totals`` are what drafting 0, 1, … tokens earns.
     """

@@ -119,7 +119,8 @@ class CyclePlan:
 
     A chain has ``max_nodes == max_draft``. ``max_draft == 0`` is plain target decoding. The drafter
     runs ``stop`` by itself; ``deadline_s`` is when the pass must have ended. In shadow mode a static τ is
-    run, ``shadow_draft`` is what the policy would have drafted at most, and ``reason`` is the policy's. Not to be changed.
+    run, ``shadow_draft`` is what the policy would have drafted at most, and ``reason`` is the policy's.
+    Not to be changed.
     """
 
     cycle_id: int
