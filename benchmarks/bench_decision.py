@@ -184,6 +184,7 @@ def measure(material: Material, cycles: int, warm_up: int, budget: float) -> dic
     new: list[bool] = []
     observes: list[float] = []
     tokens: list[float] = []
+    engine: list[float] = []
     clock = time.perf_counter
     for number in range(warm_up + cycles):
         service.ready()
@@ -205,7 +206,10 @@ def measure(material: Material, cycles: int, warm_up: int, budget: float) -> dic
         plans.append(planning)
         new.append(solved)
         observes.append(observing)
-        if outcome is not None and outcome.confidences:
+        if outcome is None:
+            continue
+        engine.append(duration_ms([outcome]))
+        if outcome.confidences:
             began = clock()
             stop_rule_over(plan, outcome.confidences)
             tokens.append((clock() - began) / len(outcome.confidences))
@@ -217,6 +221,7 @@ def measure(material: Material, cycles: int, warm_up: int, budget: float) -> dic
         "plan_kept_us": _median_us([plan for plan, solved in zip(plans, new, strict=True) if not solved]),
         "observe_us": _median_us(observes),
         "stop_rule_us_per_token": _median_us(tokens),
+        "cycle_ms": statistics.median(engine),
     }
 
 
@@ -288,7 +293,8 @@ def main() -> None:
             f"{row['new_share']:.0%} new {row['plan_new_us']:.1f}, "
             f"others {row['plan_kept_us']:.1f}, mean {row['plan_mean_us']:.1f}  "
             f"(b) observe {row['observe_us']:.1f}  "
-            f"(c) stop rule {row['stop_rule_us_per_token']:.2f} per token (should be {STOP_TARGET_US:g})"
+            f"(c) stop rule {row['stop_rule_us_per_token']:.2f} per token (should be {STOP_TARGET_US:g})  "
+            f"in a cycle of {row['cycle_ms']:.1f} ms"
         )
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
