@@ -388,6 +388,8 @@ class Controller:
         request_id = request.info.request_id
         if request.ended is not None:
             return PlannedStop(request_id, request.ended, Reason(Binding.LENGTH))
+        if not self.cost.calibrated:
+            return None
         cached = max(0, request.info.prompt_tokens + request.emitted - request.uncached)
         expected = self.cost.verify_ms(request.uncached, cached)
         if request.emitted:
@@ -396,7 +398,7 @@ class Controller:
         else:
             # Nothing yet: an empty answer is a miss too, so only a hopeless pass is spared.
             need, left = expected, (request.arrival_s - now) * 1000.0 + request.slo_ms
-        if not self.cost.calibrated or need <= left:
+        if need <= left:
             return None
         return PlannedStop(
             request_id, StopCause.DEADLINE, Reason(Binding.DEADLINE, {"need_ms": need, "left_ms": left})
@@ -415,7 +417,9 @@ class Controller:
         if info.max_draft is not None:
             cap = min(cap, info.max_draft)
         context = info.prompt_tokens + emitted
-        uncached, behind = (1, 1) if emitting else (request.uncached, request.behind)
+        known = max(context, 1)
+        uncached = 1 if emitting else min(request.uncached, known)
+        behind = 1 if emitting else min(request.behind, known)
         allowed = not breaker.open if emitting else breaker.allow()
         left = (request.deadline_s - now) * 1000.0
         nodes = lookup = 0
@@ -424,20 +428,22 @@ class Controller:
             lookup = min(self.config.lookup_depth, remaining - 1)
             if info.max_draft is not None:
                 lookup = min(lookup, info.max_draft)
+        max_draft, times = fitting_draft(self.cost, cap, uncached, behind, context, left)
         return CycleView(
             request_id=info.request_id,
             drafter=info.drafter,
             prompt_tokens=info.prompt_tokens,
             context_tokens=context,
-            new_context_tokens=min(uncached, max(context, 1)),
-            draft_behind_tokens=min(behind, max(context, 1)),
+            new_context_tokens=uncached,
+            draft_behind_tokens=behind,
             emitted_tokens=emitted,
             remaining_tokens=remaining,
             cycle_index=request.cycles,
             own_passes=own,
             from_pool=own == 0,
             pool_passes=int(self.ledger.pool),
-            max_draft=fitting_draft(self.cost, cap, uncached, behind, context, left),
+            max_draft=max_draft,
+            times=times,
             time_left_ms=left,
             waiting=waiting,
             pass_price=self.pass_price.price(self.ledger.fill),

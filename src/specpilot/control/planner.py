@@ -10,6 +10,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import accumulate, pairwise, repeat
 from operator import mul
 from typing import Any
@@ -184,7 +185,7 @@ class OptimalPlanner:
     ) -> Choice:
         """The same choice with a tree instead of a chain, as many nodes as can be verified in time."""
         depth = choice.max_draft
-        nodes = max(depth, fitting_nodes(self._cost, view, depth, view.max_nodes))
+        nodes, verify_ms = fitting_nodes(self._cost, view, depth)
         if not context.ranks:
             calibration = self._ranks.setdefault(view.drafter, Calibration())
             slope = calibration.slope
@@ -206,7 +207,7 @@ class OptimalPlanner:
             lookup=lookup,
             open=is_open,
         )
-        choice.stop.verify_ms = self._verify_upper_ms(view, nodes)
+        choice.stop.verify_ms = verify_ms
         deepest = depth if lookup is None else max(depth, lookup.depth)
         return replace(choice, max_draft=deepest, tree=tree, max_nodes=nodes)
 
@@ -296,13 +297,13 @@ class OptimalPlanner:
         costs = [theta * verify[0], *[theta * (step + after - before) for before, after in pairwise(verify)]]
         costs[1] += theta * self._cost.draft_start_ms
         costs[1] += theta * self._cost.draft_prefill_ms(behind - 1) / (later + 1)
-        # A later pass has one new context token instead of the prompt; positions cost alike.
-        later_costs = [theta * (self._cost.verify_ms(1) + self._cost.host_ms), *costs[1:]]
         horizon = Horizon(wanted, later, self._end_hazard.survival(max(wanted, ceiling) + 2))
+        # A later pass has one new context token instead of the prompt; positions cost alike.
+        later_costs = [theta * (self._cost.verify_ms(1) + self._cost.host_ms), *costs[1:]] if later else costs
         worth = increments(survive, horizon, later_costs, ceiling)
         tau, value, plain = best_length(survive, worth, costs)
         depth = max(tau, 1)  # one adverse decision is not yet fallback
-        if context.has_confidence:
+        if context.has_confidence and tau < ceiling:
             depth = max(depth, best_length(survival(hazards, shift + EASY_SHIFT), worth, costs)[0])
         keep_at, draft_at = thresholds(hazards, worth, costs, verify, theta, depth)
         return Decision(
@@ -314,7 +315,7 @@ class OptimalPlanner:
             sum(survive[: tau + 1]),
             depth,
             keep_at,
-            (0.0, *draft_at[1:]),
+            (0.0, *draft_at[1:]),  # position 1 of a chain is settled by the choice of τ
             first_at=draft_at[0],
             worth=tuple(worth[1:]) if nodes else (),
             node_price=tuple([theta * (after - before) for before, after in pairwise(by_node)])
@@ -457,7 +458,9 @@ class OptimalPlanner:
         keep_at: tuple[float, ...],
         draft_at: tuple[float, ...],
     ) -> StopRule:
-        cost = self._cost
+        times = view.times or self._cost.pass_times(
+            view.max_draft, view.new_context_tokens, view.draft_behind_tokens, view.context_tokens
+        )
         if not context.intercepts:
             context.intercepts = context.calibration.intercepts(bucket)
             context.slope = context.calibration.slope
@@ -467,16 +470,12 @@ class OptimalPlanner:
             keep_at=keep_at,
             draft_at=draft_at,
             time_limit_ms=view.time_left_ms,
-            step_ms=cost.draft_step_ms * cost.draft_upper.ratio,
-            verify_ms=self._verify_upper_ms(view, view.max_draft),
+            step_ms=times.step,
+            verify_ms=times.verify,
         )
 
-    def _verify_upper_ms(self, view: CycleView, nodes: int) -> float:
-        """Upper quantile of the time of a pass over a block of so many nodes."""
-        cached = view.context_tokens - view.new_context_tokens
-        return self._cost.verify_ms(view.new_context_tokens + nodes, cached) * self._cost.verify_upper.ratio
 
-
+@lru_cache(4096)
 def _grid(tokens: int) -> int:
     """A width on a grid of a tenth, exact up to 8."""
     return tokens if tokens <= 8 else round(math.exp(round(math.log(tokens) * 10.0) / 10.0))

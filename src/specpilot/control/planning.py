@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from specpilot.control.cost import PassTimes
 from specpilot.control.stop import StopRule
 from specpilot.control.tree import TreeRule
 from specpilot.control.types import Binding, CycleOutcome, Reason
@@ -26,8 +27,8 @@ class CycleView:
     request, the context limit and the deadline. ``time_left_ms`` is until the request's internal deadline.
     ``waiting`` counts other requests that have a cycle to run now. ``pass_price`` is λ in tokens,
     ``pool_passes`` are whole passes in the pool. ``speculation_allowed`` is False while the drafter's
-    breaker is open. ``max_nodes`` caps a token tree (0: chains only), ``max_lookup`` the tokens of
-    looked-up text in it.
+    breaker is open. ``times`` are those of a pass that drafts up to ``max_draft`` (``None`` where that is
+    0). ``max_nodes`` caps a token tree (0: chains only), ``max_lookup`` the tokens of looked-up text in it.
     """
 
     request_id: str
@@ -47,13 +48,14 @@ class CycleView:
     pass_price: float
     speculation_allowed: bool = True
     pool_passes: int = 0
+    times: PassTimes | None = None
     max_nodes: int = 0
     max_lookup: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Choice:
-    """A planner's answer: how deep to draft at most, when to stop by itself, and why.
+    """A planner's answer: how deep to draft at most, when to stop by itself, and why; not to be changed.
 
     ``bid_tokens`` is the expected gain of this pass in tokens; the controller grants a pass from the
     pool only for a bid that is worth its price. ``end`` asks to end the request instead. ``shadow_draft``
