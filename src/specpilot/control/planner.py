@@ -154,7 +154,9 @@ class OptimalPlanner:
         context.blocks += 1
         if context.calibration.blocks < COLD_BLOCKS:
             rule = self._rule(view, context, bucket, (), ())
-            return Choice(min(ceiling, PROBE_DRAFT), rule, Reason(Binding.PROBE, numbers, "cold start"), bid)
+            reason = Reason(Binding.PROBE, numbers, "cold start")
+            choice = Choice(min(ceiling, PROBE_DRAFT), rule, reason, bid)
+            return self._branch(view, context, bucket, decision, choice)
         is_open = context.blocks % self._config.open_block_every == 0
         if is_open:
             self._open[view.request_id] = self._rule(
@@ -167,11 +169,8 @@ class OptimalPlanner:
             depth = decision.depth
             rule = self._rule(view, context, bucket, decision.keep_at, decision.draft_at)
         reason = Reason(_binding(depth, ceiling, view, context.has_confidence), numbers)
-        if not view.max_nodes:
-            return Choice(depth, rule, reason, bid)
-        return self._branch(
-            view, context, bucket, decision, Choice(depth, rule, reason, bid), is_open=is_open
-        )
+        choice = Choice(depth, rule, reason, bid)
+        return self._branch(view, context, bucket, decision, choice, is_open=is_open)
 
     def _branch(
         self,
@@ -183,7 +182,9 @@ class OptimalPlanner:
         *,
         is_open: bool = False,
     ) -> Choice:
-        """The same choice with a tree instead of a chain, as many nodes as can be verified in time."""
+        """The same choice with a tree instead of a chain where there may be one, as large as time allows."""
+        if not view.max_nodes:
+            return choice
         depth = choice.max_draft
         nodes, verify_ms = fitting_nodes(self._cost, view, depth)
         if not context.ranks:

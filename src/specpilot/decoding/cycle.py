@@ -220,6 +220,8 @@ class LiveExecutor:
                     full=(accepted.path[-1] if accepted.path else -1) not in block.parents,
                     emitted=tuple(request.context[len(request.context) - turn.emitted :]),
                     fault=draft.fault,
+                    path=accepted.path,
+                    drafter=draft.drafter,
                 )
             )
 
