@@ -36,9 +36,11 @@ EASY_SHIFT = 1.0
 the confidence stop decides."""
 LEARNING_BLOCKS = 32
 """A context's first blocks, after each of which its decisions are made anew."""
-DECISION_CYCLES = 8
+DECISION_CYCLES = 32
 """Cycles of a context for which a decision is kept after that: estimates that rest on tens of
-observations do not move more in between."""
+observations hardly move in between, and a change of phase throws decisions away at once."""
+RULE_CYCLES = 8
+"""Cycles after which the calibration in the drafter's rules is brought up to date."""
 PROBE_DRAFT = 4
 """τ of a probe, and of a drafter's first blocks."""
 COLD_BLOCKS = 8
@@ -79,6 +81,10 @@ class Context:
         self.age = 0
         self.decisions.clear()
         self.forecasts.clear()
+        self.forget_rules()
+
+    def forget_rules(self) -> None:
+        """Calibrations have moved."""
         self.intercepts = ()
         self.ranks = ()
         self.lookup = None
@@ -344,6 +350,8 @@ class OptimalPlanner:
         context.age += 1
         if context.age >= (1 if context.blocks <= LEARNING_BLOCKS else DECISION_CYCLES):
             context.forget_decisions()
+        elif context.age % RULE_CYCLES == 0:
+            context.forget_rules()
         if outcome.lookup_judged is not None:
             self._learn_lookup(view.request_id, bucket, outcome.lookup_judged)
         drafted = outcome.drafted if outcome.drafter in (None, view.drafter) else 0
