@@ -28,6 +28,7 @@ from specpilot.decoding.vocabulary import TrimmedModel
 from specpilot.drafters.base import Drafter
 from specpilot.drafters.guarded import GuardedDrafter
 from specpilot.drafters.lookup import LookupDrafter
+from specpilot.drafters.memory import TenantMemory
 from specpilot.drafters.model import ModelDrafter
 from specpilot.models.base import CausalLM
 from specpilot.targets.model import ModelTarget
@@ -128,7 +129,9 @@ class Pair:
         self.controller: ControllerLike = Controller(config)
         self.start_token = min(target.eos_token_ids, default=None) if start_token is None else start_token
         self._drafter = drafter
-        lookup = None if drafter == "model" else LookupDrafter(target.vocab_size)
+        lookup = None
+        if drafter != "model":
+            lookup = LookupDrafter(target.vocab_size, memory=TenantMemory())
         proposes: Drafter = ModelDrafter(draft, stores[1], lookup=lookup)
         if drafter == "lookup" and lookup is not None:
             proposes = lookup

@@ -132,7 +132,7 @@ def test_ranks_are_learnt() -> None:
 
 
 def test_a_node_is_dear_where_verification_is_not_parallel() -> None:
-    """On a busy engine 16 nodes cost θ times what they make the pass longer, as measured: 16 ms or 0.16 ms."""
+    """On a busy engine 16 nodes cost θ times what they make the pass longer: 16 ms or 0.16 ms."""
     longer_ms = {}
     for node_ms in (0.01, 1.0):
         plan = serve(Controller(ControllerConfig(max_nodes=16)), 300, 1, node_ms=node_ms)[-1]
