@@ -40,12 +40,12 @@ def main() -> int:
     requests = material.requests(arrivals, config.max_tokens, rate=math.inf)
     # No deadline, and four passes a request: more cycles to compare than the promises would allow.
     promises = ControllerConfig(pass_budget=4.0, slo_p95_ms=60_000.0)
-    nodes = {"trees": {"max_nodes": MAX_NODES}}
-    nodes["trees+lookup"] = {"max_nodes": MAX_NODES, "lookup_depth": LOOKUP_DEPTH}
+    with_trees = {"trees": replace(promises, max_nodes=MAX_NODES)}
+    with_trees["trees+lookup"] = replace(with_trees["trees"], lookup_depth=LOOKUP_DEPTH)
     report = {}
     for name in POLICIES:
-        policy = "specpilot" if name in nodes else name
-        promised = replace(promises, **nodes.get(name, {}))
+        policy = "specpilot" if name in with_trees else name
+        promised = with_trees.get(name, promises)
         run = LiveRun(policy, engine, promised, material.live(arrivals, requests, name), requests)
         run.serve(requests, closed_loop=True)
         compared, differences = live_equals_replay(run.controller, requests)

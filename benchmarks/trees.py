@@ -17,6 +17,7 @@ import random
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,12 +58,9 @@ def oracle_tokens(agree: Sequence[int], passes: int) -> int:
 def make_pairs(engine: str, budget: float, slo_ms: float) -> dict[str, Pair]:
     """One pair of models, a controller for each policy."""
     loaded = load_pair(engine=engine)
-    plain = {"pass_budget": budget, "slo_p95_ms": slo_ms}
-    configs = {
-        "chain": ControllerConfig(**plain),
-        "tree": ControllerConfig(**plain, max_nodes=MAX_NODES),
-        "tree+lookup": ControllerConfig(**plain, max_nodes=MAX_NODES, lookup_depth=LOOKUP_DEPTH),
-    }
+    chain = ControllerConfig(pass_budget=budget, slo_p95_ms=slo_ms)
+    tree = replace(chain, max_nodes=MAX_NODES)
+    configs = {"chain": chain, "tree": tree, "tree+lookup": replace(tree, lookup_depth=LOOKUP_DEPTH)}
     return {
         name: Pair(
             loaded.target,

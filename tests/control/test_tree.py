@@ -185,9 +185,7 @@ def test_learnt_branches_survive_a_snapshot() -> None:
     assert tree.chances(0.6, [0.7])[1] > TreeRule().chances(0.6, [0.7])[1]
 
 
-@pytest.mark.parametrize(
-    "change", [{"max_nodes": -1}, {"max_nodes": 65}, {"max_nodes": 4, "lookup_depth": 5}]
-)
-def test_bad_configurations(change: dict[str, int]) -> None:
+@pytest.mark.parametrize(("nodes", "lookup"), [(-1, 0), (65, 0), (4, 5)])
+def test_bad_configurations(nodes: int, lookup: int) -> None:
     with pytest.raises(ValueError, match=r"max_nodes|lookup_depth"):
-        ControllerConfig(**change)
+        ControllerConfig(max_nodes=nodes, lookup_depth=lookup)
