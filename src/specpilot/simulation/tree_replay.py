@@ -54,7 +54,7 @@ class _Tree:
     def look_up(self, right: int, confidence: float, count: int) -> None:
         tokens = [RIGHT if place < right else self._number() for place in range(count)]
         self.growth.look_up(tokens, confidence)
-        self._note()
+        self._note(0)
 
     def expand(self, index: int) -> None:
         """Give a node the candidates that were recorded at its output position."""
@@ -65,19 +65,21 @@ class _Tree:
         at = min(position, len(trace.agree) - 1)
         right = (trace.rank or ())[at] if known else -1
         shares = ((trace.confidence or ())[at], *(trace.shares or ())[at])
+        first = len(self.growth.nodes)
         self.growth.expand(
             index,
             [(RIGHT if rank == right else self._number(), share) for rank, share in enumerate(shares)],
         )
-        self._note()
+        self._note(first)
 
     def _number(self) -> int:
         self.numbers += 1
         return self.numbers
 
-    def _note(self) -> None:
+    def _note(self, first: int) -> None:
+        """Which of the nodes from this one on are on the true continuation."""
         nodes = self.growth.nodes
-        for index in self.growth.fresh:
+        for index in range(first, len(nodes)):
             if nodes[index].token == RIGHT and nodes[index].parent in self.on_path:
                 self.on_path.add(index)
 
