@@ -101,6 +101,8 @@ class Greedy:
 
     def choices(self, step: DraftStep, logits: FloatArray, count: int) -> list[tuple[int, float]]:
         """The likeliest tokens by the raw softmax."""
+        if count == 1:
+            return [(step.top, step.confidence)]
         tokens = _best(logits, count)
         chances = step.confidence * np.exp(logits[tokens] - logits[step.top])
         return _shares(tokens, chances.tolist(), step.confidence)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from specpilot.control.stop import StopRule
-from specpilot.control.tree import TreeRule, first_chance
+from specpilot.control.tree import RANKS, TreeRule, first_chance
 from specpilot.decoding.types import Block
 
 
@@ -81,7 +81,8 @@ class Growth:
         """The nodes to expand in the next draft step (−1: the root), best first."""
         if not self.steps:
             return [-1]
-        leaves = [index for index in self.chosen if self._can_expand(self.nodes[index])]
+        price = self.rule.price(len(self.chosen) + 1)
+        leaves = [index for index in self.chosen if self._can_expand(self.nodes[index], price)]
         leaves.sort(key=lambda index: -self._uncovered(index))
         return leaves[: self.rule.width]
 
@@ -148,11 +149,26 @@ class Growth:
         else:
             self.nodes[index].covered = chance
 
-    def _can_expand(self, node: Node) -> bool:
-        """Whether the draft model can be asked what follows: its cache must hold what comes before."""
+    def choices_wanted(self, index: int, confidence: float) -> int:
+        """How many choices of a node are worth looking at: one where a second could not pay for itself."""
+        node = None if index < 0 else self.nodes[index]
+        depth = 1 if node is None else node.depth + 1
+        left = self._uncovered(index) * (1.0 - first_chance(self.stop, depth, confidence))
+        return RANKS if left > self.floor and self._pays(depth, left) else 1
+
+    def _pays(self, depth: int, reach: float) -> bool:
+        """Whether one node more would be worth its price."""
+        return self.rule.value(depth, reach) > self.rule.price(len(self.chosen) + 1)
+
+    def _can_expand(self, node: Node, price: float) -> bool:
+        """Whether to ask the draft model what follows; its cache must hold what comes before."""
         if node.expanded or node.depth >= self.max_draft or node.token in self.ends:
             return False
-        return node.parent < 0 or self.nodes[node.parent].expanded
+        if node.parent >= 0 and not self.nodes[node.parent].expanded:
+            return False
+        # What follows is no likelier than the node itself.
+        forced = self.rule.open and node.main
+        return forced or (node.reach > self.floor and self.rule.value(node.depth + 1, node.reach) > price)
 
     def _uncovered(self, index: int) -> float:
         """The probability that what the draft model adds behind this node is asked for."""

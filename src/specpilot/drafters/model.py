@@ -9,7 +9,6 @@ from typing import Protocol
 
 import numpy as np
 
-from specpilot.control.tree import RANKS
 from specpilot.decoding.caches import CacheStore, RequestCaches
 from specpilot.decoding.distribution import DoubleArray
 from specpilot.decoding.types import Block, Draft
@@ -140,7 +139,8 @@ class _Tree:
         for index, row in zip(self.frontier, logits, strict=True):
             depth = 0 if index < 0 else self.growth.nodes[index].depth
             step = rule.look(row, context + depth)
-            self.growth.expand(index, rule.choices(step, row, RANKS))
+            count = self.growth.choices_wanted(index, step.confidence)
+            self.growth.expand(index, rule.choices(step, row, count))
         self.growth.step_done()
         return True
 

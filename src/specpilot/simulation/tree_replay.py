@@ -64,7 +64,9 @@ class _Tree:
         self.off_path += not known
         at = min(position, len(trace.agree) - 1)
         right = (trace.rank or ())[at] if known else -1
-        shares = ((trace.confidence or ())[at], *(trace.shares or ())[at])
+        confidence = (trace.confidence or ())[at]
+        wanted = self.growth.choices_wanted(index, confidence)
+        shares = (confidence, *(trace.shares or ())[at])[:wanted]
         first = len(self.growth.nodes)
         self.growth.expand(
             index,
