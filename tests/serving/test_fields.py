@@ -105,6 +105,22 @@ def test_max_tokens_that_nobody_asked_for_refuses_nobody(serve: Serve) -> None:
         assert run.post(refused).error["code"] == "context_length_exceeded"
 
 
+def test_a_greedy_output_is_known_whatever_else_is_said(serve: Serve) -> None:
+    """An editor that sends a fresh seed or a top_p with temperature 0 asks for the same text."""
+    run = serve(scripted_pair())
+
+    def cached(**fields: object) -> bool:
+        found: bool = run.post({"prompt": "abc", "whole_words": False, **fields}).json["specpilot"]["cached"]
+        return found
+
+    assert not cached(seed=1)
+    assert cached(seed=2, top_p=0.5, top_k=3)
+    assert not cached(temperature=0.7, seed=1)
+    assert cached(temperature=0.7, seed=1)
+    assert not cached(temperature=0.7, seed=2)
+    assert not cached(temperature=0.7, seed=1, top_p=0.5)
+
+
 def test_a_participants_name_reaches_the_template(serve: Serve) -> None:
     chat = ChatFormat("{% for m in messages %}{{ m.get('name', 'b') }}{{ m.content }}{% endfor %}")
     assert chat.prompt([{"role": "user", "content": "c", "name": "a"}]) == "ac"

@@ -34,8 +34,9 @@ class Ask:
 
     @property
     def scope(self) -> Hashable:
-        """Whose earlier outputs may be continued."""
-        return self.tenant, self.user, self.session_id, self.params
+        """Whose earlier outputs may be continued; a greedy one depends on no other parameter."""
+        drawn = self.params if self.params.temperature else None
+        return self.tenant, self.user, self.session_id, drawn
 
     @property
     def repeatable(self) -> bool:

@@ -89,7 +89,7 @@ class Server:
             EngineState(
                 self.engine,
                 {"target": self.stores[0], "draft": self.stores[1]},
-                lambda: self.service.continuations.tokens,
+                self.service.continuations,
             )
         )
         self.api = Api(
