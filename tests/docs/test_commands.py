@@ -33,6 +33,7 @@ SMALL = {
     "benchmarks/recovery.py": ["--seeds", "2"],
     "benchmarks/ablation.py": ["--requests", "20", "--only", "steady"],
     "benchmarks/serve_load.py": ["--seconds", "2", "--levels", "0.5"],
+    "benchmarks/serve_memory.py": ["--requests", "60"],
     "benchmarks/typing_session.py": ["--documents", "1", "--words", "3"],
     "benchmarks/bundled_trace.py": ["--requests", "20"],
     "benchmarks/plan_check.py": ["--requests", "10", "--tau", "4"],
@@ -53,6 +54,7 @@ ALLOWED_STATUS = {
     "benchmarks/bench_cycle.py": (0, 1),
     "benchmarks/recovery.py": (0, 1),
     "benchmarks/serve_load.py": (0, 1),
+    "benchmarks/serve_memory.py": (0, 1),
     "benchmarks/scale.py": (0, 1),
     "benchmarks/plan_check.py": (0, 1),
 }

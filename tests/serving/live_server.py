@@ -18,6 +18,7 @@ from specpilot.control import ControllerConfig
 from specpilot.models.base import CausalLM, FloatArray, ForwardItem, KVCache
 from specpilot.pair import Pair
 from specpilot.serving.app import Server
+from specpilot.serving.chat import ChatFormat
 from specpilot.serving.config import Keys, ServerConfig
 from specpilot.serving.http import uvicorn_config
 from specpilot.targets.scripted import ScriptedLM
@@ -178,10 +179,11 @@ def running(
     config: ServerConfig | None = None,
     promises: ControllerConfig = UNHURRIED,
     keys: Keys | None = None,
+    chat: ChatFormat | None = None,
 ) -> Iterator[Running]:
     """Serve ``pair`` until the block ends."""
     config = config or ServerConfig(port=0, measure=False)
-    run = Running(Server(pair, config, promises=promises, keys=keys))
+    run = Running(Server(pair, config, promises=promises, keys=keys, chat=chat))
     run.start()
     try:
         yield run

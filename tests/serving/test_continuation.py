@@ -54,6 +54,28 @@ def test_what_a_request_itself_limited_does_not_bind_the_next() -> None:
     assert cache.get("me", [1, 2]) == Rest((3,), StopCause.MAX_TOKENS)
 
 
+@pytest.mark.parametrize("cause", [StopCause.CANCELLED, StopCause.ERROR])
+def test_what_was_broken_off_is_only_a_start(cause: StopCause) -> None:
+    """An editor that cancels and asks again gets more than the word that was verified by then."""
+    cache = ContinuationCache(1000)
+    cache.put("me", [1], [2, 3], cause)
+    assert cache.get("me", [1]) == Rest((2, 3), cause, lasting=False)
+    # Typing on through what a stream had shown of it costs no pass.
+    assert cache.get("me", [1, 2]) == Rest((3,), cause)
+
+
+def test_many_small_entries_are_bounded_too() -> None:
+    """An entry costs memory beyond its tokens: a scope's names alone may be half a kilobyte."""
+    cache = ContinuationCache(1_000_000, max_entries=3)
+    for prompt in range(10, 20):
+        cache.put("me", [prompt], [1], BUDGET)
+    assert len(cache) == 3
+    assert cache.get("me", [16]) is None
+    assert cache.get("me", [17]) is not None
+    with pytest.raises(ValueError, match="max_entries: 0"):
+        ContinuationCache(1, max_entries=0)
+
+
 def test_least_recently_used_goes_first() -> None:
     cache = ContinuationCache(9)
     cache.put("me", [1, 2], [3], BUDGET)

@@ -202,6 +202,29 @@ def test_faults_under_load_on_the_bundled_pair(serve: Serve, engine_fault: str) 
     assert statuses == Counter({200: 32 - ends["error"], 500: ends["error"]})
 
 
+def test_a_target_that_hangs(serve: Serve) -> None:
+    """Whoever waits is served when it is back, whoever comes meanwhile is refused and not admitted."""
+    target = Gated(scripted())
+    config = ServerConfig(port=0, measure=False, hang_timeout_s=0.1)
+    run = serve(scripted_pair(target), config, PROMISES)
+
+    def hang() -> None:
+        target.open.clear()
+        run.wait_until(lambda: run.fetch("GET", "/health").status == 503)
+        arrivals = run.server.controller.counters.arrivals
+        assert [run.post({"prompt": "ab"}).status for _ in range(5)] == [503] * 5
+        assert run.server.controller.counters.arrivals == arrivals
+        target.open.set()
+
+    load = Load(run)
+    load.send(120, hang)
+    assert set(load.statuses) <= {200, 503}
+    assert check_books(run)["error"] == 0
+    again = Load(run)
+    again.send(40)
+    assert again.statuses == {200: 40}
+
+
 @pytest.mark.parametrize("max_batch", [1, 4])
 def test_a_target_that_raises_once(serve: Serve, max_batch: int) -> None:
     target = Gated(scripted())

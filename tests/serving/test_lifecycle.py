@@ -13,8 +13,10 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 from live_server import Gated, Letters, Running, Serve, scripted, scripted_pair
 
+from specpilot.control import ControllerConfig
 from specpilot.serving.config import ServerConfig
 from specpilot.testing import plain_greedy
 
@@ -128,6 +130,83 @@ def test_health_tells_of_a_target_that_hangs(serve: Serve) -> None:
     target.open.set()
     run.wait_until(lambda: at_rest(run))
     run.wait_until(lambda: run.fetch("GET", "/health").status == 200)
+
+
+def test_a_target_that_hangs_gets_no_new_requests(serve: Serve) -> None:
+    """Refused at once, in the usual shape, and not admitted; taken again when it is back."""
+    target = Gated(scripted())
+    config = ServerConfig(port=0, measure=False, hang_timeout_s=0.1)
+    run = serve(scripted_pair(target), config)
+    known = run.post({"prompt": "ij", "whole_words": False}).json["choices"][0]["text"]
+    target.wait_for_pass()
+    target.open.clear()
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(run.post, {"prompt": "ab"})
+        target.wait_for_pass()
+        run.wait_until(lambda: run.fetch("GET", "/health").status == 503)
+        arrivals = run.server.controller.counters.arrivals
+        for stream in (False, True):
+            reply = run.post({"prompt": "cd", "stream": stream})
+            assert (reply.status, reply.error["code"]) == (503, "engine_hung")
+            assert int(reply.headers["retry-after"]) >= 1
+        assert run.server.controller.counters.arrivals == arrivals
+        assert run.server.engine.outstanding == 1
+        # What needs no target pass is served all the same.
+        again = run.post({"prompt": "ij", "whole_words": False})
+        assert again.json["choices"][0]["text"] == known
+        metrics = run.fetch("GET", "/metrics").body
+        assert b'specpilot_turned_away_requests_total{reason="engine_hung"} 2.0' in metrics
+        target.open.set()
+        assert waiting.result().status == 200
+    run.wait_until(lambda: run.fetch("GET", "/health").status == 200)
+    assert run.post({"prompt": "cd"}).status == 200
+    assert ends(run)["error"] == 0
+
+
+def test_who_comes_while_a_cycle_outlasts_the_slo_is_refused(serve: Serve) -> None:
+    """Long before it counts as hung: whoever comes now would miss the deadline."""
+    target = Gated(scripted())
+    run = serve(scripted_pair(target), promises=ControllerConfig(pass_budget=3.0, slo_p95_ms=50.0))
+    target.open.clear()
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(run.post, {"prompt": "ab", "slo_ms": 60_000.0})
+        target.wait_for_pass()
+        run.wait_until(lambda: run.server.engine.cycle_s > 0.05)
+        reply = run.post({"prompt": "cd"})
+        assert (reply.status, reply.error["code"]) == (429, "deadline")
+        assert "retry-after" in reply.headers
+        target.open.set()
+        assert waiting.result().status == 200
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_whose_thread_has_died_takes_nothing(serve: Serve) -> None:
+    run = serve(scripted_pair())
+
+    def ends_the_thread() -> bool:
+        raise SystemExit
+
+    run.server.engine._loop.step = ends_the_thread  # type: ignore[method-assign]
+    assert run.post({"prompt": "ab"}).status == 500
+    run.wait_until(lambda: not run.server.engine.alive)
+    reply = run.post({"prompt": "ab"})
+    assert (reply.status, reply.error["code"]) == (503, "unavailable")
+    assert run.fetch("GET", "/health").status == 503
+
+
+def test_who_still_waits_when_the_server_must_end_is_told(serve: Serve) -> None:
+    """SIGTERM while the target hangs: a definite status, not a bare 500 or a closed connection."""
+    target = Gated(scripted())
+    run = serve(scripted_pair(target), ServerConfig(port=0, measure=False, drain_timeout_s=0.5))
+    target.open.clear()
+    with ThreadPoolExecutor(1) as threads:
+        waiting = threads.submit(run.post, {"prompt": "ab"})
+        target.wait_for_pass()
+        run.stop()
+        reply = waiting.result()
+    assert (reply.status, reply.error["code"]) == (503, "shutting_down")
+    assert not run.server.drained
+    target.open.set()
 
 
 def test_a_draft_that_hangs_costs_no_answer(serve: Serve) -> None:

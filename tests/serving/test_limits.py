@@ -91,15 +91,6 @@ def test_malformed_bodies(bundled: Running, body: bytes, path: str) -> None:
     assert reply.error["type"] == "invalid_request_error"
 
 
-def test_other_content_types_methods_and_paths(bundled: Running) -> None:
-    body = json.dumps({"prompt": "a"}).encode()
-    assert bundled.post(body, **{"Content-Type": "application/x-www-form-urlencoded"}).status == 400
-    assert bundled.fetch("GET", "/v1/completions").status == 405
-    assert bundled.fetch("GET", "/v1/nothing").status == 404
-    for method, path in (("GET", "/v1/completions"), ("POST", "/v1/nothing")):
-        assert bundled.fetch(method, path).error["message"]
-
-
 def test_large_bodies_are_not_read(serve: Serve) -> None:
     run = serve(scripted_pair(), ServerConfig(port=0, measure=False, max_body_bytes=1000))
     declared = raw(run, head(1001))

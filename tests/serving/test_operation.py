@@ -14,8 +14,8 @@ from live_server import UNHURRIED, Gated, Running, Serve, scripted, scripted_pai
 from prometheus_client.parser import text_string_to_metric_families
 
 from specpilot.control import ControllerConfig
+from specpilot.serving.answers import Ask
 from specpilot.serving.config import Keys, ServerConfig
-from specpilot.serving.service import Ask
 from specpilot.trace import CycleRecord, read_trace
 from specpilot.trace.replay import replay_decisions
 

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
-from collections.abc import AsyncIterator, Sequence
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from starlette.responses import Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from specpilot.control.types import StopCause
 from specpilot.decoding.request import fit_prompt
 from specpilot.decoding.types import SamplingParams
 from specpilot.models.base import ContextLimitError
 from specpilot.pair import TextTokenizer
+from specpilot.serving.answers import Answer, Ask
 from specpilot.serving.chat import ChatFormat
 from specpilot.serving.config import ServerConfig
 from specpilot.serving.errors import ApiError, bad_request, json_response
 from specpilot.serving.schema import ChatBody, CompletionBody, Sampling, Speculation, StreamOptions
-from specpilot.serving.service import Answer, Ask, CompletionService, Run, usage_block
+from specpilot.serving.service import CompletionService, Run
+from specpilot.serving.shapes import DONE, ChatShape, Shape, TextShape, event
 
 LOG = logging.getLogger("specpilot.serving")
 CREATED = int(time.time())
+_T = TypeVar("_T")
 _LONG_TEXT = 8_192
 """Characters above which encoding leaves the event loop: a whole body of text takes part of a second."""
 
@@ -82,28 +85,37 @@ class Api:
     async def completions(self, body: CompletionBody, request: Request) -> Response:
         """Continue a prompt."""
         arrival_s = self._arrival(request)
+        prompt = body.prompt
+        if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str | list):
+            prompt = prompt[0]
         tokens: Sequence[int]
-        if isinstance(body.prompt, str):
-            tokens = await self._encode(body.prompt, "prompt")
-        elif body.prompt and isinstance(body.prompt[0], str):
-            tokens = await self._encode(body.prompt[0], "prompt")
+        if isinstance(prompt, str):
+            tokens = await self._encode(prompt, "prompt")
         else:
-            tokens = [self._token(index, token) for index, token in enumerate(body.prompt)]
-        ask = self._ask(body, tokens, body.max_tokens, "prompt", request)
-        return await self._respond(ask, body, request, arrival_s, _TextShape(self._config.model_name))
+            tokens = [self._token(index, token) for index, token in enumerate(prompt)]
+        ask = self._ask(body, tokens, "max_tokens", body.max_tokens, "prompt", request)
+        return await self._respond(ask, body, request, arrival_s, TextShape(self._config.model_name))
 
     async def chat(self, body: ChatBody, request: Request) -> Response:
         """Continue a chat."""
         arrival_s = self._arrival(request)
-        messages = [{"role": message.role, "content": message.text} for message in body.messages]
+        messages = [message.fields for message in body.messages]
         try:
             prompt = self._chat.prompt(messages)
         except ValueError as error:
             raise bad_request("messages", str(error)) from None
         tokens = await self._encode(prompt, "messages", templated=self._chat.templated)
-        wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-        ask = self._ask(body, tokens, wanted, "messages", request)
-        return await self._respond(ask, body, request, arrival_s, _ChatShape(self._config.model_name))
+        most, name = body.max_tokens, "max_tokens"
+        if body.max_completion_tokens is not None:
+            if most not in (None, body.max_completion_tokens):
+                raise bad_request(
+                    "max_tokens",
+                    f"max_tokens: {most} differs from max_completion_tokens {body.max_completion_tokens}; "
+                    "give one of them",
+                )
+            most, name = body.max_completion_tokens, "max_completion_tokens"
+        ask = self._ask(body, tokens, name, most, "messages", request)
+        return await self._respond(ask, body, request, arrival_s, ChatShape(self._config.model_name))
 
     def _arrival(self, request: Request) -> float:
         """When the request came in, on the engine's clock."""
@@ -113,17 +125,27 @@ class Api:
     # --- bodies to asks --------------------------------------------------------------------------
 
     def _ask(
-        self, body: Sampling, tokens: Sequence[int], max_tokens: int | None, field: str, request: Request
+        self,
+        body: Sampling,
+        tokens: Sequence[int],
+        limit_name: str,
+        limit: int | None,
+        field: str,
+        request: Request,
     ) -> Ask:
         if body.model is not None:
             self._check_model(body.model)
         if body.stream_options is not None and not body.stream:
             raise bad_request("stream_options", "stream_options: it needs stream=true; leave it out")
-        wanted = max_tokens or min(self._config.default_max_tokens, self._context_limit - 1)
+        if limit is None:  # what fits: nobody who asked for nothing is refused for asking too much
+            room = self._context_limit - max(1, len(tokens))
+            wanted = max(1, min(self._config.default_max_tokens, room))
+        else:
+            wanted = limit
         if wanted > self._config.max_tokens_limit:
             raise bad_request(
-                "max_tokens",
-                f"max_tokens: {wanted} is not in 1…{self._config.max_tokens_limit}; ask for fewer",
+                limit_name,
+                f"{limit_name}: {wanted} is not in 1…{self._config.max_tokens_limit}; ask for fewer",
             )
         stop = () if body.stop is None else (body.stop,) if isinstance(body.stop, str) else tuple(body.stop)
         for index, text in enumerate(stop):
@@ -213,16 +235,12 @@ class Api:
     # --- runs to responses -----------------------------------------------------------------------
 
     async def _respond(
-        self, ask: Ask, body: Sampling, request: Request, arrival_s: float, shape: _Shape
+        self, ask: Ask, body: Sampling, request: Request, arrival_s: float, shape: Shape
     ) -> Response:
         run = self._service.start(ask, arrival_s)
         shape.identify(run)
         if body.stream:
-            return StreamingResponse(
-                self._stream(run, shape, body.stream_options or StreamOptions()),
-                media_type="text/event-stream",
-                headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"},
-            )
+            return _EventStream(run, self._stream(run, shape, body.stream_options or StreamOptions()))
         answer = await self._answer(run, request)
         if answer is None:  # nobody reads this
             return Response(status_code=499)
@@ -241,116 +259,59 @@ class Api:
             )
             if waiting in done:
                 return waiting.result()
-            run.cancel()
             if not done:
                 raise _timed_out(self._config.request_timeout_s)
             return None
         finally:
             waiting.cancel()
             leaving.cancel()
+            run.cancel()  # unless it is over
 
-    async def _stream(self, run: Run, shape: _Shape, options: StreamOptions) -> AsyncIterator[bytes]:
-        running = options.include_usage and options.continuous_usage_stats
-        try:
-            async with asyncio.timeout(self._config.request_timeout_s):
-                for chunk in shape.opening():
-                    yield _event({**chunk, "usage": run.usage} if running else chunk)
-                async for piece in run.deltas():
-                    chunk = shape.chunk(piece)
-                    yield _event({**chunk, "usage": run.usage} if running else chunk)
-                answer = await run.answer()
-            _check_answer(answer)
-            chunk = shape.closing(answer)
-            yield _event({**chunk, "usage": run.usage} if running else chunk)
+    async def _stream(self, run: Run, shape: Shape, options: StreamOptions) -> AsyncIterator[bytes]:
+        end_s = asyncio.get_running_loop().time() + self._config.request_timeout_s
+
+        def chunk_event(chunk: dict[str, Any]) -> bytes:
             if options.include_usage:
-                yield _event(shape.usage(answer))
+                chunk["usage"] = run.usage if options.continuous_usage_stats else None
+            return event(chunk)
+
+        pieces = run.deltas()
+        try:
+            for chunk in shape.opening():
+                yield chunk_event(chunk)
+            while (piece := await _by(end_s, anext(pieces, None))) is not None:
+                yield chunk_event(shape.chunk(piece))
+            answer = await run.answer()  # it is there
+            _check_answer(answer)
+            yield chunk_event(shape.closing(answer))
+            if options.include_usage:
+                yield event(shape.usage(answer))
         except TimeoutError:
-            yield _event(_timed_out(self._config.request_timeout_s).body)
+            yield event(_timed_out(self._config.request_timeout_s).body)
         except ApiError as error:
-            yield _event(error.body)
+            yield event(error.body)
+        yield DONE
+
+
+class _EventStream(StreamingResponse):
+    """A run as server-sent events. However it ends, begun or not, the run does not outlive it."""
+
+    def __init__(self, run: Run, content: AsyncIterator[bytes]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(content, media_type="text/event-stream", headers=headers)
+        self._run = run
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
         finally:
-            run.cancel()
-        yield b"data: [DONE]\n\n"
+            self._run.cancel()
 
 
-class _Shape:
-    """How OpenAI writes one kind of answer."""
-
-    object = ""
-    chunk_object = ""
-    prefix = ""
-
-    def __init__(self, model: str) -> None:
-        self._model = model
-        self._id = ""
-        self._created = int(time.time())
-
-    def identify(self, run: Run) -> None:
-        self._id = f"{self.prefix}-{run.request_id}"
-
-    def choice(self, text: str, finish_reason: str) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def delta(self, text: str | None, finish_reason: str | None) -> dict[str, Any]:
-        raise NotImplementedError
-
-    def opening(self) -> list[dict[str, Any]]:
-        return []
-
-    def whole(self, answer: Answer) -> dict[str, Any]:
-        return {
-            **self._head(self.object),
-            "choices": [self.choice(answer.text, answer.finish_reason)],
-            "usage": usage_block(answer.prompt_tokens, answer.completion_tokens),
-            "specpilot": answer.account,
-        }
-
-    def chunk(self, piece: str) -> dict[str, Any]:
-        return {**self._head(self.chunk_object), "choices": [self.delta(piece, None)]}
-
-    def closing(self, answer: Answer) -> dict[str, Any]:
-        choice = self.delta(None, answer.finish_reason)
-        return {**self._head(self.chunk_object), "choices": [choice], "specpilot": answer.account}
-
-    def usage(self, answer: Answer) -> dict[str, Any]:
-        return {
-            **self._head(self.chunk_object),
-            "choices": [],
-            "usage": usage_block(answer.prompt_tokens, answer.completion_tokens),
-        }
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {"id": self._id, "object": kind, "created": self._created, "model": self._model}
-
-
-class _TextShape(_Shape):
-    object = chunk_object = "text_completion"
-    prefix = "cmpl"
-
-    def choice(self, text: str, finish_reason: str) -> dict[str, Any]:
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
-
-    def delta(self, text: str | None, finish_reason: str | None) -> dict[str, Any]:
-        return {"index": 0, "text": text or "", "logprobs": None, "finish_reason": finish_reason}
-
-
-class _ChatShape(_Shape):
-    object = "chat.completion"
-    chunk_object = "chat.completion.chunk"
-    prefix = "chatcmpl"
-
-    def choice(self, text: str, finish_reason: str) -> dict[str, Any]:
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": 0, "message": message, "logprobs": None, "finish_reason": finish_reason}
-
-    def delta(self, text: str | None, finish_reason: str | None) -> dict[str, Any]:
-        delta = {} if text is None else {"content": text}
-        return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-
-    def opening(self) -> list[dict[str, Any]]:
-        delta = {"role": "assistant", "content": ""}
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": None}
-        return [{**self._head(self.chunk_object), "choices": [choice]}]
+async def _by(end_s: float, awaited: Awaitable[_T]) -> _T:
+    """The result, if it comes until then. (A time-out around a generator's yields would hit its caller.)"""
+    async with asyncio.timeout_at(end_s):
+        return await awaited
 
 
 def _check_answer(answer: Answer) -> None:
@@ -368,10 +329,6 @@ def _timed_out(seconds: float) -> ApiError:
     return ApiError(
         504, f"no answer within {seconds:g} s; the engine may hang", "server_error", code="timeout"
     )
-
-
-def _event(body: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(body, ensure_ascii=True, separators=(",", ":")).encode() + b"\n\n"
 
 
 async def _disconnect(request: Request) -> None:

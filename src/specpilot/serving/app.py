@@ -89,7 +89,7 @@ class Server:
             EngineState(
                 self.engine,
                 {"target": self.stores[0], "draft": self.stores[1]},
-                lambda: self.service.continuations.tokens,
+                self.service.continuations,
             )
         )
         self.api = Api(
@@ -114,6 +114,7 @@ class Server:
             docs_url=None,
             redoc_url=None,
             openapi_url="/openapi.json",
+            redirect_slashes=False,  # to wherever the Host header points
         )
         app.include_router(self.api.router(), responses=_ERRORS)
         app.include_router(Admin(self.engine, self.metrics).router(), responses=_ERRORS)
@@ -144,17 +145,8 @@ class Server:
 
     async def health(self) -> Response:
         """200 while requests are taken and cycles end, 503 with the reason otherwise."""
-        running_s = self.engine.cycle_s
-        if running_s > self.config.hang_timeout_s:
-            raise ApiError(
-                503,
-                f"the engine hangs: a cycle has been running for {running_s:.1f} s; "
-                "restart the server if it does not come back",
-                "server_error",
-                code="engine_hung",
-            )
-        if self.service.draining or not self.engine.alive:
-            raise ApiError(503, "the server takes no requests", "server_error", code="unavailable")
+        if (error := self.service.unavailable()) is not None:
+            raise error
         return Response("ok", media_type="text/plain")
 
     @contextlib.asynccontextmanager
@@ -212,9 +204,10 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         (404, "No such model"),
         (408, "The body came too slowly"),
         (413, "The body is too large"),
+        (415, "The body is not application/json"),
         (429, "The request cannot be served as promised; see Retry-After"),
         (500, "The engine failed on this request"),
-        (503, "The server is shutting down"),
+        (503, "The engine hangs, the server is shutting down, or there are too many connections"),
         (504, "The engine gave no answer"),
     )
 }
@@ -228,6 +221,8 @@ async def _api_error(request: Request, error: Exception) -> Response:
 async def _validation_error(request: Request, error: Exception) -> Response:
     """A body that pydantic refuses, in OpenAI's words: the first problem, with the field's name."""
     assert isinstance(error, RequestValidationError)
+    if (unsupported := _unsupported(request)) is not None:
+        return unsupported.response()
     problems = error.errors()
     # For a union pydantic lists each alternative; the one that came furthest says most.
     problem = max(problems, key=lambda one: len(one["loc"]))
@@ -243,7 +238,8 @@ async def _validation_error(request: Request, error: Exception) -> Response:
             code="unknown_parameter",
         ).response()
     if problem["type"] == "missing":
-        return ApiError(400, f"{param}: it is required", param=param, code="missing_parameter").response()
+        message = f"{param or 'body'}: it is required"
+        return ApiError(400, message, param=param or None, code="missing_parameter").response()
     message = f"{param or 'body'}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
     return ApiError(400, message, param=param or None, code="invalid_value").response()
 
@@ -259,10 +255,31 @@ def _field(path: Sequence[str | int]) -> str:
     return parts
 
 
+def _unsupported(request: Request) -> ApiError | None:
+    """Why a body could not be read, where its headers say it."""
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        problem = f"Content-Encoding: {encoding[:80]!r} is not supported; send the body as it is"
+    else:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "application/json" or kind.endswith("+json"):
+            return None
+        problem = f"Content-Type: {kind[:80]!r} is not application/json; say that it is"
+    return ApiError(415, problem, code="unsupported_media_type")
+
+
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    message = str(error.detail)
-    return ApiError(error.status_code, message, headers=error.headers, code=None).response()
+    message, code = str(error.detail), None
+    what = f"{request.method} {request.url.path[:80]}"
+    if error.status_code == 404:
+        message, code = f"there is no {what}; see /openapi.json", "unknown_url"
+    elif error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        message, code = f"{what} is not allowed, {allowed} is", "method_not_allowed"
+    elif error.status_code == 400 and (unsupported := _unsupported(request)) is not None:
+        return unsupported.response()
+    return ApiError(error.status_code, message, headers=error.headers, code=code).response()
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

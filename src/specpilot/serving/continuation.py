@@ -5,8 +5,8 @@ keyed by absolute position). So when a new prompt is an earlier prompt plus the 
 the rest of that output is exactly what the target would say again, and it is served without a target pass.
 Other sampling is never cached.
 
-Entries are found by the new prompt's length and last tokens and then compared in full. A *scope* (tenant,
-user, session, sampling parameters) never sees another scope's entries.
+Entries are found by a hash of scope, length and last tokens of the new prompt and then compared in full. A
+*scope* (tenant, user, session, sampling parameters) never sees another scope's entries.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from specpilot.control.types import StopCause
 
 _TAIL = 8
 """Last tokens of a prompt that, with its length, find the candidates."""
+_OWN = (StopCause.MAX_TOKENS, StopCause.STOP, StopCause.CANCELLED, StopCause.ERROR)
+"""Ends that say something about a request and nothing about its text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class Rest:
     """Verified tokens that follow a prompt, and why they end where they do.
 
     ``lasting``: not merely what an earlier request for this very prompt asked for (its max_tokens, its stop
-    string); another request may want more.
+    string) or had when it was broken off; another request may want more.
     """
 
     tokens: tuple[int, ...]
@@ -41,8 +43,9 @@ class _Entry:
     prompt_tokens: int
     cause: StopCause
 
-
-_Key = tuple[Hashable, int, tuple[int, ...]]
+    def follows(self, scope: Hashable, tokens: tuple[int, ...]) -> bool:
+        """Whether it is of this scope and begins with these tokens."""
+        return self.scope == scope and self.tokens[: len(tokens)] == tokens
 
 
 class ContinuationCache:
@@ -50,17 +53,21 @@ class ContinuationCache:
 
     Args:
         max_tokens: most tokens held, prompts counted; 0 keeps nothing.
+        max_entries: most outputs held, ≥ 1: each has a scope and objects of its own besides its tokens.
 
     Raises:
-        ValueError: if it is negative.
+        ValueError: for a value out of range.
     """
 
-    def __init__(self, max_tokens: int) -> None:
+    def __init__(self, max_tokens: int, max_entries: int = 20_000) -> None:
         if max_tokens < 0:
             raise ValueError(f"max_tokens: {max_tokens} is not ≥ 0; use 0 to keep nothing")
+        if max_entries < 1:
+            raise ValueError(f"max_entries: {max_entries} is not ≥ 1; use max_tokens=0 to keep nothing")
         self._max_tokens = max_tokens
+        self._max_entries = max_entries
         self._entries: OrderedDict[int, _Entry] = OrderedDict()  # by identity, oldest first
-        self._index: dict[_Key, _Entry] = {}
+        self._index: dict[int, _Entry] = {}
         self._tokens = 0
 
     def __len__(self) -> int:
@@ -84,7 +91,7 @@ class ContinuationCache:
             if (
                 known is None
                 or len(known.tokens) < len(entry.tokens)
-                or known.tokens[:length] != entry.tokens[:length]
+                or not known.follows(scope, entry.tokens[:length])
             ):
                 self._index[key] = entry
                 fresh = True
@@ -92,17 +99,17 @@ class ContinuationCache:
             return
         self._entries[id(entry)] = entry
         self._tokens += len(entry.tokens)
-        while self._tokens > self._max_tokens:
+        while self._tokens > self._max_tokens or len(self._entries) > self._max_entries:
             self._drop(next(iter(self._entries.values())))
 
     def get(self, scope: Hashable, prompt: Sequence[int]) -> Rest | None:
         """What is known to follow ``prompt``, if anything."""
         tokens = tuple(prompt)
         entry = self._index.get(_key(scope, tokens, len(tokens)))
-        if entry is None or entry.tokens[: len(tokens)] != tokens:
+        if entry is None or not entry.follows(scope, tokens):
             return None
         self._entries.move_to_end(id(entry))
-        own_end = len(tokens) == entry.prompt_tokens and entry.cause in (StopCause.MAX_TOKENS, StopCause.STOP)
+        own_end = len(tokens) == entry.prompt_tokens and entry.cause in _OWN
         return Rest(entry.tokens[len(tokens) :], entry.cause, not own_end)
 
     def _drop(self, entry: _Entry) -> None:
@@ -114,5 +121,6 @@ class ContinuationCache:
                 del self._index[key]
 
 
-def _key(scope: Hashable, tokens: tuple[int, ...], length: int) -> _Key:
-    return scope, length, tokens[max(0, length - _TAIL) : length]
+def _key(scope: Hashable, tokens: tuple[int, ...], length: int) -> int:
+    """A hash, since one is kept for every output token; what it finds is compared in full."""
+    return hash((scope, length, tokens[max(0, length - _TAIL) : length]))

@@ -199,9 +199,11 @@ class Engine(LoopObserver):
             self._cycle_began_s = self._clock.now()
             try:
                 busy = self._loop.step()
-            except Exception:
+            except BaseException as error:
                 LOG.exception("the serving loop failed; the requests in flight end with an error")
                 self._abandon()
+                if not isinstance(error, Exception):  # the thread ends; nothing more is taken
+                    raise
                 busy = True
             finally:
                 self._cycle_began_s = None
@@ -221,9 +223,12 @@ class Engine(LoopObserver):
             for job in list(self._jobs.values()):
                 e2e_ms = (now - (now if job.info.arrival_s is None else job.info.arrival_s)) * 1000.0
                 request_id = job.info.request_id
-                self.finished(
-                    job.info, RequestSummary(request_id, StopCause.ERROR, 0, 0, 0, 0, e2e_ms, False), now
-                )
+                try:
+                    self.finished(
+                        job.info, RequestSummary(request_id, StopCause.ERROR, 0, 0, 0, 0, e2e_ms, False), now
+                    )
+                except Exception:  # the thread must live on for the others
+                    LOG.exception("request %s could not be ended in order", request_id)
 
     # --- told by the loop ------------------------------------------------------------------------
 

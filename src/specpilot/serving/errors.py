@@ -47,11 +47,11 @@ def bad_request(param: str | None, message: str, code: str | None = None) -> Api
     return ApiError(400, message, param=param, code=code)
 
 
-def overloaded(message: str, retry_after_ms: float, code: str) -> ApiError:
-    """429, with the time after which another try makes sense."""
+def overloaded(message: str, retry_after_ms: float, code: str, status: int = 429) -> ApiError:
+    """429 (or 503), with the time after which another try makes sense."""
     wait_ms = max(1.0, retry_after_ms)
     headers = {"Retry-After": str(math.ceil(wait_ms / 1000.0)), "Retry-After-Ms": f"{wait_ms:.0f}"}
-    return ApiError(429, message, "overloaded_error", code=code, headers=headers)
+    return ApiError(status, message, "overloaded_error", code=code, headers=headers)
 
 
 def json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

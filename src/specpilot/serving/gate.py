@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 from collections.abc import Callable, Iterable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from specpilot.serving.config import ADMIN_VARIABLE, Keys
-from specpilot.serving.errors import ApiError
+from specpilot.serving.errors import ApiError, overloaded
+
+_LINGER_S = 0.5
+"""A client that was turned away and sends nothing for so long is done."""
+_FOR_OPERATORS = ("/health", "/metrics")
+"""Answered however many connections there are."""
 
 
 class Gate:
@@ -43,26 +49,59 @@ class Gate:
             await self._app(scope, receive, send)
             return
 
+        started = False
+
         async def counted(message: Message) -> None:
+            nonlocal started
             if message["type"] == "http.response.start":
+                started = True
                 self._on_response(message["status"])
             await send(message)
 
         try:
+            self._check_room(scope)
             scope.setdefault("state", {})["tenant"] = self._tenant(scope)
             if scope["method"] in ("POST", "PUT", "PATCH"):
                 parts = await self._body(scope, receive)
                 if len(parts) > 1:  # its client took its time: that is not the server's
                     scope["state"].pop("received_s", None)
                 receive = _replay(b"".join(parts), receive)
+            elif scope["method"] == "HEAD":  # uvicorn leaves the body out
+                scope = {**scope, "method": "GET"}
         except ApiError as error:
-            # What is left of the body is not read: the connection cannot be used again.
-            error.headers.setdefault("Connection", "close")
-            await error.response()(scope, receive, counted)
+            await self._turn_away(error, receive, counted)
             return
         except _Gone:
             return
-        await self._app(scope, receive, counted)
+        try:
+            await self._app(scope, receive, counted)
+        except asyncio.CancelledError:
+            if started:
+                raise
+            # uvicorn's time for the requests in flight is over: who still waits gets a definite answer.
+            late = overloaded("the server is shutting down; try elsewhere", 1000.0, "shutting_down", 503)
+            await late.response()(scope, receive, counted)
+
+    def _check_room(self, scope: Scope) -> None:
+        if scope.get("state", {}).get("crowded") and scope["path"] not in _FOR_OPERATORS:
+            raise overloaded(
+                "there are too many connections; retry later", 1000.0, "too_many_connections", 503
+            )
+
+    async def _turn_away(self, error: ApiError, receive: Receive, send: Send) -> None:
+        """Answer, then read on for a while: a client that is still sending would see a reset, not the answer.
+
+        The connection cannot be used again.
+        """
+        response = error.response()
+        headers = [*response.raw_headers, (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body, "more_body": True})
+        if error.status != 408:  # that one has had its time
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._body_timeout_s):
+                    await _discard(receive)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _tenant(self, scope: Scope) -> str:
         path: str = scope["path"]
@@ -87,7 +126,7 @@ class Gate:
         token = _bearer(scope["headers"])
         if token is not None and self._keys.is_admin(token):
             return
-        if not self._keys.has_admin and not self._keys.required and _loopback(scope):
+        if not self._keys.has_admin and not self._keys.required and _from_here(scope):
             return
         raise ApiError(
             403,
@@ -145,17 +184,40 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
+async def _discard(receive: Receive) -> None:
+    """Read what is left of a body, until its client pauses."""
+    more = True
+    while more:
+        async with asyncio.timeout(_LINGER_S):
+            message = await receive()
+        more = message["type"] != "http.disconnect" and message.get("more_body", False)
+
+
 def _bearer(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    for name, value in headers:
-        if name == b"authorization":
-            scheme, _, token = value.decode("utf-8", "surrogateescape").partition(" ")
-            return token.strip() if scheme.lower() == "bearer" and token.strip() else None
-    return None
+    """The one token; several headers are as good as none, since others might go by another one."""
+    found = [value for name, value in headers if name == b"authorization"]
+    if len(found) != 1:
+        return None
+    scheme, _, token = found[0].decode("utf-8", "surrogateescape").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" and token.strip() else None
 
 
-def _loopback(scope: Scope) -> bool:
+def _from_here(scope: Scope) -> bool:
+    """Whether a client on this machine calls this machine.
+
+    By its own name, that is: a browser that another site's page has led here by that site's name (DNS
+    rebinding) says so in the Host header.
+    """
     client = scope.get("client")
+    hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+    if client is None or len(hosts) != 1:
+        return False
+    name = hosts[0].rpartition("]")[0][1:] if hosts[0].startswith("[") else hosts[0].partition(":")[0]
+    return _loopback(client[0]) and (name.lower() == "localhost" or _loopback(name))
+
+
+def _loopback(address: str) -> bool:
     try:
-        return client is not None and ipaddress.ip_address(client[0]).is_loopback
+        return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return False

@@ -4,65 +4,90 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import re
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from specpilot.serving.app import Server
 from specpilot.serving.config import ServerConfig
+from specpilot.serving.errors import ApiError
 
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread may keep the interpreter from the others: with Python's 5 ms an answer would wait that
 long whenever the engine's thread computes something in Python."""
-
-
 BACKLOG = 512
 MAX_HEADER_BYTES = 64 << 10
 
 
+_UPGRADE = re.compile(rb"\r\nupgrade:[^\r\n]*", re.IGNORECASE)
+
+
 def protocol(
-    header_timeout_s: float, idle_timeout_s: float, now: Callable[[], float]
+    header_timeout_s: float, idle_timeout_s: float, max_connections: int, now: Callable[[], float]
 ) -> type[asyncio.Protocol]:
     """A protocol for uvicorn that bounds a request's headers in time (408) and size (431).
 
-    It also notes when a request came in (``state["received_s"]`` on the clock ``now``): in a burst the
-    application sees it a good while later, and latency is promised from its arrival.
+    It also notes in a request's ``state`` when it came in (``received_s``, on the clock ``now``: in a burst
+    the application sees it a good while later, and latency is promised from its arrival) and whether there
+    are more connections than there may be (``crowded``). What is answered here has OpenAI's shape too.
     """
 
     class Bounded(HttpToolsProtocol):
         _deadline: asyncio.TimerHandle | None = None
         _header_bytes = 0
+        _received_s = 0.0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
+            self._cycles: list[RequestResponseCycle] = []
             # Browsers and pools open connections in stock: one that says nothing is closed without a word.
             self._deadline = self.loop.call_later(idle_timeout_s, transport.close)
 
         def data_received(self, data: bytes) -> None:
-            received_s = now()
+            self._received_s = now()
+            if self._idle and not self._header_bytes:
+                data = _without_upgrade(data)
             before = self.cycle
             super().data_received(data)
             if self.cycle is not before:  # a request's headers are complete
-                self.cycle.scope["state"]["received_s"] = received_s
                 self._stop_waiting()
-            elif self._idle:
+            elif self._idle and not self.transport.is_closing():
                 if not self._header_bytes:
                     self._stop_waiting()
-                    self._deadline = self.loop.call_later(
-                        header_timeout_s, self._refuse, b"408 Request Timeout"
-                    )
+                    self._deadline = self.loop.call_later(header_timeout_s, self._too_slow)
                 self._header_bytes += len(data)
                 if self._header_bytes > MAX_HEADER_BYTES:
-                    self._refuse(b"431 Request Header Fields Too Large")
+                    self._refuse(
+                        431, f"the headers exceed {MAX_HEADER_BYTES} bytes; send fewer", "headers_too_large"
+                    )
+
+        def on_headers_complete(self) -> None:
+            super().on_headers_complete()
+            self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
+            self._cycles.append(self.cycle)
+            state = self.cycle.scope["state"]
+            state["received_s"] = self._received_s
+            state["crowded"] = len(self.connections) > max_connections
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_waiting()
             super().connection_lost(exc)
+            # uvicorn tells only the last one of several pipelined requests.
+            for cycle in self._cycles:
+                if not cycle.response_complete:
+                    cycle.disconnected = True
+                    cycle.message_event.set()
+
+        def send_400_response(self, msg: str) -> None:
+            self._stop_waiting()
+            self._answer(400, f"{msg} It is no HTTP/1.1 that this server understands.", "invalid_http")
 
         @property
         def _idle(self) -> bool:
@@ -74,21 +99,45 @@ def protocol(
                 self._deadline.cancel()
                 self._deadline = None
 
-        def _refuse(self, status: bytes) -> None:
+        def _too_slow(self) -> None:
+            self._refuse(
+                408, f"the headers did not arrive within {header_timeout_s:g} s; try again", "header_timeout"
+            )
+
+        def _refuse(self, status: int, message: str, code: str) -> None:
             self._stop_waiting()
             if self._idle and not self.transport.is_closing():
-                self.transport.write(
-                    b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-                )
-                self.transport.close()
+                self._answer(status, message, code)
+
+        def _answer(self, status: int, message: str, code: str) -> None:
+            body = ApiError(status, message, code=code).response().body
+            head = (
+                f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\nconnection: close\r\n"
+                f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+            )
+            self.transport.write(head.encode() + body)
+            self.transport.close()
 
     return Bounded
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """The start of a request, its offer of another protocol (Java's client: h2c) left out.
+
+    The offer is never taken, and the parser would stop behind the headers and lose the body.
+    """
+    end = data.find(b"\r\n\r\n")
+    head = data if end < 0 else data[:end]
+    found = _UPGRADE.search(head)
+    return data if found is None else data[: found.start()] + data[found.end() :]
 
 
 def uvicorn_config(server: Server, config: ServerConfig) -> uvicorn.Config:
     """How uvicorn runs the application."""
     options: dict[str, Any] = {
-        "http": protocol(config.header_timeout_s, config.keep_alive_s, server.engine.now),
+        "http": protocol(
+            config.header_timeout_s, config.keep_alive_s, config.max_connections, server.engine.now
+        ),
         "ws": "none",
         "lifespan": "on",
         "log_level": "warning",
@@ -96,7 +145,6 @@ def uvicorn_config(server: Server, config: ServerConfig) -> uvicorn.Config:
         "server_header": False,
         "timeout_keep_alive": int(config.keep_alive_s),
         "timeout_graceful_shutdown": int(config.drain_timeout_s) or 1,
-        "limit_concurrency": config.max_connections,
         "backlog": BACKLOG,
     }
     return uvicorn.Config(server.app, host=config.host, port=config.port, **options)

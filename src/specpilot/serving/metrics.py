@@ -8,9 +8,9 @@ No text and no token of a request is in a metric.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
-from prometheus_client import CollectorRegistry, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Histogram, ProcessCollector, generate_latest
 from prometheus_client import Counter as PrometheusCounter
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -19,6 +19,7 @@ from specpilot.control.config import Mode
 from specpilot.control.types import Binding, CycleOutcome, CyclePlan, RequestInfo, RequestSummary, StopCause
 from specpilot.decoding.loop import LoopObserver
 from specpilot.models.sessions import CacheStore
+from specpilot.serving.continuation import ContinuationCache
 from specpilot.serving.engine import Engine
 
 LATENCY_S = (
@@ -51,6 +52,7 @@ class Metrics(LoopObserver):
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         registry = self.registry
+        ProcessCollector(registry=registry)  # resident memory, CPU time, open files; on Linux
         self._drafted = PrometheusCounter(
             "specpilot_draft_tokens", "Draft tokens that were sent to verification", registry=registry
         )
@@ -178,15 +180,15 @@ class EngineState(Collector):
     Args:
         engine: is read.
         stores: the models' KV stores, by name.
-        continuation_tokens: how many tokens the continuation cache holds.
+        continuations: the continuation cache.
     """
 
     def __init__(
-        self, engine: Engine, stores: Mapping[str, CacheStore], continuation_tokens: Callable[[], int]
+        self, engine: Engine, stores: Mapping[str, CacheStore], continuations: ContinuationCache
     ) -> None:
         self._engine = engine
         self._stores = stores
-        self._continuation_tokens = continuation_tokens
+        self._continuations = continuations
 
     def describe(self) -> Iterator[Metric]:
         """Nothing: names are not checked against other collectors'."""
@@ -241,11 +243,9 @@ class EngineState(Collector):
         for one in Mode:
             modes.add_metric([one.value], float(one is mode))
         yield modes
-        yield _gauge(
-            "specpilot_continuation_cache_tokens",
-            "Tokens in the continuation cache",
-            self._continuation_tokens(),
-        )
+        kept = self._continuations
+        yield _gauge("specpilot_continuation_cache_tokens", "Tokens in the continuation cache", kept.tokens)
+        yield _gauge("specpilot_continuation_cache_entries", "Outputs in the continuation cache", len(kept))
         yield from self._caches()
 
     def _caches(self) -> Iterator[Metric]:
@@ -254,13 +254,15 @@ class EngineState(Collector):
         )
         gone = CounterMetricFamily("specpilot_kv_evictions", "KV caches dropped", labels=["model"])
         size = GaugeMetricFamily("specpilot_kv_bytes", "Bytes in kept KV caches", labels=["model"])
+        kept = GaugeMetricFamily("specpilot_kv_caches", "KV caches kept for sessions", labels=["model"])
         for name, store in self._stores.items():
             stats = store.stats
             found.add_metric([name, "hit"], stats.hits)
             found.add_metric([name, "miss"], stats.misses)
             gone.add_metric([name], stats.evictions)
             size.add_metric([name], stats.bytes)
-        yield from (found, gone, size)
+            kept.add_metric([name], stats.caches)
+        yield from (found, gone, size, kept)
 
 
 def _by_position(name: str, text: str, registry: CollectorRegistry) -> list[PrometheusCounter]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 Text = Annotated[str, Field(max_length=256)]
 Token = Annotated[int, Field(ge=0)]
@@ -24,7 +25,7 @@ class StreamOptions(_Body):
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
     """vLLM's: with ``include_usage``, the usage so far stands in every chunk."""
-    include_obfuscation: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
 class Speculation(_Body):
@@ -64,11 +65,33 @@ class Sampling(_Body):
 class CompletionBody(Sampling):
     """``POST /v1/completions``."""
 
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=1)] | list[Token]
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=1)]
+        | list[Token]
+        | Annotated[list[list[Token]], Field(min_length=1, max_length=1)]
+    )
     best_of: Annotated[int, Field(ge=1, le=1)] | None = None
     echo: Literal[False] | None = None
     logprobs: None = None
     suffix: None = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def _has_a_form(cls, prompt: object) -> object:
+        """Says what is wrong at once: a union's own words are those of one of its alternatives."""
+        if isinstance(prompt, str) or (isinstance(prompt, list) and _is_one_prompt(prompt)):
+            return prompt
+        raise PydanticCustomError(
+            "prompt_form", "it must be one prompt: a text or a list of token ids (or a list of one of these)"
+        )
+
+
+def _is_one_prompt(prompt: list[object]) -> bool:
+    if len(prompt) == 1 and isinstance(prompt[0], str):
+        return True
+    tokens = prompt[0] if len(prompt) == 1 and isinstance(prompt[0], list) else prompt
+    return all(type(token) is int and token >= 0 for token in tokens)
 
 
 class TextPart(_Body):
@@ -86,9 +109,11 @@ class Message(_Body):
     name: str | None = None
 
     @property
-    def text(self) -> str:
-        """The content as one string."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+    def fields(self) -> dict[str, str]:
+        """As a chat template takes it: the content is one string."""
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": self.role, "content": text, **named}
 
 
 class ResponseFormat(_Body):

@@ -7,85 +7,21 @@ crosses over.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Hashable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
 
 from specpilot.control.types import Admission, StopCause
 from specpilot.decoding.request import DecodingRequest
 from specpilot.decoding.text import Detokenizer
-from specpilot.decoding.types import SamplingParams
+from specpilot.serving.answers import Answer, Ask, account_of, answer_of, cut_again, usage_block
 from specpilot.serving.config import ServerConfig
 from specpilot.serving.continuation import ContinuationCache
 from specpilot.serving.engine import Engine, Job
 from specpilot.serving.errors import ApiError, overloaded
 from specpilot.serving.metrics import Metrics
-from specpilot.serving.words import has_word, shown, whole_words
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """What a client wants, validated; ``prompt`` is as the target is to see it."""
-
-    prompt: tuple[int, ...]
-    max_tokens: int
-    params: SamplingParams
-    stop: tuple[str, ...] = ()
-    tenant: str = ""
-    user: str = ""
-    session_id: str | None = None
-    slo_ms: float | None = None
-    max_draft: int | None = None
-    whole_words: bool = True
-    continuation: bool = True
-    explain: bool = False
-    streamed: bool = False
-
-    @property
-    def scope(self) -> Hashable:
-        """Whose earlier outputs may be continued."""
-        return self.tenant, self.user, self.session_id, self.params
-
-    @property
-    def repeatable(self) -> bool:
-        """Whether the output is a function of prompt and parameters."""
-        return self.params.temperature == 0.0 or self.params.seed is not None
-
-    @property
-    def session_key(self) -> str | None:
-        """The session's name in the KV stores, which know nothing of tenants."""
-        if self.session_id is None:
-            return None
-        return json.dumps((self.tenant, self.user, self.session_id))
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """How a request ended: its visible text, and the account that goes with it."""
-
-    text: str
-    cause: StopCause
-    prompt_tokens: int
-    completion_tokens: int
-    account: dict[str, Any]
-    error: str | None = None
-
-    @property
-    def finish_reason(self) -> str:
-        """OpenAI's word for the end."""
-        return "stop" if self.cause in (StopCause.EOS, StopCause.STOP) else "length"
-
-
-def usage_block(prompt_tokens: int, completion_tokens: int) -> dict[str, int]:
-    """OpenAI's ``usage``."""
-    return {
-        "prompt_tokens": prompt_tokens,
-        "completion_tokens": completion_tokens,
-        "total_tokens": prompt_tokens + completion_tokens,
-    }
+from specpilot.serving.words import has_word, whole_words
 
 
 class Run:
@@ -196,7 +132,8 @@ class CompletionService:
             arrival_s: when it arrived, on the engine's clock; its latency counts from there.
 
         Raises:
-            ApiError: 429 if it cannot be served as promised, 503 while the server shuts down.
+            ApiError: 429 if it cannot be served as promised; 503 while the engine hangs or the server shuts
+                down.
         """
         if self.draining:
             self._metrics.turned_away("shutting_down")
@@ -218,7 +155,7 @@ class CompletionService:
             rest = self.continuations.get(ask.scope, ask.prompt)
             if rest is not None:
                 carried = request.emit(rest.tokens)
-                cause = request.ended or _cut(rest.cause)
+                cause = request.ended or cut_again(rest.cause)
                 worth = has_word(request.text) if ask.whole_words else bool(request.text)
                 if request.ended is not None or (rest.lasting and worth):
                     self._metrics.continuation("hit", carried)
@@ -229,11 +166,44 @@ class CompletionService:
     def _from_cache(self, ask: Ask, request: DecodingRequest, cause: StopCause, arrival_s: float) -> Run:
         run = Run(request.request_id, ask, lambda: None)
         e2e_ms = (self.engine.now() - arrival_s) * 1000.0
-        account = _account(ask, request, cause, carried=request.emitted, cached=True, e2e_ms=e2e_ms)
-        run.end(_answer(ask, request, cause, account))
+        account = account_of(ask, request, cause, carried=request.emitted, cached=True, e2e_ms=e2e_ms)
+        run.end(answer_of(ask, request, cause, account))
         return run
 
+    def unavailable(self) -> ApiError | None:
+        """Why the engine can take nothing now, if so. What is known without a target pass is still served."""
+        running_s = self.engine.cycle_s
+        if running_s > self.config.hang_timeout_s:
+            return overloaded(
+                f"the engine hangs: a cycle has been running for {running_s:.1f} s; requests are taken again "
+                "when it comes back, restart the server if it does not",
+                self.config.hang_timeout_s * 1000.0,
+                "engine_hung",
+                503,
+            )
+        if self.draining or not self.engine.alive:
+            return overloaded("the server takes no requests", 1000.0, "unavailable", 503)
+        return None
+
+    def _check_engine(self, ask: Ask) -> None:
+        """Refuse what would only wait for a call that does not come back."""
+        if (error := self.unavailable()) is not None:
+            self._metrics.turned_away(error.body["error"]["code"] or "unavailable")
+            raise error
+        promised_ms = self.engine.controller.config.slo_p95_ms
+        running_ms = self.engine.cycle_s * 1000.0
+        if running_ms > max(promised_ms, ask.slo_ms or 0.0):
+            # Far beyond what the cost model foresaw, and no cycle that keeps the promise takes as long.
+            self._metrics.turned_away("cycle_overdue")
+            raise overloaded(
+                "the request cannot meet its deadline; the cycle before it has been running for "
+                f"{running_ms:.0f} ms",
+                running_ms,
+                "deadline",
+            )
+
     def _submit(self, ask: Ask, request: DecodingRequest, carried: int, arrival_s: float) -> Run:
+        self._check_engine(ask)
         self._check_room(ask.tenant)
         request_id = request.request_id
         info = replace(
@@ -291,10 +261,10 @@ class CompletionService:
             return
         if ask.repeatable and ask.continuation:
             self.continuations.put(ask.scope, ask.prompt, request.output, summary.cause)
-        account = _account(
+        account = account_of(
             ask, request, summary.cause, carried=carried, cached=False, e2e_ms=summary.e2e_ms, job=job
         )
-        run.end(_answer(ask, request, summary.cause, account))
+        run.end(answer_of(ask, request, summary.cause, account))
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,65 +289,3 @@ class _Bridge:
             self.loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:  # the event loop is closed: nobody waits any more
             return
-
-
-def _cut(cause: StopCause) -> StopCause:
-    """Why a served rest ends: the cause that cut it the first time, where that still says something."""
-    return cause if cause in (StopCause.BUDGET, StopCause.DEADLINE) else StopCause.POLICY
-
-
-def _answer(ask: Ask, request: DecodingRequest, cause: StopCause, account: dict[str, Any]) -> Answer:
-    complete = cause.complete or not ask.whole_words
-    return Answer(
-        text=shown(request.text, complete=complete),
-        cause=cause,
-        prompt_tokens=len(ask.prompt),
-        completion_tokens=request.emitted,
-        account=account,
-        error=request.error if cause is StopCause.ERROR else None,
-    )
-
-
-def _account(
-    ask: Ask,
-    request: DecodingRequest,
-    cause: StopCause,
-    *,
-    carried: int,
-    cached: bool,
-    e2e_ms: float,
-    job: Job | None = None,
-) -> dict[str, Any]:
-    summary = None if job is None else job.summary
-    passes = 0 if summary is None else summary.target_passes
-    fresh = request.emitted - carried
-    block: dict[str, Any] = {
-        "stop_cause": cause.value,
-        "target_passes": passes,
-        "cycles": 0 if summary is None else summary.cycles,
-        "tokens_per_pass": round(fresh / passes, 3) if passes else None,
-        "verified_tokens": request.emitted,
-        "accepted_draft_tokens": 0 if job is None else job.accepted,
-        "drafted_tokens": 0 if job is None else job.drafted,
-        "carried_tokens": carried,
-        "cached": cached,
-        "e2e_ms": round(e2e_ms, 3),
-        "reason": "" if job is None else job.reason,
-    }
-    if job is not None and job.first_cycle_s is not None and job.info.arrival_s is not None:
-        block["engine_ms"] = round(job.engine_s * 1000.0, 3)
-        block["queue_ms"] = round((job.first_cycle_s - job.info.arrival_s) * 1000.0, 3)
-    if ask.explain:
-        block["cycle_details"] = [
-            {
-                "max_draft": cycle.max_draft,
-                "proposed": len(cycle.block),
-                "accepted": len(cycle.accepted),
-                "own_kind": cycle.own_kind,
-                "emitted": len(cycle.emitted),
-                "binding": cycle.reason.binding.value,
-                "fault": cycle.fault,
-            }
-            for cycle in request.details
-        ]
-    return block
