@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import openai
 import pytest
-from live_server import Running, Serve, scripted_pair
+from live_server import UNHURRIED, Running, Serve, scripted_pair
 
 from specpilot.serving.words import whole_words
 from specpilot.testing import plain_greedy
@@ -210,3 +211,23 @@ def test_usage_in_every_chunk_where_asked_for(serve: Serve) -> None:
         for chunk in chunks:
             usage = chunk["usage"]
             assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
+
+
+def test_trees_and_looked_up_text_are_still_plain_greedy(serve: Serve) -> None:
+    """With token trees every answer is a prefix of the target's own text, and the ledger holds."""
+    promises = replace(UNHURRIED, max_nodes=16, lookup_depth=12)
+    run = serve(scripted_pair(), promises=promises)
+    texts = ["ab. ab. ab", "cde", "jihgfedcba"]
+    with client(run) as api:
+        for turn in range(12):
+            answer = api.completions.create(
+                model="specpilot",
+                prompt=texts[turn % 3],
+                max_tokens=24,
+                temperature=0,
+                extra_body={"continuation": False, "session_id": "s"},
+            )
+            assert greedy(run, texts[turn % 3], 24).startswith(answer.choices[0].text)
+            assert block(answer)["target_passes"] >= 1
+    ledger = run.server.controller.ledger
+    assert ledger.passes_started <= 3 * ledger.admitted

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from specpilot.cli.options import DraftOption, TargetOption
+from specpilot.cli.options import DraftOption, LookupDepthOption, MaxNodesOption, TargetOption
 from specpilot.control import ControllerConfig
 from specpilot.control.config import Mode
 
@@ -44,6 +44,8 @@ def run(
         int, typer.Option(help="Most tokens in the continuation cache; 0: off.")
     ] = 1_000_000,
     cache_mb: Annotated[int, typer.Option(help="Most MiB of KV caches kept per model.")] = 256,
+    max_nodes: MaxNodesOption = DEFAULTS.max_nodes,
+    lookup_depth: LookupDepthOption = DEFAULTS.lookup_depth,
     draft_timeout_ms: Annotated[float, typer.Option(help="After this a draft counts as hung.")] = 100.0,
     snapshot: Annotated[
         Path | None, typer.Option(help="File for the learned state between runs.", show_default=False)
@@ -70,7 +72,12 @@ def run(
     if mode not in tuple(Mode):
         raise ValueError(f"mode: {mode!r} is not off, shadow or on; use one of them")
     promises = ControllerConfig(
-        pass_budget=pass_budget, slo_p95_ms=slo_p95_ms, mode=Mode(mode), tenant_pool_cap=tenant_pool_cap
+        pass_budget=pass_budget,
+        slo_p95_ms=slo_p95_ms,
+        mode=Mode(mode),
+        tenant_pool_cap=tenant_pool_cap,
+        max_nodes=max_nodes,
+        lookup_depth=lookup_depth,
     )
     config = ServerConfig(
         host=host,

@@ -139,3 +139,9 @@ def account_of(
             for cycle in request.details
         ]
     return block
+
+
+def tenant_of(session_key: str) -> str:
+    """Whose text a session may be completed from: tenant and user of an :attr:`Ask.session_key`."""
+    tenant, user, _ = json.loads(session_key)
+    return json.dumps((tenant, user))

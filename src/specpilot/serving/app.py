@@ -17,11 +17,14 @@ from specpilot import __version__
 from specpilot.control import Controller, ControllerConfig
 from specpilot.decoding.clock import RealClock
 from specpilot.drafters.guarded import GuardedDrafter
+from specpilot.drafters.lookup import LookupDrafter
+from specpilot.drafters.memory import TenantMemory
 from specpilot.drafters.model import ModelDrafter
 from specpilot.models.sessions import CacheStore
 from specpilot.pair import Pair
 from specpilot.serving import pages
 from specpilot.serving.admin import Admin
+from specpilot.serving.answers import tenant_of
 from specpilot.serving.api import Api
 from specpilot.serving.chat import ChatFormat
 from specpilot.serving.config import Keys, ServerConfig
@@ -65,10 +68,7 @@ class Server:
         self.stores = CacheStore(config.cache_bytes), CacheStore(config.cache_bytes)
         target, tokenizer = pair.target, pair.tokenizer
         drafter = GuardedDrafter(
-            ModelDrafter(pair.draft, self.stores[1]),
-            config.draft_timeout_ms,
-            target.vocab_size,
-            fresh=lambda: ModelDrafter(pair.draft, self.stores[1]),
+            self._new_drafter(), config.draft_timeout_ms, target.vocab_size, fresh=self._new_drafter
         )
         self.metrics = Metrics()
         self._snapshot = None if config.snapshot is None else SnapshotFile(config.snapshot)
@@ -104,6 +104,14 @@ class Server:
         self.drained = True
         """Whether the engine came to rest when the server ended."""
         self.app = self._app(keys or Keys({}))
+
+    def _new_drafter(self) -> ModelDrafter:
+        """The draft model, with looked-up text beside it where the policy asks for it."""
+        lookup = None
+        if self.controller.config.lookup_depth:
+            memory = TenantMemory(tenant_of=tenant_of)
+            lookup = LookupDrafter(self.pair.target.vocab_size, memory=memory)
+        return ModelDrafter(self.pair.draft, self.stores[1], lookup=lookup)
 
     def _app(self, keys: Keys) -> FastAPI:
         # No documentation pages: they would load scripts from elsewhere.
