@@ -37,7 +37,7 @@ from specpilot.decoding.types import SamplingParams
 from specpilot.demo.pair_engine import PairEngine, load_engine
 from specpilot.demo.workload import bundled_prompts
 from specpilot.diagnosis import Diagnosis, diagnose, read_columns
-from specpilot.diagnosis.rescore import rescore
+from specpilot.diagnosis.rescore import Rescored, rescore
 from specpilot.drafters.model import ModelDrafter
 from specpilot.models.base import CausalLM, FloatArray, ForwardItem, KVCache
 from specpilot.simulation.baselines import make_rule
@@ -174,11 +174,17 @@ class SerialTarget:
 
 
 def serve(
-    pair: PairEngine, fault: str, policy: str, temperature: float, requests: int, rescored: bool = False
+    pair: PairEngine,
+    fault: str,
+    policy: str,
+    temperature: float,
+    requests: int,
+    rescored: bool = False,
+    keep: Path | None = None,
 ) -> Diagnosis:
     """Serve the bundled prompts with a fault; the diagnosis of the trace's file, perhaps with re-scoring."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{fault}.jsonl"
+        path = (keep or Path(folder)) / f"{fault}-{policy}.jsonl"
         write_trace(path, *record(pair, fault, policy, temperature, requests))
         again = rescore(path, pair.draft) if rescored and temperature == 0.0 else None
         return diagnose(read_columns(path), again)
@@ -230,6 +236,12 @@ def _rule(
     return makers[fault]() if fault in makers else None
 
 
+def _verdicts(rescored: Rescored) -> str:
+    if not rescored.same_model:
+        return "not this model's drafts"
+    return f"cache {rescored.verdict('kv_misalignment')}, bonus {rescored.verdict('missing_bonus_token')}"
+
+
 def main() -> int:
     """Run and print a table; exit status 1 if a primary cause is not the fault."""
     parser = argparse.ArgumentParser(
@@ -240,19 +252,21 @@ def main() -> int:
     parser.add_argument(
         "--rescore", action="store_true", help="re-score greedy runs with a fresh draft cache"
     )
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the traces there")
     options = parser.parse_args()
     pair = load_engine()
     wrong = 0
-    print("| injected | policy | temperature | primary | others |\n| --- | --- | --- | --- | --- |")
+    print("| injected | policy | temperature | primary | others | re-scored |\n" + "| --- " * 6 + "|")
     for fault, policy, temperature in RUNS:
         if options.only and fault not in options.only:
             continue
         began = time.perf_counter()
-        found = serve(pair, fault, policy, temperature, options.requests, options.rescore)
+        found = serve(pair, fault, policy, temperature, options.requests, options.rescore, options.keep)
         causes = [finding.cause for finding in found.findings]
         wrong += causes[0] != fault
         others = ", ".join(f"`{cause}`" for cause in causes[1:]) or "–"
-        print(f"| `{fault}` | {policy} | {temperature:g} | `{causes[0]}` | {others} |", flush=True)
+        again = "–" if found.rescored is None else _verdicts(found.rescored)
+        print(f"| `{fault}` | {policy} | {temperature:g} | `{causes[0]}` | {others} | {again} |", flush=True)
         print(f"{time.perf_counter() - began:.0f} s", dict(found.findings[0].evidence), file=sys.stderr)
     return 1 if wrong else 0
 

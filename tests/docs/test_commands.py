@@ -21,7 +21,7 @@ SMALL = {
     "replay": ["--requests", "12", "--slo-p95-ms", "60000"],
     "benchmarks/bench_cycle.py": ["--rounds", "1"],
     "benchmarks/bench_trace.py": ["--cycles", "2000", "--rounds", "1"],
-    "benchmarks/faulty_pair.py": ["--requests", "3", "--only", "non_prefix_accept"],
+    "benchmarks/faulty_pair.py": ["--requests", "3"],
     "benchmarks/diagnosis.py": ["--runs", "1", "--healthy", "1", "--only", "host_overhead"],
     "benchmarks/bench_decision.py": ["--cycles", "50", "--warm-up", "20"],
     "benchmarks/live_equals_replay.py": ["--requests", "3"],
