@@ -31,8 +31,8 @@ from specpilot.sizing import make_plan
 
 TOLERANCE = {"tokens_per_pass": 0.05, "e2e_p95_ms": 0.15}
 BLOCK, TURNS = 40, 4
-"""Least requests of a block, and in how many turns a policy plays: a block begins with an empty queue, so at a
-high load short ones would flatter p95."""
+"""Least requests of a block, and in how many turns a policy plays: a block begins with an empty queue, so at
+a high load short ones would flatter p95."""
 WARM_UP = 40
 
 

@@ -35,7 +35,7 @@ SMALL = {
     "benchmarks/serve_load.py": ["--seconds", "2", "--levels", "0.5"],
     "benchmarks/typing_session.py": ["--documents", "1", "--words", "3"],
     "benchmarks/bundled_trace.py": ["--requests", "20"],
-    "benchmarks/plan_check.py": ["--requests", "10", "--tau", "4"],
+    "benchmarks/plan_check.py": ["--requests", "10", "--tau", "4", "--load", "0.6"],
     "benchmarks/peers/compare.py": ["--requests", "1", "--max-tokens", "3"],
     "benchmarks/lookup.py": ["--per-class", "1", "--rounds", "1"],
     "audit": ["--limit", "2", "--samples", "40", "--max-tokens", "8"],
