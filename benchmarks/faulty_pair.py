@@ -1,11 +1,13 @@
 """The same faults in the bundled pair: does the diagnosis hold on real models?
 
     python benchmarks/faulty_pair.py
+    python benchmarks/faulty_pair.py --rescore --requests 40
 
 Real weights, real prompts, real time, one client that never waits. The faults that concern the models are
 put into the engine around them: a draft cache that keeps a row too many after a rejection, a bonus token
 that the draft is not fed, permuted ids, a draft that draws at another temperature, blocks taken unverified,
-a pass that takes its positions one by one.
+a pass that takes its positions one by one. With --rescore the greedy runs are also re-scored with a
+fresh draft cache, which needs far fewer requests.
 """
 
 from __future__ import annotations
@@ -35,11 +37,12 @@ from specpilot.decoding.types import SamplingParams
 from specpilot.demo.pair_engine import PairEngine, load_engine
 from specpilot.demo.workload import bundled_prompts
 from specpilot.diagnosis import Diagnosis, diagnose, read_columns
+from specpilot.diagnosis.rescore import Rescored, rescore
 from specpilot.drafters.model import ModelDrafter
 from specpilot.models.base import CausalLM, FloatArray, ForwardItem, KVCache
 from specpilot.simulation.baselines import make_rule
 from specpilot.targets.model import ModelTarget
-from specpilot.trace import TracedController, TraceRecord, header_for, write_trace
+from specpilot.trace import TracedController, TraceHeader, TraceRecord, header_for, write_trace
 
 RUNS: tuple[tuple[str, str, float], ...] = (
     ("healthy", "specpilot", 0.0),
@@ -170,8 +173,27 @@ class SerialTarget:
         return results
 
 
-def serve(pair: PairEngine, fault: str, policy: str, temperature: float, requests: int) -> Diagnosis:
-    """Serve the bundled prompts with a fault; the diagnosis of the trace's file."""
+def serve(
+    pair: PairEngine,
+    fault: str,
+    policy: str,
+    temperature: float,
+    requests: int,
+    rescored: bool = False,
+    keep: Path | None = None,
+) -> Diagnosis:
+    """Serve the bundled prompts with a fault; the diagnosis of the trace's file, perhaps with re-scoring."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = (keep or Path(folder)) / f"{fault}-{policy}.jsonl"
+        write_trace(path, *record(pair, fault, policy, temperature, requests))
+        again = rescore(path, pair.draft) if rescored and temperature == 0.0 else None
+        return diagnose(read_columns(path), again)
+
+
+def record(
+    pair: PairEngine, fault: str, policy: str, temperature: float, requests: int
+) -> tuple[TraceHeader, list[TraceRecord]]:
+    """Serve the bundled prompts with a fault; the trace, token ids included."""
     wrapped = fault in ("kv_misalignment", "missing_bonus_token", "tokenizer_mismatch")
     draft: CausalLM = FaultyDraft(pair.draft, fault) if wrapped else pair.draft
     target: CausalLM = pair.target
@@ -200,10 +222,7 @@ def serve(pair: PairEngine, fault: str, policy: str, temperature: float, request
         infos.append(request.info())
     header = header_for(controller, "benchmark", engine=pair.name)
     loop.run_closed(infos)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{fault}.jsonl"
-        write_trace(path, header, records)
-        return diagnose(read_columns(path))
+    return header, records
 
 
 def _rule(
@@ -217,6 +236,12 @@ def _rule(
     return makers[fault]() if fault in makers else None
 
 
+def _verdicts(rescored: Rescored) -> str:
+    if not rescored.same_model:
+        return "not this model's drafts"
+    return f"cache {rescored.verdict('kv_misalignment')}, bonus {rescored.verdict('missing_bonus_token')}"
+
+
 def main() -> int:
     """Run and print a table; exit status 1 if a primary cause is not the fault."""
     parser = argparse.ArgumentParser(
@@ -224,19 +249,24 @@ def main() -> int:
     )
     parser.add_argument("--requests", type=int, default=190)
     parser.add_argument("--only", action="append", help="this fault only; repeatable")
+    parser.add_argument(
+        "--rescore", action="store_true", help="re-score greedy runs with a fresh draft cache"
+    )
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="keep the traces there")
     options = parser.parse_args()
     pair = load_engine()
     wrong = 0
-    print("| injected | policy | temperature | primary | others |\n| --- | --- | --- | --- | --- |")
+    print("| injected | policy | temperature | primary | others | re-scored |\n" + "| --- " * 6 + "|")
     for fault, policy, temperature in RUNS:
         if options.only and fault not in options.only:
             continue
         began = time.perf_counter()
-        found = serve(pair, fault, policy, temperature, options.requests)
+        found = serve(pair, fault, policy, temperature, options.requests, options.rescore, options.keep)
         causes = [finding.cause for finding in found.findings]
         wrong += causes[0] != fault
         others = ", ".join(f"`{cause}`" for cause in causes[1:]) or "–"
-        print(f"| `{fault}` | {policy} | {temperature:g} | `{causes[0]}` | {others} |", flush=True)
+        again = "–" if found.rescored is None else _verdicts(found.rescored)
+        print(f"| `{fault}` | {policy} | {temperature:g} | `{causes[0]}` | {others} | {again} |", flush=True)
         print(f"{time.perf_counter() - began:.0f} s", dict(found.findings[0].evidence), file=sys.stderr)
     return 1 if wrong else 0
 

@@ -289,3 +289,18 @@ def test_session_keys_cannot_be_forged() -> None:
 
     assert key("a", 'b", "c', "d") != key("a", "b", 'c", "d')
     assert key("a", "b\0c", "d") != key("a", "b", "c\0d")
+
+
+def test_a_trace_with_token_ids_only_where_asked(serve: Serve, tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    run = serve(scripted_pair(), ServerConfig(port=0, measure=False, trace=path, trace_ids=True))
+    answer = run.post({"prompt": "ab", "continuation": False}).json["specpilot"]
+    run.stop()
+    records = [record for record in read_trace(path) if isinstance(record, CycleRecord)]
+    assert [record.evidence.prompt_ids is not None for record in records] == [True] + [False] * (
+        len(records) - 1
+    )
+    emitted = [token for record in records for token in record.evidence.emitted_ids or ()]
+    assert len(emitted) == answer["verified_tokens"]
+    with pytest.raises(ValueError, match="trace_ids: given without a trace"):
+        ServerConfig(trace_ids=True)

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
     from specpilot.diagnosis.compare import Comparison
     from specpilot.diagnosis.findings import Diagnosis
+    from specpilot.diagnosis.rescore import Rescored
     from specpilot.diagnosis.speed import SpeedModel
+    from specpilot.models.base import CausalLM
 
 
 def run(
@@ -37,6 +39,26 @@ def run(
             "--partial", help="Accept traces that were cut or are still written; say what is left out."
         ),
     ] = False,
+    rescore: Annotated[
+        bool,
+        typer.Option(
+            "--rescore",
+            help="Confirm or refute a wrong draft cache: run recorded requests through the draft again.",
+        ),
+    ] = False,
+    pair_target: Annotated[
+        str | None,
+        typer.Option(
+            help="For --rescore: the target, folder or hub id. Default: bundled.", show_default=False
+        ),
+    ] = None,
+    pair_draft: Annotated[
+        str | None,
+        typer.Option(
+            help="For --rescore: the draft, folder or hub id. Default: bundled.", show_default=False
+        ),
+    ] = None,
+    engine: Annotated[str, typer.Option(help="For --rescore: onnx or transformers.")] = "onnx",
     json_target: JsonOption = None,
 ) -> None:
     """Say why an engine is slow or wrong, from its traces: cause, evidence, remedy.
@@ -46,17 +68,24 @@ def run(
     from specpilot.diagnosis.columns import read_columns
     from specpilot.diagnosis.compare import compare
     from specpilot.diagnosis.findings import diagnose
+    from specpilot.diagnosis.rescore import rescore as again
 
     check_writable(json_target, report)
     if before is not None and len(traces) != 1:
         raise ValueError(f"before: given with {len(traces)} traces; compare one trace with one earlier trace")
     screen = console(json_target)
+    draft: CausalLM | None = None
+    if rescore or pair_target is not None or pair_draft is not None:
+        from specpilot.pair import load_pair
+
+        draft = load_pair(pair_target, pair_draft, engine).draft
     done: list[Diagnosis] = []
     with progress(screen) as bar:
         paths = [*([] if before is None else [before]), *traces]
         task = bar.add_task("reading", total=len(paths))
         for path in paths:
-            done.append(diagnose(read_columns(path, partial=partial)))
+            columns = read_columns(path, partial=partial)
+            done.append(diagnose(columns, None if draft is None else again(path, draft, partial=partial)))
             bar.advance(task)
     comparison = compare(done[0], done[1]) if before is not None else None
     judged = done[1:] if comparison is not None else done
@@ -102,11 +131,29 @@ def _show(screen: Console, diagnosis: Diagnosis) -> None:
     if diagnosis.not_told:
         screen.print(f"  not in this trace: {', '.join(diagnosis.not_told)}", soft_wrap=True)
     screen.print(f"  {_engine(diagnosis.model)}", soft_wrap=True)
+    if diagnosis.rescored is not None:
+        screen.print(f"  {_fresh(diagnosis.rescored)}", soft_wrap=True)
     for place, finding in enumerate(diagnosis.findings, 1):
         screen.print(f"{place}. [bold]{finding.cause}[/] (confidence {finding.confidence:.2f})")
         for name, value in finding.evidence.items():
             screen.print(f"     {name.replace('_', ' '):<42} {value:>10.4g}", soft_wrap=True)
         screen.print(f"   → {finding.remedy}", soft_wrap=True)
+
+
+def _fresh(rescored: Rescored) -> str:
+    """The re-scoring in one line."""
+    told = (
+        f"re-scored with a fresh cache: {rescored.requests} requests ({rescored.left_out} left out), "
+        f"{rescored.compared_tokens} draft tokens: "
+    )
+    if not rescored.same_model:
+        return told + (
+            "the recorded drafts are not this model's from the requests' first cycles on: give the models "
+            "that the engine ran (--pair-draft); if these are, ids are permuted or sessions' caches are wrong"
+        )
+    return told + ", ".join(
+        f"{cause} {rescored.verdict(cause)}" for cause in ("kv_misalignment", "missing_bonus_token")
+    )
 
 
 def _engine(model: SpeedModel) -> str:

@@ -12,12 +12,13 @@ from specpilot.cli.output import JsonOption, check_writable, console, progress, 
 from specpilot.control import ControllerConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from rich.console import Console
     from rich.table import Table
 
     from specpilot.sizing.plan import Plan
+    from specpilot.sizing.region import Cell
     from specpilot.sizing.roles import Role
 
 N = TypeVar("N", int, float)
@@ -63,8 +64,20 @@ def run(
     slo_p95_ms: Annotated[float, typer.Option(help="End-to-end latency SLO.")] = DEFAULTS.slo_p95_ms,
     pass_budget: Annotated[float, typer.Option(help="Target passes per request.")] = DEFAULTS.pass_budget,
     sensitivity: Annotated[bool, typer.Option(help="Also show what changes would do.")] = True,
+    region: Annotated[
+        bool, typer.Option("--map/--no-map", help="Also map tokens, τ and what binds over budget × SLO.")
+    ] = True,
+    map_budgets: Annotated[
+        str | None,
+        typer.Option(help="The map's pass budgets; default ½, ¾, 1, 1½ × the budget.", show_default=False),
+    ] = None,
+    map_slos_ms: Annotated[
+        str | None,
+        typer.Option(help="The map's SLOs in ms; default ½, ¾, 1, 1½ × the SLO.", show_default=False),
+    ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="Write a plot over τ (.svg, .png, .pdf).", show_default=False)
+        Path | None,
+        typer.Option(help="Write a plot over τ and of the map (.svg, .png, .pdf).", show_default=False),
     ] = None,
     json_target: JsonOption = None,
 ) -> None:
@@ -81,6 +94,10 @@ def run(
             raise ValueError(f"{name}: {value} is not ≥ 1; give a count")
     screen = console(json_target)
     prompts = _numbers("prompt_tokens", prompt_tokens, int)
+    budgets = None if map_budgets is None else _numbers("map_budgets", map_budgets, float)
+    slos_ms = None if map_slos_ms is None else _numbers("map_slos_ms", map_slos_ms, float)
+    if not region and (budgets or slos_ms):
+        raise ValueError("map_budgets, map_slos_ms: given together with --no-map; leave one out")
     if models is not None:
         if trace is not None or acceptance is not None or plot is not None:
             raise ValueError("models: given together with a trace, --acceptance or --plot; give one of them")
@@ -115,6 +132,9 @@ def run(
             count=requests,
             seed=seed,
             sensitivity=sensitivity,
+            region=region,
+            budgets=budgets,
+            slos_ms=slos_ms,
             advance=lambda: bar.advance(task),
         )
     _show(plan, config, screen)
@@ -137,10 +157,12 @@ def _numbers(name: str, text: str, kind: Callable[[str], N]) -> list[N]:
         raise ValueError(f"{name}: {text!r} is not a list of numbers; write e.g. 0.8,0.7") from None
 
 
-def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
+def _table(
+    title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, lines: bool = False
+) -> Table:
     from rich.table import Table
 
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", show_lines=lines)
     for index, column in enumerate(columns):
         table.add_column(column, justify="right" if index else "left", no_wrap=column not in WIDE)
     for row in rows:
@@ -149,7 +171,7 @@ def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) ->
 
 
 def _show(plan: Plan, config: ControllerConfig, screen: Console) -> None:
-    from specpilot.sizing.plan import FEW_LENGTHS
+    from specpilot.sizing.case import FEW_LENGTHS
 
     rate = "closed loop" if plan.rate_per_s is None else f"{plan.rate_per_s:.1f} requests/s"
     screen.print(
@@ -227,6 +249,8 @@ def _show(plan: Plan, config: ControllerConfig, screen: Console) -> None:
                 ),
             )
         )
+    if plan.region:
+        _show_map(plan.region, screen)
     screen.print(f"Recommended: [bold]{plan.recommended}[/]. What binds: {plan.binds} ({plan.why}).")
     if plan.cut_share > 0.0 and plan.binds == "budget":
         needs = [f"B = {plan.needed['pass_budget']:.1f} at these tokens per pass"]
@@ -238,6 +262,25 @@ def _show(plan: Plan, config: ControllerConfig, screen: Console) -> None:
         )
     if not plan.feasible:
         screen.print("[bold red]No policy keeps 95 % of the arrivals within the SLO here.[/]")
+
+
+def _show_map(cells: Sequence[Cell], screen: Console) -> None:
+    """One row a budget, one column an SLO."""
+    rows: dict[float, list[str]] = {}
+    for cell in cells:
+        head = f"{cell.tokens_per_request:.2f} {cell.completion_share:.0%}"
+        rows.setdefault(cell.pass_budget, [f"{cell.pass_budget:g}"]).append(
+            f"{head if cell.feasible else '[dim]✗[/] ' + head}\nτ={cell.tau} {cell.binds.replace('_', ' ')}"
+        )
+    slos = sorted({cell.slo_p95_ms for cell in cells})
+    screen.print(
+        _table("Pass budget × SLO", ("B", *(f"{slo:g} ms" for slo in slos)), rows.values(), lines=True)
+    )
+    screen.print(
+        "[dim]In each cell: tokens per request and the share that finish, the best τ, what binds: what "
+        "brings most if it is doubled (draft cost: halved); ✗: no τ keeps 95 % of the arrivals in "
+        "that SLO.[/]"
+    )
 
 
 def _roles(

@@ -53,6 +53,9 @@ def run(
     trace: Annotated[
         Path | None, typer.Option(help="File for a record per cycle.", show_default=False)
     ] = None,
+    trace_ids: Annotated[
+        bool, typer.Option("--trace-ids", help="Also write token ids to the trace: they are users' text.")
+    ] = False,
     measure: Annotated[bool, typer.Option(help="Time the engine at the start.")] = True,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
 ) -> None:
@@ -92,6 +95,7 @@ def run(
         draft_timeout_ms=draft_timeout_ms,
         snapshot=snapshot,
         trace=trace,
+        trace_ids=trace_ids,
         measure=measure,
         log_prompts=log_prompts,
     )

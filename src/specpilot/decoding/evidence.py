@@ -60,4 +60,5 @@ def cycle_evidence(
         proposed_ids=block.token_ids if ids and block.is_chain else None,
         own_id=accepted.next_token if ids else None,
         emitted_ids=tuple(request.context[len(request.context) - emitted :]) if ids else None,
+        prompt_ids=tuple(request.prompt) if ids and request.emitted == emitted else None,
     )

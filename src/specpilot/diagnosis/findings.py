@@ -15,6 +15,7 @@ from specpilot.diagnosis import bottlenecks, correctness, speed
 from specpilot.diagnosis.bottlenecks import Bottleneck
 from specpilot.diagnosis.columns import TraceColumns
 from specpilot.diagnosis.correctness import Signature
+from specpilot.diagnosis.rescore import CONFIRMED, REFUTED, Rescored
 from specpilot.diagnosis.speed import SpeedModel
 
 HEALTHY = "healthy"
@@ -109,6 +110,8 @@ class Diagnosis:
     findings: tuple[Finding, ...]
     not_told: tuple[str, ...] = field(default=())
     """Fields that the trace's source cannot tell; rules that need them were not asked."""
+    rescored: Rescored | None = None
+    """What the draft model says with a fresh cache, where it was asked."""
 
     @property
     def primary(self) -> str | None:
@@ -124,13 +127,22 @@ class Diagnosis:
             "metrics": {name: _rounded(value) for name, value in metrics(self.trace, self.model).items()},
             "not_told": list(self.not_told),
             "left_out": self.trace.left_out,
+            **({} if self.rescored is None else {"rescored": self.rescored.to_json()}),
         }
 
 
-def diagnose(trace: TraceColumns) -> Diagnosis:
-    """Ask every rule and rank what they find."""
+def diagnose(trace: TraceColumns, rescored: Rescored | None = None) -> Diagnosis:
+    """Ask every rule and rank what they find.
+
+    Args:
+        trace: the cycles.
+        rescored: of the same trace; decides whether the draft's cache was wrong, whatever the rules suspect.
+    """
     model = speed.fit(trace)
     shifted, unfed = correctness.cache_shift(trace)
+    if rescored is not None:
+        shifted = _decided(rescored, "kv_misalignment", shifted)
+        unfed = _decided(rescored, "missing_bonus_token", unfed)
     wrong: list[tuple[str, Signature | None]] = [
         ("unverified_emission", correctness.unverified_emission(trace)),
         ("non_prefix_accept", correctness.non_prefix_accept(trace)),
@@ -151,7 +163,18 @@ def diagnose(trace: TraceColumns) -> Diagnosis:
     findings += slow
     if not findings:
         findings = [Finding(HEALTHY, _health(trace), metrics(trace, model), REMEDIES[HEALTHY])]
-    return Diagnosis(trace, model, tuple(findings), trace.header.lacks)
+    return Diagnosis(trace, model, tuple(findings), trace.header.lacks, rescored)
+
+
+def _decided(rescored: Rescored, cause: str, suspected: Signature | None) -> Signature | None:
+    """A fresh cache's word counts for more than statistics: it confirms, clears, or leaves it open."""
+    verdict = rescored.verdict(cause)
+    if verdict == REFUTED:
+        return None
+    if verdict != CONFIRMED:
+        return suspected
+    known = {} if suspected is None else dict(suspected.evidence)
+    return Signature(known | rescored.evidence(cause), correctness.FIRM)
 
 
 MILD_SHIFT = 0.25
@@ -159,7 +182,9 @@ MILD_SHIFT = 0.25
 
 
 def _mild_shift(finding: Finding) -> bool:
-    return finding.cause == "kv_misalignment" and finding.evidence["loss_after_crop"] < MILD_SHIFT
+    if finding.cause != "kv_misalignment" or "rescored_requests" in finding.evidence:
+        return False
+    return finding.evidence["loss_after_crop"] < MILD_SHIFT
 
 
 def _slow(trace: TraceColumns, model: SpeedModel) -> list[Finding]:

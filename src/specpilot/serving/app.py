@@ -81,6 +81,7 @@ class Server:
             max_batch=config.max_batch,
             observers=(self.metrics,),
             trace=None if self._trace is None else self._trace.sink,
+            trace_ids=config.trace_ids,
         )
         self.service = CompletionService(
             self.engine, config, tokenizer, target.eos_token_ids, self.stores[0].shared, self.metrics

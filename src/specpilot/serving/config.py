@@ -61,12 +61,16 @@ class ServerConfig:
     """Where the learned state is kept between runs."""
     snapshot_every_s: float = 60.0
     trace: Path | None = None
-    """Where a record per cycle is written; no text is in it."""
+    """Where a record per cycle is written; no text is in it, unless:"""
+    trace_ids: bool = False
+    """Whether the token ids of prompts, drafts and outputs are written to the trace too."""
     measure: bool = True
     """Whether the engine is timed at the start (a second or two) where no snapshot says what it costs."""
     log_prompts: bool = False
 
     def __post_init__(self) -> None:
+        if self.trace_ids and self.trace is None:
+            raise ValueError("trace_ids: given without a trace to write them to; name one (--trace FILE)")
         if not 0 <= self.port <= 65535:
             raise ValueError(f"port: {self.port} is not in 0…65535; 0 takes a free one")
         for name in (

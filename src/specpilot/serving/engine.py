@@ -66,8 +66,10 @@ class Job:
 class _Executor(LiveExecutor):
     """A live executor that fetches a request from the engine's jobs when it is opened."""
 
-    def __init__(self, target: Target, drafter: Drafter | None, jobs: dict[str, Job]) -> None:
-        super().__init__(target, drafter, keep_details=True)
+    def __init__(
+        self, target: Target, drafter: Drafter | None, jobs: dict[str, Job], evidence_ids: bool
+    ) -> None:
+        super().__init__(target, drafter, keep_details=True, evidence_ids=evidence_ids)
         self._jobs = jobs
 
     def open(self, request_id: str) -> int:
@@ -91,6 +93,7 @@ class Engine(LoopObserver):
         max_batch: most requests in a target pass.
         observers: told of everything; one that raises is logged and kept.
         trace: takes a record of every call of the controller.
+        trace_ids: token ids (a user's text) are part of it.
     """
 
     def __init__(
@@ -103,14 +106,15 @@ class Engine(LoopObserver):
         max_batch: int = 4,
         observers: Sequence[LoopObserver] = (),
         trace: Callable[[TraceRecord], None] | None = None,
+        trace_ids: bool = False,
     ) -> None:
         self.controller = controller
         self._called: Controller | TracedController = controller
         self._jobs: dict[str, Job] = {}
-        self._executor = _Executor(target, drafter, self._jobs)
+        self._executor = _Executor(target, drafter, self._jobs, trace_ids)
         if trace is not None:
             traced = TracedController(controller, trace)
-            # Verdicts and acceptance probabilities, but no tokens: those are a user's text.
+            # Verdicts and acceptance probabilities; tokens are a user's text, so only if asked for.
             self._executor.report_evidence(traced.recorder.evidence)
             self._called = traced
         self._clock = clock

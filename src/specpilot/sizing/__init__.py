@@ -11,10 +11,12 @@ from specpilot.sizing.arithmetic import (
     tokens_per_pass,
 )
 from specpilot.sizing.plan import Plan, make_plan
+from specpilot.sizing.region import Cell, map_region
 from specpilot.sizing.roles import Role, rank_roles, read_models
 from specpilot.sizing.workload import from_numbers, hazards_by_length
 
 __all__ = [
+    "Cell",
     "Limits",
     "PassCosts",
     "Plan",
@@ -25,6 +27,7 @@ __all__ = [
     "from_numbers",
     "hazards_by_length",
     "make_plan",
+    "map_region",
     "needed_acceptance",
     "rank_roles",
     "read_models",

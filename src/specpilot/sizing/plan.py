@@ -18,7 +18,7 @@ from specpilot.simulation.costs import EngineCosts
 from specpilot.simulation.policies import replay_policy
 from specpilot.simulation.replay import ReplayRequest
 from specpilot.simulation.results import PolicyResult, best_of
-from specpilot.simulation.stream import capacity, stream
+from specpilot.simulation.stream import capacity
 from specpilot.sizing.arithmetic import (
     Limits,
     PassCosts,
@@ -27,17 +27,13 @@ from specpilot.sizing.arithmetic import (
     break_even_draft_ms,
     needed_acceptance,
 )
+from specpilot.sizing.case import FEW_LENGTHS, KEPT, LENGTHS, Case
+from specpilot.sizing.region import Cell, map_region
 from specpilot.sizing.workload import BUCKETS, hazards_by_length, share_of, shifted
 from specpilot.trace.agreement import AgreementTrace
 
-LENGTHS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16)
-"""The static τ that are replayed."""
-FEW_LENGTHS = (0, 2, 4, 8, 16)
-"""And those of the sensitivity's rows."""
 PRICES = (0.0, 0.1, 0.3, 1.0)
 """Shares of the saturated price of time at which τ by prompt length is chosen; the best replay wins."""
-KEPT = 0.95
-"""Share of all arrivals that must meet the SLO: the promise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +79,8 @@ class Plan:
     cut_share: float
     needed: Mapping[str, float | None]
     sensitivity: Sequence[Sensitivity] = field(default_factory=tuple)
+    region: Sequence[Cell] = field(default_factory=tuple)
+    """The map over pass budget × SLO, budgets outermost, both ascending."""
 
     def to_json(self) -> dict[str, Any]:
         """The result object of the command."""
@@ -101,6 +99,7 @@ class Plan:
             "sensitivity": [
                 {name: getattr(row, name) for name in Sensitivity.__slots__} for row in self.sensitivity
             ],
+            "region": [cell.to_json() for cell in self.region],
         }
 
 
@@ -110,34 +109,6 @@ def _bucket_json(bucket: Bucket) -> dict[str, Any]:
         speed, tau = getattr(bucket.limits, name)
         record[name] = {"speed_up": speed, "tau": tau}
     return record
-
-
-@dataclass(frozen=True, slots=True)
-class Case:
-    """The requests, costs and promises of one question."""
-
-    traces: Sequence[AgreementTrace]
-    costs: EngineCosts
-    config: ControllerConfig
-    max_tokens: int
-    count: int
-    seed: int
-    rate: float
-    """Arrivals a second; infinite for a closed loop."""
-
-    def requests(self) -> list[ReplayRequest]:
-        """The stream; unknown bits are drawn."""
-        return stream(
-            self.traces, count=self.count, max_tokens=self.max_tokens, rate=self.rate, seed=self.seed
-        )[0]
-
-    def static(self, lengths: Sequence[int], requests: Sequence[ReplayRequest]) -> list[PolicyResult]:
-        """Every static τ of ``lengths``."""
-        closed = math.isinf(self.rate)
-        return [
-            replay_policy(f"static-{tau}", requests, self.costs, self.config, closed_loop=closed).result
-            for tau in lengths
-        ]
 
 
 def make_plan(
@@ -151,6 +122,9 @@ def make_plan(
     count: int = 400,
     seed: int = 1,
     sensitivity: bool = True,
+    region: bool = False,
+    budgets: Sequence[float] | None = None,
+    slos_ms: Sequence[float] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Plan for these requests, costs and promises.
@@ -165,10 +139,13 @@ def make_plan(
         count: requests to replay.
         seed: of arrivals and unknown bits.
         sensitivity: also replay what changes of acceptance, costs and promises do.
+        region: also map tokens per request, best τ and what binds over pass budget × SLO.
+        budgets: the map's pass budgets; default: around the given one.
+        slos_ms: the map's SLOs in ms; default: around the given one.
         advance: called after each step, for a progress bar (:data:`STEPS` of them).
 
     Raises:
-        ValueError: for a load, rate or count out of range.
+        ValueError: for a load, rate, count, budget or SLO out of range.
     """
     if not load >= 0.0:
         raise ValueError(f"load: {load} is not ≥ 0; 0.4 is typical, 0 is a closed loop")
@@ -196,6 +173,8 @@ def make_plan(
     if sensitivity:
         rows = _sensitivity(case)
     advance()
+    cells = map_region(case, budgets, slos_ms) if region else []
+    advance()
     return Plan(
         feasible=recommended.slo_attainment >= KEPT and recommended.budget_violations == 0,
         binds=binds,
@@ -211,10 +190,11 @@ def make_plan(
             "acceptance": needed_acceptance(wanted, budget) if math.isfinite(budget) else None,
         },
         sensitivity=rows,
+        region=cells,
     )
 
 
-STEPS = 4
+STEPS = 5
 """How often :func:`make_plan` calls ``advance``."""
 
 

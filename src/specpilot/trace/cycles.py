@@ -138,7 +138,8 @@ class CycleEvidence:
     ``overlaps`` holds Σ min(p, q) per proposed position, both models at the request's sampling parameters,
     as far as the block was judged (up to the first rejection): the probability that it is accepted.
     ``proposal_q`` is what the draft said the probability of each proposed token was.
-    ``emitted_ids`` are the tokens appended. Token ids are text of a user: they are written only if asked for.
+    ``emitted_ids`` are the tokens appended, ``prompt_ids`` (in a request's first cycle alone) its prompt.
+    Token ids are text of a user: they are written only if asked for.
     """
 
     temperature: float | None = None
@@ -149,6 +150,7 @@ class CycleEvidence:
     proposed_ids: tuple[int, ...] | None = None
     own_id: int | None = None
     emitted_ids: tuple[int, ...] | None = None
+    prompt_ids: tuple[int, ...] | None = None
 
 
 NO_EVIDENCE = CycleEvidence()
@@ -473,4 +475,5 @@ def _evidence(record: Mapping[str, Any]) -> CycleEvidence:
         proposed_ids=lines.whole_numbers(record, "proposed_ids"),
         own_id=lines.optional_count(record, "own_id"),
         emitted_ids=lines.whole_numbers(record, "emitted_ids"),
+        prompt_ids=lines.whole_numbers(record, "prompt_ids"),
     )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 CHUNK = 20_000
 _TEXTS = ("request", "binding", "note", "ended", "draft_fault", "drafter", "status", "own")
 _LISTS = ("confidences", "overlaps", "proposal_q")
-_WHOLE_LISTS = ("accepted_at", "verdicts", "proposed_ids", "emitted_ids")
+_WHOLE_LISTS = ("accepted_at", "verdicts", "proposed_ids", "emitted_ids", "prompt_ids")
 
 
 def export_parquet(path: Path, cycles_path: Path, requests_path: Path, *, partial: bool = False) -> int:

@@ -1,0 +1,228 @@
+"""Teacher-forced re-scoring: what the draft model says with a fresh cache, against what a trace holds of it.
+
+A request's prompt and output go through the draft model once, in one pass and a cache of their own. That
+gives the draft's choice and confidence at every position on the way that the output really took; so each
+block's first tokens, up to and including the first rejected one, can be compared. Where a request begins to
+differ, what its cache needed just before says what was done wrongly: a crop, or the feeding of a bonus
+token. Later differences of a request prove nothing more: a wrong row stays.
+
+This needs greedy requests whose prompt and tokens are in the trace; they are written only if asked for.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from specpilot.models.base import CausalLM, ForwardItem
+from specpilot.trace.cycles import OBSERVED
+from specpilot.trace.files import TraceReader
+
+TOLERANCE = 0.02
+"""A probability that differs by less is the same: other kernels and other passes round differently."""
+MOST_REQUESTS = 400
+"""So many requests are re-scored at most, the first ones that can be."""
+FEW = 20
+"""Fewer cycles of a kind, clean until then, decide nothing."""
+FEWEST, SHARE = 3, 0.05
+"""Confirmed: at least so many requests begin to differ at that kind, and this share of its cycles."""
+HEALTHY_SHARE = 0.01
+"""Refuted: no more than this."""
+FIRST, CROP, FULL, CAUGHT, NEITHER = "first", "crop", "full_accept", "catching_up", "nothing_needed"
+CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "open"
+LOOKED_UP = "lookup"
+NEEDED = ("drafter", "drafted", "proposed", "accepted", "confidences", "proposed_ids", "emitted_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class Rescored:
+    """What re-scoring found: per kind of cycle, those whose request had not differed before, and onsets."""
+
+    requests: int
+    left_out: int
+    """Requests that could not be re-scored (sampled, or tokens missing) or were beyond the limit."""
+    compared_tokens: int
+    clean: Mapping[str, int]
+    onsets: Mapping[str, int]
+    largest: float
+    """The largest difference of a confidence."""
+
+    @property
+    def same_model(self) -> bool:
+        """Whether requests' first cycles, in which no cache can be wrong yet, agree with this model."""
+        return self.onsets.get(FIRST, 0) <= SHARE * max(1, self.clean.get(FIRST, 0))
+
+    def verdict(self, cause: str) -> str:
+        """``confirmed``, ``refuted`` or ``open`` for ``kv_misalignment`` or ``missing_bonus_token``.
+
+        Raises:
+            ValueError: for any other cause.
+        """
+        kinds = {"kv_misalignment": (CROP, CAUGHT), "missing_bonus_token": (FULL,)}.get(cause)
+        if kinds is None:
+            raise ValueError(
+                f"cause: {cause!r} cannot be re-scored; kv_misalignment, missing_bonus_token can"
+            )
+        if not self.same_model:
+            return OPEN
+        counts = [(self.onsets.get(kind, 0), self.clean.get(kind, 0)) for kind in kinds]
+        if any(onsets >= FEWEST and onsets >= SHARE * clean for onsets, clean in counts):
+            return CONFIRMED
+        onsets, clean = sum(o for o, _ in counts), sum(c for _, c in counts)
+        return REFUTED if clean >= FEW and onsets <= HEALTHY_SHARE * clean else OPEN
+
+    def evidence(self, cause: str) -> dict[str, float]:
+        """The numbers behind a verdict."""
+        kinds = (CROP, CAUGHT) if cause == "kv_misalignment" else (FULL,)
+        values = {"rescored_requests": self.requests, "largest_confidence_difference": self.largest}
+        for kind in (FIRST, *kinds, NEITHER):
+            if self.clean.get(kind):
+                values[f"rescored_cycles_{kind}"] = self.clean[kind]
+                values[f"requests_that_begin_to_differ_{kind}"] = self.onsets.get(kind, 0)
+        return values
+
+    def to_json(self) -> dict[str, Any]:
+        """The result object's ``rescored``."""
+        return {
+            "requests": self.requests,
+            "left_out": self.left_out,
+            "compared_tokens": self.compared_tokens,
+            "clean_cycles": dict(self.clean),
+            "onsets": dict(self.onsets),
+            "largest_confidence_difference": self.largest,
+            "same_model": self.same_model,
+            "verdicts": {cause: self.verdict(cause) for cause in ("kv_misalignment", "missing_bonus_token")},
+        }
+
+
+@dataclass(slots=True)
+class _Request:
+    """A request's cycles in order; of one that cannot be re-scored none are kept."""
+
+    prompt: list[int] | None = None
+    cycles: list[Mapping[str, Any]] = field(default_factory=list)
+    whole: bool = True
+
+    def add(self, record: Mapping[str, Any], wanted: bool) -> None:
+        if not self.cycles:
+            self.prompt = record.get("prompt_ids")
+        told = record.get("emitted_ids") is not None and record["index"] == len(self.cycles)
+        self.whole &= wanted and bool(self.prompt) and told and record.get("temperature") == 0.0
+        if self.whole:
+            self.cycles.append({name: record.get(name) for name in NEEDED})
+        else:
+            self.cycles.clear()
+
+
+def rescore(path: Path, draft: CausalLM, *, partial: bool = False, limit: int = MOST_REQUESTS) -> Rescored:
+    """Run the requests of a trace through the draft model, one fresh pass each.
+
+    Args:
+        path: the trace.
+        draft: the draft model that the engine ran.
+        partial: accept a trace that was cut.
+        limit: most requests.
+
+    Raises:
+        ValueError: if the trace has no request that can be re-scored, or tokens that the model does not have.
+        OSError: if the file cannot be read.
+    """
+    reader = TraceReader(path, partial)
+    requests: dict[str, _Request] = {}
+    taken = 0
+    for record in reader.objects():
+        if record.get("kind") == "cycle" and record.get("status") == OBSERVED:
+            name = record["request"]
+            if name not in requests:
+                requests[name] = _Request()
+            taken += not requests[name].cycles
+            requests[name].add(record, taken <= limit)
+            taken -= not requests[name].cycles
+    usable = [request for request in requests.values() if request.whole]
+    if not usable:
+        raise ValueError(
+            f"rescore: {path.name} has no greedy request with its prompt_ids, proposed_ids and emitted_ids. "
+            "They are a user's text and written only if asked for (`specpilot serve --trace FILE "
+            "--trace-ids`); record such a trace, or diagnose without --rescore"
+        )
+    clean: Counter[str] = Counter()
+    onsets: Counter[str] = Counter()
+    tokens, largest = 0, 0.0
+    for request in usable:
+        compared, most = _compare(path.name, request, draft, clean, onsets)
+        tokens += compared
+        largest = max(largest, most)
+    return Rescored(len(usable), len(requests) - len(usable), tokens, clean, onsets, largest)
+
+
+def _compare(
+    name: str, request: _Request, draft: CausalLM, clean: Counter[str], onsets: Counter[str]
+) -> tuple[int, float]:
+    """Count a request's cycles up to the first that differs; (tokens compared, largest difference)."""
+    prompt = request.prompt
+    assert prompt is not None
+    sequence = [*prompt]
+    for record in request.cycles:
+        sequence += record["emitted_ids"]
+    sequence = sequence[: draft.context_limit]
+    worst = max(sequence)
+    if worst >= draft.vocab_size or min(sequence) < 0:
+        raise ValueError(
+            f"rescore: {name} holds token id {worst}, the draft model knows {draft.vocab_size}; give the "
+            "models that the engine ran (--pair-draft)"
+        )
+    first = len(prompt) - 1
+    if first >= len(sequence):
+        return 0, 0.0
+    (rows,) = draft.forward([ForwardItem(draft.new_cache(), sequence, logits_from=first)])
+    logits = rows.astype(np.float64)
+    chances = np.exp(logits - logits.max(axis=1, keepdims=True))
+    chances /= chances.sum(axis=1, keepdims=True)
+    at, tokens, largest = 0, 0, 0.0
+    before: Mapping[str, Any] | None = None
+    for record in request.cycles:
+        gaps = _gaps(record, sequence[first + 1 + at :], chances[at:])
+        if gaps:
+            kind = _kind(before)
+            clean[kind] += 1
+            tokens += len(gaps)
+            largest = max(largest, *gaps)
+            if max(gaps) > TOLERANCE:
+                onsets[kind] += 1
+                break
+        at += len(record["emitted_ids"])
+        before = record
+    return tokens, largest
+
+
+def _gaps(record: Mapping[str, Any], taken: Sequence[int], chances: np.ndarray) -> list[float]:
+    """How far the draft's choices are from a fresh pass's, as far as they lie on the output's way."""
+    proposed, confidences = record.get("proposed_ids"), record.get("confidences")
+    if not proposed or not confidences or record.get("drafter") == LOOKED_UP:
+        return []
+    gaps = []
+    for place in range(min(len(proposed), len(confidences), len(chances))):
+        top = float(chances[place].max())
+        # Another token is a difference by what it lacks: a near-tie may fall either way.
+        gaps.append(max(abs(top - confidences[place]), top - float(chances[place][proposed[place]])))
+        if place >= len(taken) or taken[place] != proposed[place]:
+            break
+    return gaps
+
+
+def _kind(before: Mapping[str, Any] | None) -> str:
+    """What the draft's cache needed after the cycle before."""
+    if before is None:
+        return FIRST
+    if not before["drafted"] or before.get("drafter") == LOOKED_UP:
+        return CAUGHT
+    if before.get("proposed_ids") is None:
+        return CROP  # a tree: one path of its rows was kept
+    if before["accepted"] == before["proposed"]:
+        return FULL
+    return CROP if before["accepted"] < before["drafted"] - 1 else NEITHER

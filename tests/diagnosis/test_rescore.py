@@ -1,0 +1,136 @@
+"""Re-scoring with a fresh cache: injected cache faults are confirmed, a healthy engine is cleared."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from benchmarks.faulty_engine import Setup, SimTime, TableLM, run, tables
+from benchmarks.faulty_pair import record
+
+from specpilot.cli.main import main
+from specpilot.demo.pair_engine import load_engine
+from specpilot.diagnosis import diagnose, read_columns
+from specpilot.diagnosis.rescore import CONFIRMED, OPEN, REFUTED, Rescored, rescore
+from specpilot.models.base import CausalLM
+from specpilot.trace import CycleRecord, write_trace
+
+
+def draft_of(setup: Setup, seed: int | None = None) -> CausalLM:
+    """The setup's draft model, without its fault; with a seed: another one."""
+    other = setup if seed is None else replace(setup, seed=seed)
+    return TableLM("draft", tables(other)[1], SimTime(), lambda width, held: 0.0)
+
+
+def found(setup: Setup, folder: Path) -> tuple[Path, Rescored]:
+    path = folder / f"{setup.fault}.jsonl"
+    write_trace(path, *run(setup))
+    return path, rescore(path, draft_of(setup))
+
+
+# Odd seeds: the bonus token is emitted, but not fed to the draft.
+SMALL = Setup(seed=5, requests=40, policy="static-4", draft_noise=0.8)
+
+
+def test_a_healthy_engine_is_cleared(tmp_path: Path) -> None:
+    path, seen = found(SMALL, tmp_path)
+    assert seen.requests == 40
+    assert seen.largest < 1e-5
+    assert not any(seen.onsets.values())
+    assert seen.verdict("kv_misalignment") == seen.verdict("missing_bonus_token") == REFUTED
+    cycles = [r for r in run(SMALL)[1] if isinstance(r, CycleRecord) and r.proposed]
+    assert sum(seen.clean.values()) == len(cycles), "every drafted cycle is compared"
+    # The first rejected token is compared too, what comes after it is not.
+    judged = [r for r in cycles if r.ended is None]
+    assert seen.compared_tokens >= sum(min(r.accepted + 1, r.proposed) for r in judged)
+    assert diagnose(read_columns(path), seen).to_json()["rescored"]["same_model"] is True
+
+
+@pytest.mark.parametrize(
+    ("cause", "other", "kind"),
+    [
+        ("kv_misalignment", "missing_bonus_token", "crop"),
+        ("missing_bonus_token", "kv_misalignment", "full_accept"),
+    ],
+)
+def test_an_injected_fault_is_confirmed_and_only_that(
+    tmp_path: Path, cause: str, other: str, kind: str
+) -> None:
+    """Forty requests are too few for the rules, which see losses of acceptance; not for a fresh cache."""
+    path, seen = found(replace(SMALL, fault=cause), tmp_path)
+    assert seen.verdict(cause) == CONFIRMED
+    assert seen.verdict(other) != CONFIRMED
+    assert {name for name, count in seen.onsets.items() if count} == {kind}
+    diagnosis = diagnose(read_columns(path), seen)
+    assert diagnosis.primary == cause
+    assert diagnosis.findings[0].evidence["rescored_requests"] == 40
+
+
+def test_a_suspicion_is_refuted() -> None:
+    """What statistics suspect is dropped where a fresh cache says the same; too little leaves it open."""
+    many = Rescored(100, 0, 1000, {"first": 100, "crop": 100, "full_accept": 10}, {}, 1e-6)
+    assert many.verdict("kv_misalignment") == REFUTED
+    assert many.verdict("missing_bonus_token") == OPEN
+    with pytest.raises(ValueError, match="weak_draft"):
+        many.verdict("weak_draft")
+
+
+def test_another_model_decides_nothing(tmp_path: Path) -> None:
+    path, _ = found(SMALL, tmp_path)
+    seen = rescore(path, draft_of(SMALL, seed=8))
+    assert not seen.same_model
+    assert seen.verdict("kv_misalignment") == OPEN
+
+
+def test_what_a_trace_lacks_is_said(tmp_path: Path) -> None:
+    bare = tmp_path / "bare.jsonl"
+    write_trace(bare, *run(replace(SMALL, requests=5, ids=False)))
+    with pytest.raises(ValueError, match=r"bare\.jsonl has no greedy request with its prompt_ids"):
+        rescore(bare, draft_of(SMALL))
+    sampled = tmp_path / "sampled.jsonl"
+    write_trace(sampled, *run(replace(SMALL, requests=5, temperature=0.8)))
+    with pytest.raises(ValueError, match="no greedy request"):
+        rescore(sampled, draft_of(SMALL))
+
+
+def test_foreign_tokens_are_refused(tmp_path: Path) -> None:
+    path, _ = found(replace(SMALL, requests=5), tmp_path)
+    small = TableLM("draft", [np.zeros((1, 2), np.float32)], SimTime(), lambda width, held: 0.0)
+    small.vocab_size = 2
+    with pytest.raises(ValueError, match="the draft model knows 2"):
+        rescore(path, small)
+
+
+def test_prompts_are_written_once(tmp_path: Path) -> None:
+    cycles = [r for r in run(replace(SMALL, requests=5))[1] if isinstance(r, CycleRecord)]
+    for cycle in cycles:
+        assert (cycle.evidence.prompt_ids is not None) == (cycle.index == 0)
+        if cycle.evidence.prompt_ids is not None:
+            assert len(cycle.evidence.prompt_ids) == cycle.prompt_tokens
+
+
+@pytest.mark.parametrize(
+    ("fault", "verdict"), [("healthy", REFUTED), ("kv_misalignment", CONFIRMED)], ids=str
+)
+def test_the_bundled_pair_by_the_command(
+    fault: str, verdict: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Real models, a rollback that keeps a row too many, few requests."""
+    path = tmp_path / "trace.jsonl"
+    write_trace(path, *record(load_engine(), fault, "static-4", 0.0, 24))
+    with pytest.raises(SystemExit):
+        main(["diagnose", str(path), "--rescore", "--json", "-"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["rescored"]["verdicts"]["kv_misalignment"] == verdict, result["rescored"]
+    assert (result["primary"] == "kv_misalignment") == (verdict == CONFIRMED)
+
+
+def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    trace = Path(__file__).resolve().parents[2] / "examples" / "traces" / "tuesday.jsonl.gz"
+    with pytest.raises(SystemExit) as stop:
+        main(["diagnose", str(trace), "--rescore"])
+    assert stop.value.code == 2
+    assert "written only if asked for" in " ".join(capsys.readouterr().err.split())
