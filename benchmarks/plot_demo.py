@@ -17,7 +17,10 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-SHOWN = ("specpilot", "oracle", "confidence", "ema-tiers", "expected-over-cost", "additive", "asymmetric-ema")
+SHOWN = (
+    "specpilot", "oracle", "confidence", "ema-tiers", "expected-over-cost", "additive", "asymmetric-ema",
+    "specpilot-chain", "oracle-tree",
+)  # fmt: skip
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
@@ -31,7 +34,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         [policies[name]["goodput_tokens_per_s"] for name in statics],
         color="#616e7c", marker="o", markersize=4, linewidth=1, label="static τ = 0 … 16",
     )  # fmt: skip
-    for name, marker in zip(SHOWN, "D*svP<>", strict=True):
+    for name, marker in zip(SHOWN, "D*svP<>dX", strict=True):
         row = policies.get(name)
         if row:
             axes.scatter(
@@ -57,8 +60,17 @@ def table(result: dict[str, Any]) -> str:
     ]
     live = {name: row for name, row in result["policies"].items() if row["source"] == "live"}
     rows = [(name, "live", row) for name, row in live.items()]
-    shown = ("oracle", best, "specpilot", "confidence", "static-4", "additive", "static-0")
-    rows += [(name, "replay", replays[name]) for name in shown]
+    shown = (
+        "oracle-tree",
+        "specpilot",
+        "oracle",
+        "specpilot-chain",
+        best,
+        "confidence",
+        "static-4",
+        "static-0",
+    )
+    rows += [(name, "replay", replays[name]) for name in shown if name in replays]
     for name, run, row in rows:
         low, high = row["e2e_p95_ci_ms"]
         lines.append(

@@ -1,18 +1,23 @@
-"""Leaves beside a chain: ``python benchmarks/trees.py [--per-class N] [--depth N] [--leaves N]``.
+"""Trees and looked-up text against the best chain policy, live on the bundled pair, request by request in
+turn.
 
-Live on the bundled pair (ONNX Runtime, one request at a time, greedy, cold caches, the first two passes of
-a request, as B = 2 gives it): a fixed chain, the same chain with leaves, and a chain with as many nodes as
-that tree. They take turns on each prompt, in an order that rotates, and none learns. Tokens per second are
-those of the cycles (prefill, drafting, passes, host) in a closed loop, with 95 % intervals over prompts: no
-queue, no deadline. Exit status 1 if an output is not the target's own (near-ties apart).
+    python benchmarks/trees.py --per-class 16 --rounds 3
+
+Three controllers with the same promises serve the same prompts, one request at a time (closed loop, cold
+caches, greedy): chains, trees, and trees that also hold looked-up text. Each learns from its own cycles
+only; prompts of all classes are mixed, who begins changes from prompt to prompt. The first round is
+warm-up. ``oracle chain`` is what a clairvoyant chain gets from the same passes of the same texts. Exit
+status 1 if a text is not the target's own (near-ties apart).
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 from collections import defaultdict
-from importlib import resources
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,91 +25,141 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.paired import Account, ratio
 
-from specpilot.decoding.request import DecodingRequest
-from specpilot.decoding.static import StaticController
-from specpilot.demo.workload import bundled_prompts
-from specpilot.drafters.model import ModelDrafter
-from specpilot.models.base import ForwardItem
-from specpilot.models.onnx import OnnxCausalLM
-from specpilot.models.tokenizer import Tokenizer
-from specpilot.targets.model import ModelTarget
-from specpilot.testing import decode
-from specpilot.trace import CycleRecord, TracedController, TraceRecord
+from specpilot.control import ControllerConfig
+from specpilot.demo.workload import Prompt, bundled_prompts
+from specpilot.models.base import CausalLM, ForwardItem
+from specpilot.pair import LOOKUP_DEPTH, MAX_NODES, Completion, Pair, load_pair
+from specpilot.simulation.oracle import run_of_ones
+from specpilot.simulation.record import Recorder
+from specpilot.trace.agreement import NEAR_TIE_MARGIN
 
-PASSES = 2
-NEAR_TIE = 1e-3
+POLICIES = ("chain", "tree", "tree+lookup")
 
 
-def exact(model: OnnxCausalLM, prompt: list[int], output: list[int]) -> bool:
+def exact(model: CausalLM, prompt: Sequence[int], output: Sequence[int]) -> bool:
     """Whether one teacher-forced pass over the output prefers each of its tokens (or nearly)."""
+    if not output:
+        return True
     item = ForwardItem(model.new_cache(), [*prompt, *output[:-1]], logits_from=len(prompt) - 1)
     rows = model.forward([item])[0]
-    chosen = rows[np.arange(len(output)), output]
-    return bool((rows.max(axis=1) - chosen < NEAR_TIE).all())
+    chosen = rows[np.arange(len(output)), list(output)]
+    return bool((rows.max(axis=1) - chosen < NEAR_TIE_MARGIN).all())
 
 
-def first_cycles(records: list[TraceRecord]) -> list[CycleRecord]:
-    """The cycles that a budget of two passes pays for."""
-    return [record for record in records if isinstance(record, CycleRecord)][:PASSES]
+def oracle_tokens(agree: Sequence[int], passes: int) -> int:
+    """Tokens that a chain gets which is drafted exactly as far as it will be accepted."""
+    emitted = 0
+    for _ in range(passes):
+        if emitted < len(agree):
+            emitted = min(len(agree), emitted + run_of_ones(agree, emitted, len(agree)) + 1)
+    return emitted
+
+
+def make_pairs(engine: str, budget: float, slo_ms: float) -> dict[str, Pair]:
+    """One pair of models, a controller for each policy."""
+    loaded = load_pair(engine=engine)
+    chain = ControllerConfig(pass_budget=budget, slo_p95_ms=slo_ms)
+    tree = replace(chain, max_nodes=MAX_NODES)
+    configs = {"chain": chain, "tree": tree, "tree+lookup": replace(tree, lookup_depth=LOOKUP_DEPTH)}
+    return {
+        name: Pair(
+            loaded.target,
+            loaded.draft,
+            loaded.tokenizer,
+            config=config,
+            drafter="both" if config.lookup_depth else "model",
+        )
+        for name, config in configs.items()
+    }
+
+
+def take(per_class: int, seed: int) -> list[Prompt]:
+    """So many prompts of each class, mixed."""
+    by_class: dict[str, list[Prompt]] = defaultdict(list)
+    for prompt in bundled_prompts():
+        by_class[prompt.label].append(prompt)
+    rng = random.Random(seed)
+    taken = [
+        prompt for found in by_class.values() for prompt in rng.sample(found, min(per_class, len(found)))
+    ]
+    rng.shuffle(taken)
+    return taken
 
 
 def main() -> int:
-    """Run, print one line a class, return the exit status."""
-    parser = argparse.ArgumentParser(description="Tokens per pass and per second: chains against a tree.")
-    parser.add_argument("--per-class", type=int, default=12, help="prompts of each class")
-    parser.add_argument("--depth", type=int, default=8, help="draft length of the chain")
-    parser.add_argument("--leaves", type=int, default=8, help="nodes beside the chain")
-    args = parser.parse_args()
-    if min(args.per_class, args.depth, args.leaves) < 1:
-        parser.error("--per-class, --depth, --leaves: each must be ≥ 1")
-    bundled = resources.files("specpilot").joinpath("bundled")
-    target, draft = (OnnxCausalLM(str(bundled.joinpath(role))) for role in ("target", "draft"))
-    tokenizer = Tokenizer(str(bundled.joinpath("target")))
-    by_class = defaultdict(list)
-    for prompt in bundled_prompts():
-        by_class[prompt.label].append(prompt)
-    verifier, drafter = ModelTarget(target), ModelDrafter(draft)
-    nodes = args.depth + args.leaves
-    systems = {"chain": (args.depth, 0), "tree": (args.depth, args.leaves), "long": (nodes, 0)}
-    outputs = mismatches = 0
-    print(f"chain: {args.depth}, tree: {args.depth} and {args.leaves} leaves, long: a chain of {nodes}")
-    print(
-        f"{'class':14}{'prompts':>8}{'chain':>7}{'tree':>7}{'long':>7}  tok/s ÷ chain's       tok/s ÷ long's"
+    """Run, print a table, return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--per-class", type=int, default=16, help="prompts of each class")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="times each prompt is asked, the warm-up included"
     )
-    for number, (label, prompts) in enumerate(by_class.items()):
-        spent: dict[str, list[tuple[int, float, int]]] = {name: [] for name in systems}
-        taken = prompts[: args.per_class]
-        for place, prompt in enumerate(taken):
-            ids = tokenizer.encode(prompt.text)
-            turn = (number + place) % len(systems)
-            for name in [*systems, *systems][turn : turn + len(systems)]:
-                depth, leaves = systems[name]
-                request = DecodingRequest(
-                    f"{place}-{name}", ids, PASSES * (nodes + 1), eos_token_ids=target.eos_token_ids
-                )
-                records: list[TraceRecord] = []
-                controller = TracedController(StaticController(depth, leaves=leaves), records.append)
-                decode(verifier, drafter, [request], controller)
-                cycles = first_cycles(records)
-                busy_ms = sum(
-                    part.draft_ms + part.draft_prefill_ms + part.verify_ms + part.host_ms for part in cycles
-                )
-                spent[name].append((sum(part.emitted for part in cycles), busy_ms / 1000.0, len(cycles)))
+    parser.add_argument("--budget", type=float, default=2.0, help="target passes a request")
+    parser.add_argument("--max-tokens", type=int, default=24)
+    parser.add_argument("--slo-ms", type=float, default=250.0)
+    parser.add_argument("--engine", choices=("onnx", "transformers"), default="onnx")
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    if min(options.per_class, options.max_tokens) < 1 or options.rounds < 2:
+        parser.error("--per-class and --max-tokens must be ≥ 1, --rounds ≥ 2 (the first is warm-up)")
+    pairs = make_pairs(options.engine, options.budget, options.slo_ms)
+    target = pairs["chain"].target
+    prompts = take(options.per_class, options.seed)
+    recorder = Recorder(target, pairs["chain"].draft)
+    traces = {
+        prompt.key: recorder.record(prompt.key, pairs["chain"].encode(prompt.text), options.max_tokens).trace
+        for prompt in prompts
+    }
+    done: dict[tuple[str, str], list[Completion]] = defaultdict(list)
+    oracle: dict[str, list[int]] = defaultdict(list)
+    outputs = wrong = turn = 0
+    for round_ in range(options.rounds):
+        for prompt in prompts:
+            turn += 1
+            ids = pairs["chain"].encode(prompt.text)
+            for place in range(len(POLICIES)):
+                name = POLICIES[(turn + place) % len(POLICIES)]
+                answer = pairs[name].complete(ids, options.max_tokens)
                 outputs += 1
-                mismatches += not exact(target, ids, list(request.output))
-        per_pass = {
-            name: sum(tokens for tokens, _, _ in rows) / sum(passes for _, _, passes in rows)
-            for name, rows in spent.items()
-        }
+                wrong += not exact(target, ids, answer.token_ids)
+                if round_:
+                    done[prompt.label, name].append(answer)
+                    if name == "chain":
+                        agree = [int(bit or 0) for bit in traces[prompt.key].agree]
+                        oracle[prompt.label].append(oracle_tokens(agree, answer.target_passes))
+    print(
+        f"{options.engine}, B = {options.budget:g}, SLO {options.slo_ms:g} ms, {len(prompts)} prompts "
+        f"{options.rounds - 1} times after a warm-up; {outputs} texts, {wrong} not the target's own.\n"
+    )
+    print(table(done, oracle))
+    return int(wrong > 0)
+
+
+def table(done: dict[tuple[str, str], list[Completion]], oracle: dict[str, list[int]]) -> str:
+    """Tokens per pass, finished suggestions, and tokens per second over the chain policy's, by class."""
+    labels = list(oracle)
+    heads = ["class", "oracle chain", *(f"{name}: t/pass" for name in POLICIES)]
+    heads += [f"{name}: done" for name in POLICIES] + [f"{name} ÷ chain, tok/s" for name in POLICIES[1:]]
+    lines = [f"| {' | '.join(heads)} |", "| " + " | ".join("---" for _ in heads) + " |"]
+    for label in [*labels, "all"]:
+        chosen = labels if label == "all" else [label]
+        rows = {name: [answer for one in chosen for answer in done[one, name]] for name in POLICIES}
+        passes = {name: sum(answer.target_passes for answer in found) for name, found in rows.items()}
+        cells = [label, f"{sum(sum(oracle[one]) for one in chosen) / passes['chain']:.2f}"]
+        for name in POLICIES:
+            tokens = sum(len(answer.token_ids) for answer in rows[name])
+            cells.append(f"{tokens / passes[name]:.2f}")
+        for name in POLICIES:
+            share = sum(answer.stop_cause.complete for answer in rows[name]) / len(rows[name])
+            cells.append(f"{share:.0%}")
         accounts = {
-            name: Account([float(tokens) for tokens, _, _ in rows], [seconds for _, seconds, _ in rows])
-            for name, rows in spent.items()
+            name: Account(
+                [float(len(answer.token_ids)) for answer in found], [answer.e2e_ms / 1e3 for answer in found]
+            )
+            for name, found in rows.items()
         }
-        versus = [str(ratio(accounts["tree"], accounts[name])) for name in ("chain", "long")]
-        figures = "".join(f"{value:7.2f}" for value in per_pass.values())
-        print(f"{label:14}{len(taken):8}{figures}  {versus[0]:21} {versus[1]}", flush=True)
-    print(f"{outputs} outputs, {mismatches} not the target's own")
-    return int(mismatches > 0)
+        cells += [str(ratio(accounts[name], accounts["chain"])) for name in POLICIES[1:]]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -109,11 +109,11 @@ class Life:
     def budget(self) -> None:
         """A short answer leaves a pass to the pool; a long one draws it; the next is cut."""
         short = self.admit()
-        self.cycle(short, "ends early, leaves its second pass", 2, StopCause.EOS)
+        self.cycle(short, "ends early, leaves its second pass", 8, StopCause.EOS)
         self.controller.finish(short, StopCause.EOS, now=self.now)
         for phase in ("third pass from the pool", "no pass left"):
             name = self.admit()
-            while self.cycle(name, phase, 2):
+            while self.cycle(name, phase, 8):
                 pass
 
 

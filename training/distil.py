@@ -19,7 +19,16 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from training.corpus import WindowStream, text_prompts
 from training.generate import continue_text
-from training.steps import Budget, apply, backward_to, logits_of, make_optimizer, soft_target, softmax_of
+from training.steps import (
+    Budget,
+    apply,
+    backward_to,
+    computes_bfloat16,
+    logits_of,
+    make_optimizer,
+    soft_target,
+    softmax_of,
+)
 
 LOG_SECONDS = 30.0
 
@@ -83,7 +92,8 @@ def distil(
         return 0
     device = next(draft.parameters()).device
     # A bfloat16 copy spares autocast's conversion of every weight at every generated token.
-    teacher = copy.deepcopy(target).to(torch.bfloat16).eval()
+    precision = torch.bfloat16 if computes_bfloat16(device.type) else torch.float32
+    teacher = copy.deepcopy(target).to(precision).eval()
     rng = random.Random(seed)
     own = OwnText(teacher, tokenizer, documents, stream.size, rng)
     optimizer = make_optimizer(draft)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import sys
 import time
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+from training.copying import CopyStream, teach_copying
 from training.corpus import WindowStream, read_corpus
 from training.distil import distil
 from training.pair import Shape, load_model, load_tokenizer, new_model, save_model
@@ -125,6 +127,10 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
         "--draft-minutes", type=float, default=20.0, help="draft alone afterwards (default: %(default)s)"
     )
     parser.add_argument("--draft-steps", type=int, help="draft alone, instead of --draft-minutes")
+    parser.add_argument(
+        "--copy-minutes", type=float, default=0.0, help="learning to copy, before all else (default: 0)"
+    )
+    parser.add_argument("--copy-steps", type=int, help="learning to copy, instead of --copy-minutes")
     parser.add_argument("--rate", type=float, default=8e-4, help="target's peak rate (default: %(default)s)")
     parser.add_argument("--draft-rate", type=float, default=2.5e-3, help="draft's (default: %(default)s)")
     parser.add_argument("--editing", type=float, default=0.3, help="share of tokens (default: %(default)s)")
@@ -140,7 +146,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     for name in ("context", "batch", "threads"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} must be at least 1")
-    for name in ("minutes", "draft_minutes", "steps", "draft_steps"):
+    for name in ("minutes", "draft_minutes", "copy_minutes", "steps", "draft_steps", "copy_steps"):
         if getattr(options, name) is not None and getattr(options, name) < 0:
             parser.error(f"--{name.replace('_', '-')} must not be negative")
     return options
@@ -183,6 +189,16 @@ def main(arguments: list[str]) -> int:
     stream = WindowStream(
         pair.tokenizer, corpus.train, size=options.context, editing_share=options.editing, seed=options.seed
     )
+    copy_budget = Budget(options.copy_minutes, options.copy_steps)
+    copy_seen = teach_copying(
+        pair.target,
+        CopyStream(pair.tokenizer, corpus.train, min(256, options.context), random.Random(options.seed)),
+        stream,
+        copy_budget,
+        rate=options.rate,
+    )
+    pair.save(options.out)
+    copy_minutes = copy_budget.elapsed
     budget = Budget(options.minutes, options.steps)
     seen = train_jointly(
         pair,
@@ -212,6 +228,8 @@ def main(arguments: list[str]) -> int:
     )
     pair.save(options.out)
     record = {
+        "copy_tokens": copy_seen,
+        "copy_minutes": round(copy_minutes, 1),
         "joint_tokens": seen,
         "joint_minutes": round(minutes, 1),
         "draft_tokens": draft_seen,

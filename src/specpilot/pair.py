@@ -28,6 +28,7 @@ from specpilot.decoding.vocabulary import TrimmedModel
 from specpilot.drafters.base import Drafter
 from specpilot.drafters.guarded import GuardedDrafter
 from specpilot.drafters.lookup import LookupDrafter
+from specpilot.drafters.memory import TenantMemory
 from specpilot.drafters.model import ModelDrafter
 from specpilot.models.base import CausalLM
 from specpilot.targets.model import ModelTarget
@@ -36,8 +37,12 @@ if TYPE_CHECKING:
     from specpilot.models.tokenizer import Tokenizer
 
 ENGINES = ("onnx", "transformers")
-DRAFTERS = ("model", "lookup")
-"""A draft model, or the text so far (prompt lookup)."""
+DRAFTERS = ("model", "lookup", "both")
+"""A draft model, the text so far (prompt lookup), or both in one tree."""
+MAX_NODES = 32
+"""Most nodes of a tree where both propose and the configuration does not say."""
+LOOKUP_DEPTH = 24
+"""Most looked-up tokens in a tree, likewise."""
 DRAFT_TIMEOUT_MS = 2_000.0
 """A draft that has not answered by then is left alone; only a hang takes that long (or a long cold prompt
 on a slow machine: then the cycle decodes plainly and the next one finds the cache warm)."""
@@ -87,7 +92,9 @@ class Pair:
         stores: where the target's and the draft's caches are kept between requests of a session.
         start_token: what an empty prompt becomes (BOS); default: an end-of-text token.
         draft_timeout_ms: after this a draft counts as hung.
-        drafter: ``"model"``, or ``"lookup"``: the draft model is not used, the text so far proposes.
+        drafter: ``"model"``; ``"lookup"``: the draft model is not used, the text so far proposes; ``"both"``:
+            one token tree holds what both propose, and where a repetition is likely enough the model is not
+            asked (unless ``config`` says otherwise with up to 32 nodes).
 
     Raises:
         ValueError: if the vocabularies differ, or for an unknown drafter.
@@ -117,12 +124,17 @@ class Pair:
         self.target = target
         self.draft = draft
         self.tokenizer = tokenizer
+        if drafter == "both":
+            config = with_lookup(config or ControllerConfig())
         self.controller: ControllerLike = Controller(config)
         self.start_token = min(target.eos_token_ids, default=None) if start_token is None else start_token
-        self._looks_up = drafter == "lookup"
-        proposes: Drafter = ModelDrafter(draft, stores[1])
-        if self._looks_up:
-            proposes = LookupDrafter(target.vocab_size)
+        self._drafter = drafter
+        lookup = None
+        if drafter != "model":
+            lookup = LookupDrafter(target.vocab_size, memory=TenantMemory())
+        proposes: Drafter = ModelDrafter(draft, stores[1], lookup=lookup)
+        if drafter == "lookup" and lookup is not None:
+            proposes = lookup
         self._executor = LiveExecutor(
             ModelTarget(target, stores[0]),
             GuardedDrafter(proposes, draft_timeout_ms, target.vocab_size),
@@ -185,10 +197,10 @@ class Pair:
             stop=(stop,) if isinstance(stop, str) else stop,
             detokenizer=self.tokenizer,
             session_id=session_id,
-            rule=make_rule(params, sampled=not self._looks_up),
+            rule=make_rule(params, sampled=self._drafter == "model"),
         )
         info = replace(request.info(slo_ms=slo_ms), max_draft=max_draft)
-        if self._looks_up:
+        if self._drafter == "lookup":
             info = replace(info, drafter="lookup")
         with self._lock:
             return self._run(request, info)
@@ -299,6 +311,12 @@ def load_pair(
         draft_timeout_ms=draft_timeout_ms,
         drafter=drafter,
     )
+
+
+def with_lookup(config: ControllerConfig) -> ControllerConfig:
+    """``config`` with room for looked-up text in its trees, where it does not say how much."""
+    nodes = config.max_nodes or MAX_NODES
+    return replace(config, max_nodes=nodes, lookup_depth=config.lookup_depth or min(LOOKUP_DEPTH, nodes))
 
 
 def place(given: str | Path | None, role: str) -> str:

@@ -164,6 +164,9 @@ def test_curve_interpolates_and_runs() -> None:
     assert curve.at(4000) == 4000.0
     assert curve.run(6, 30) == pytest.approx([float(width) for width in range(6, 37)])
     assert curve.run(2000, 100) == pytest.approx([float(width) for width in range(2000, 2101)])
+    curve.observe(9, 11.0)  # now the segments' slopes differ
+    for width, count in ((1, 0), (1, 16), (7, 2), (250, 16), (2040, 16), (5000, 3)):
+        assert curve.run(width, count) == pytest.approx([curve.at(width + more) for more in range(count + 1)])
 
 
 def test_first_observation_counts_fully_and_rescales_the_rest() -> None:

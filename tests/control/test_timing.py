@@ -51,13 +51,11 @@ def flat(hazard: float) -> Sequence[float]:
 
 def test_a_draft_fits_if_its_steps_and_the_pass_do(cost: CostModel) -> None:
     # 10 ms of verification, then 2 ms a step.
-    assert [fitting_draft(cost, 8, 1, 1, 20, left) for left in (5.0, 11.9, 12.1, 19.0, 90.0)] == [
-        0,
-        0,
-        1,
-        4,
-        8,
-    ]
+    answers = [fitting_draft(cost, 8, 1, 1, 20, left) for left in (5.0, 11.9, 12.1, 19.0, 90.0)]
+    assert [draft for draft, _ in answers] == [0, 0, 1, 4, 8]
+    # The times are those of a pass with so long a draft.
+    assert [times and times.verify for _, times in answers] == [None, None, PASS_MS, PASS_MS, PASS_MS]
+    assert answers[3][1] == cost.pass_times(4, 1, 1, 20)
 
 
 def test_time_enough_for_everything_is_not_shared_out(cost: CostModel) -> None:

@@ -22,9 +22,11 @@ from specpilot.control.stop import StopRule
 from specpilot.decoding.acceptance import AcceptanceRule, Coupled, Deterministic, DraftStep, Rejection
 from specpilot.decoding.distribution import probabilities
 from specpilot.decoding.request import DecodingRequest
-from specpilot.decoding.types import Block, Draft, SamplingParams
+from specpilot.decoding.types import Acceptance, Block, Draft, SamplingParams
 from specpilot.drafters.base import Drafter, DraftItem
+from specpilot.drafters.lookup import LookupDrafter
 from specpilot.drafters.model import ModelDrafter
+from specpilot.models.base import FloatArray
 from specpilot.targets.model import ModelTarget
 from specpilot.targets.scripted import ScriptedLM
 from specpilot.testing import StaticController, decode
@@ -89,6 +91,20 @@ class Peeking(ModelDrafter):
         return Draft(Block.chain(draft.block.token_ids[:kept]), draft.confidences, draft.q[:kept])
 
 
+class FavouredChild(Deterministic):
+    """Planted in trees: a proposed child is followed if it is likely, not if it was drawn."""
+
+    def accept(
+        self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
+    ) -> Acceptance:
+        p = probabilities(target_logits[0], self._params)
+        for node, parent in enumerate(block.parents):
+            if parent < 0 and p[block.token_ids[node]] > 0.4:
+                after = probabilities(target_logits[node + 1], self._params)
+                return Acceptance((node,), int(self._rng.choice(VOCAB, p=after)))
+        return super().accept(block, q, target_logits, position)
+
+
 class TopChildRejection(Rejection):
     """Planted: rejection against a child that was chosen, not drawn."""
 
@@ -112,14 +128,20 @@ def confidence_stop(request_id: str, cycle: int) -> StopRule:
     return StopRule(intercepts=(0.0,), slope=1.0, keep_at=(0.35, 0.25, 0.2))
 
 
-def p_value(make_rule: MakeRule, drafter: Drafter, params: SamplingParams, depth: int = 3) -> float:
+def p_value(
+    make_rule: MakeRule,
+    drafter: Drafter,
+    params: SamplingParams,
+    depth: int = 3,
+    nodes: int | None = None,
+) -> float:
     """χ² of RUNS sampled prefixes against :func:`exact`; rare prefixes (expected < 5) in one cell."""
     # One token more than is looked at: the prefix is never cut by the end.
     requests = [
         DecodingRequest(f"r{run}", PROMPT, LENGTH + 1, rule=make_rule(params, run)) for run in range(RUNS)
     ]
     controller = StaticController(
-        lambda name, cycle: (depth + int(name[1:]) + cycle) % (depth + 1), confidence_stop
+        lambda name, cycle: (depth + int(name[1:]) + cycle) % (depth + 1), confidence_stop, nodes=nodes
     )
     decode(ModelTarget(TARGET), drafter, requests, controller, max_batch=16)
     counts = Counter(tuple(request.output[:LENGTH]) for request in requests)
@@ -153,6 +175,21 @@ def test_trees_are_lossless(rule: MakeRule, params: SamplingParams) -> None:
     assert p_value(rule, TreeDrafter(), params) >= FALSE_FAILURE
 
 
+@pytest.mark.parametrize("params", TEMPERATURES, ids=["t1.0", "t0.6"])
+@pytest.mark.parametrize("rule", [coupled, deterministic])
+def test_grown_trees_are_lossless(rule: MakeRule, params: SamplingParams) -> None:
+    """Trees as the draft model grows them, up to five nodes: the draft's own choices, with looked-up text."""
+    drafter = ModelDrafter(DRAFT, lookup=LookupDrafter(VOCAB, least_match=1))
+    assert p_value(rule, drafter, params, nodes=5) >= FALSE_FAILURE
+
+
+def test_a_tree_that_favours_its_children_is_caught() -> None:
+    def planted(params: SamplingParams, run: int) -> AcceptanceRule:
+        return FavouredChild(params, np.random.default_rng([31, run]))
+
+    assert p_value(planted, ModelDrafter(DRAFT), TEMPERATURES[0], nodes=5) < FOUND
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_top_k_and_top_p_are_lossless(rule: MakeRule) -> None:
     assert p_value(rule, ModelDrafter(DRAFT), SHAPED) >= FALSE_FAILURE
@@ -169,11 +206,12 @@ def test_rejection_against_top_children_is_caught() -> None:
     assert p_value(planted, ModelDrafter(DRAFT), TEMPERATURES[0]) < FOUND
 
 
-def coupled_text(seed: int, depth: int, tree: bool = False) -> list[int]:
+def coupled_text(seed: int, depth: int, tree: bool = False, nodes: int | None = None) -> list[int]:
     params = SamplingParams(temperature=0.9, top_p=0.95, seed=seed)
     request = DecodingRequest("r", PROMPT, 24, params=params)
     drafter: Drafter = TreeDrafter() if tree else ModelDrafter(DRAFT)
-    decode(ModelTarget(TARGET), drafter, [request], StaticController(depth, confidence_stop))
+    controller = StaticController(depth, confidence_stop, nodes=nodes)
+    decode(ModelTarget(TARGET), drafter, [request], controller)
     return request.output
 
 
@@ -184,6 +222,7 @@ def test_coupled_text_depends_on_prompt_and_seed_alone() -> None:
         for depth in (1, 2, 5, 8, 40):
             assert coupled_text(seed, depth) == text
         assert coupled_text(seed, 2, tree=True) == text
+        assert coupled_text(seed, 4, nodes=9) == text
 
 
 def test_coupled_text_is_the_same_in_another_process() -> None:

@@ -12,16 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specpilot.control import Controller
-from specpilot.control.stop import StopRule
-from specpilot.decoding.acceptance import Deterministic, Greedy, Rejection
 from specpilot.decoding.clock import VirtualClock
 from specpilot.decoding.cycle import LiveExecutor
 from specpilot.decoding.loop import ServeLoop
 from specpilot.decoding.request import DecodingRequest
-from specpilot.decoding.types import Block, Draft, SamplingParams
+from specpilot.decoding.types import Block, Draft
 from specpilot.diagnosis.columns import read_columns
 from specpilot.drafters.base import DraftItem
-from specpilot.drafters.branches import choices, with_leaves
 from specpilot.drafters.model import ModelDrafter
 from specpilot.models.base import CausalLM, FloatArray, ForwardItem
 from specpilot.targets.model import ModelTarget
@@ -95,7 +92,7 @@ class RandomTrees:
         return block
 
 
-def run_random_trees(target: CausalLM, seed: int, depth: int, leaves: int) -> None:
+def run_random_trees(target: CausalLM, seed: int, depth: int, nodes: int) -> None:
     rng = random.Random(seed)
     prompts = {
         f"r{i}": [rng.randrange(target.vocab_size) for _ in range(rng.randint(1, 30))] for i in range(3)
@@ -107,7 +104,7 @@ def run_random_trees(target: CausalLM, seed: int, depth: int, leaves: int) -> No
         for name, prompt in prompts.items()
     ]
     drafter = RandomTrees(target.vocab_size, truth, seed)
-    decode(ModelTarget(target), drafter, requests, StaticController(depth, leaves=leaves), max_batch=3)
+    decode(ModelTarget(target), drafter, requests, StaticController(depth, nodes=nodes), max_batch=3)
     for request in requests:
         assert same(request.output, *plain[request.request_id])
 
@@ -119,16 +116,16 @@ def test_random_trees_are_greedy_exact(engine: str, request: pytest.FixtureReque
 
     @settings(max_examples=5, deadline=None, derandomize=True)
     @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 10))
-    def check(seed: int, depth: int, leaves: int) -> None:
-        run_random_trees(models[0], seed, depth, leaves)
+    def check(seed: int, depth: int, nodes: int) -> None:
+        run_random_trees(models[0], seed, depth, nodes)
 
     check()
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(0, 10**6), st.integers(1, 6), st.integers(1, 26))
-def test_random_trees_on_the_scripted_model(seed: int, depth: int, leaves: int) -> None:
-    run_random_trees(ScriptedLM(seed=seed % 7, scale=2.0), seed, depth, leaves)
+def test_random_trees_on_the_scripted_model(seed: int, depth: int, nodes: int) -> None:
+    run_random_trees(ScriptedLM(seed=seed % 7, scale=2.0), seed, depth, nodes)
 
 
 def test_a_lost_tree_mask_would_show(onnx_models: Models) -> None:
@@ -150,7 +147,7 @@ def test_a_lost_tree_mask_would_show(onnx_models: Models) -> None:
     tokens, margins = greedy(target, prompt, NEW_TOKENS)
     drafter = RandomTrees(target.vocab_size, {"r": [*prompt, *tokens]}, 1)
     request = DecodingRequest("r", prompt, NEW_TOKENS)
-    decode(ModelTarget(Chains(target)), drafter, [request], StaticController(4, leaves=8))
+    decode(ModelTarget(Chains(target)), drafter, [request], StaticController(4, nodes=12))
     assert drafter.off_chain
     assert not same(request.output, tokens, margins)
 
@@ -168,7 +165,7 @@ def test_leaves_beside_the_drafts_chain(engine: str, request: pytest.FixtureRequ
     for number in range(6):
         prompt = [rng.randrange(target.vocab_size) for _ in range(12)]
         asked = DecodingRequest(f"{number}", prompt, NEW_TOKENS, eos_token_ids=target.eos_token_ids)
-        decode(ModelTarget(target), ModelDrafter(draft), [asked], StaticController(3, leaves=6))
+        decode(ModelTarget(target), ModelDrafter(draft), [asked], StaticController(3, nodes=9))
         assert same(asked.output, *greedy(target, prompt, NEW_TOKENS))
         context = list(prompt)
         for cycle in asked.details:
@@ -182,12 +179,12 @@ def test_leaves_beside_the_drafts_chain(engine: str, request: pytest.FixtureRequ
     assert followed
 
 
-def test_a_traced_run_with_leaves_is_a_valid_trace(tmp_path: Path) -> None:
+def test_a_traced_run_with_trees_is_a_valid_trace(tmp_path: Path) -> None:
     """Counts by hand: of a tree the main chain is proposed and accepted, what is beside it counts apart."""
     target, draft = ScriptedLM(seed=3), ScriptedLM(seed=3, noise=0.8)
     executor = LiveExecutor(ModelTarget(target), ModelDrafter(draft), keep_details=True)
     records: list[TraceRecord] = []
-    controller = TracedController(StaticController(3, leaves=6), records.append)
+    controller = TracedController(StaticController(3, nodes=9), records.append)
     executor.report_evidence(controller.recorder.evidence)
     asked = DecodingRequest("r", [1, 2], 40)
     executor.add(asked)
@@ -196,7 +193,7 @@ def test_a_traced_run_with_leaves_is_a_valid_trace(tmp_path: Path) -> None:
     beside = 0
     for told, seen in zip(cycles, asked.details, strict=True):
         chain = seen.block.token_ids[: told.proposed]
-        assert told.proposed == seen.block.depth <= told.drafted
+        assert told.proposed <= min(seen.block.depth, told.drafted)
         assert told.proposed + told.side_proposed == len(seen.block)
         assert told.verified_tokens >= len(seen.block) + 1
         agreed = next((i for i, (a, b) in enumerate(zip(chain, seen.accepted, strict=False)) if a != b), None)
@@ -211,36 +208,3 @@ def test_a_traced_run_with_leaves_is_a_valid_trace(tmp_path: Path) -> None:
     assert validate(path).cycles == len(cycles)
     assert [record for record in read_trace(path) if isinstance(record, CycleRecord)] == cycles
     assert not read_columns(path).odd.any()
-
-
-def test_leaves_are_chosen_by_the_probability_of_their_path() -> None:
-    ranked = [
-        [(1, 0.6), (2, 0.3), (3, 0.1)],
-        [(4, 0.9), (5, 0.08), (6, 0.02)],
-        [(7, 0.5), (8, 0.4), (9, 0.1)],
-    ]
-    # Paths: 2: 0.3; 3: 0.1; 5: 0.6·0.08 = 0.048; 6: 0.012; 8: 0.54·0.4 = 0.216; 9: 0.054.
-    block = with_leaves([1, 4, 7], ranked, 4)
-    assert block == Block((1, 4, 7, 2, 8, 3, 9), (-1, 0, 1, -1, 1, -1, 1))
-    assert with_leaves([1, 4, 7], ranked, 0) == Block.chain([1, 4, 7])
-
-
-def test_choices_are_the_softmax() -> None:
-    row = np.log(np.array([0.1, 0.5, 0.05, 0.3, 0.04, 0.01], dtype=np.float32))
-    assert [token for token, _ in choices(row)] == [1, 3, 0, 2]
-    assert [chance for _, chance in choices(row)] == pytest.approx([0.5, 0.3, 0.1, 0.05], rel=1e-5)
-
-
-def test_no_leaves_where_they_are_not_paid_for_or_would_be_biased() -> None:
-    model = ScriptedLM(seed=3)
-    source = ModelDrafter(model)
-    params = SamplingParams(temperature=1.0)
-    source.open("r", [1, 2])
-
-    def block(rule: Greedy | Deterministic | Rejection, nodes: int) -> Block:
-        return source.propose([DraftItem("r", [1, 2], 3, nodes, StopRule(), rule)])[0].block
-
-    assert block(Greedy(), 3).is_chain
-    assert block(Rejection(params, np.random.default_rng(1)), 9).is_chain
-    assert len(block(Greedy(), 9)) == 9
-    assert len(block(Deterministic(params), 5)) == 5

@@ -51,7 +51,6 @@ ALLOWED_STATUS = {
     "benchmarks/faulty_pair.py": (0, 1),
     "demo": (0, 1),
     "benchmarks/bench_cycle.py": (0, 1),
-    "benchmarks/bench_decision.py": (0, 1),
     "benchmarks/recovery.py": (0, 1),
     "benchmarks/serve_load.py": (0, 1),
     "benchmarks/scale.py": (0, 1),

@@ -61,10 +61,10 @@ def test_the_trace_by_hand(example: ModuleType) -> None:
 
 
 def test_the_ledger_in_the_trace(example: ModuleType) -> None:
-    """One credit is left, drawn once, and the next request is cut with 48 − 6 tokens missing."""
+    """One credit is left, drawn once, and the next request is cut with 48 − 18 tokens missing."""
     rows = example.trace()
     drawn = [row for row in rows if isinstance(row.plan, CyclePlan) and row.plan.from_pool]
     assert [row.phase for row in drawn] == ["third pass from the pool"]
     cut = [row for row in rows if isinstance(row.plan, PlannedStop)]
     assert [row.plan.cause for row in cut] == ["budget", "budget"]
-    assert [row.plan.reason.numbers["missing_tokens"] for row in cut] == [48 - 9, 48 - 6]
+    assert [row.plan.reason.numbers["missing_tokens"] for row in cut] == [48 - 27, 48 - 18]

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specpilot.cli.options import DraftOption, TargetOption
+from specpilot.cli.options import DraftOption, MaxNodesOption, TargetOption
 from specpilot.cli.output import JsonOption, check_writable, console, write_json
 from specpilot.control import ControllerConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.tree import Tree
 
+    from specpilot.decoding.request import CycleDetail
     from specpilot.pair import Completion, Pair
 
 DEFAULTS = ControllerConfig()
@@ -23,8 +25,12 @@ def run(
     prompt: Annotated[str, typer.Argument(help="The text to continue.", show_default=False)],
     max_tokens: Annotated[int, typer.Option(help="Most output tokens.")] = 24,
     drafter: Annotated[
-        str, typer.Option(help="Who proposes: model (the draft model) or lookup (the text so far).")
+        str,
+        typer.Option(
+            help="Who proposes: model (the draft model), lookup (the text so far) or both, in a tree."
+        ),
     ] = "model",
+    max_nodes: MaxNodesOption = DEFAULTS.max_nodes,
     explain: Annotated[
         bool, typer.Option("--explain", help="Show each cycle: proposed, accepted, own token, τ, reason.")
     ] = False,
@@ -44,7 +50,7 @@ def run(
 
     check_writable(json_target)
     screen = console(json_target)
-    config = ControllerConfig(pass_budget=pass_budget, slo_p95_ms=slo_p95_ms)
+    config = ControllerConfig(pass_budget=pass_budget, slo_p95_ms=slo_p95_ms, max_nodes=max_nodes)
     pair = load_pair(target, draft, engine, config=config, drafter=drafter)
     completion = pair.complete(prompt, max_tokens=max_tokens, temperature=temperature, seed=seed)
     screen.print(f"[dim]{_safe(prompt)}[/][bold]{_safe(completion.text)}[/]", soft_wrap=True)
@@ -65,13 +71,23 @@ def _because(completion: Completion) -> str:
 
 
 def _explain(screen: Console, pair: Pair, completion: Completion) -> None:
-    """Each cycle in four lines: green was accepted, red thrown away, blue is the target's own token."""
+    """Each cycle: green was accepted, red thrown away, blue is the target's own token; a tree as a tree."""
     for number, cycle in enumerate(completion.cycles, 1):
-        block, kept = cycle.block.token_ids, len(cycle.accepted)
-        proposed = f"[green]{_piece(pair, block[:kept])}[/][red strike]{_piece(pair, block[kept:])}[/]"
+        block, kept = cycle.block, len(cycle.accepted)
+        source = f", {cycle.drafter}" if cycle.drafter else ""
+        if block.is_chain:
+            head = f"τ = {len(block)} of at most {cycle.max_draft}{source}, {kept} accepted"
+        else:
+            head = f"a tree of {len(block)} nodes, {block.depth} deep{source}, {kept} accepted"
+        screen.print(f"[bold]cycle {number}[/]  {head}", soft_wrap=True)
+        if block.is_chain:
+            tokens = block.token_ids
+            proposed = f"[green]{_piece(pair, tokens[:kept])}[/][red strike]{_piece(pair, tokens[kept:])}[/]"
+            shown = proposed if tokens else "[dim]nothing: plain target decoding[/]"
+            screen.print(f"  proposed  {shown}", soft_wrap=True)
+        else:
+            screen.print(_tree(pair, cycle), soft_wrap=True)
         lines = [
-            f"[bold]cycle {number}[/]  τ = {len(block)} of at most {cycle.max_draft}, {kept} accepted",
-            f"  proposed  {proposed if block else '[dim]nothing: plain target decoding[/]'}",
             f"  {cycle.own_kind:<9} [blue]{_piece(pair, [cycle.own])}[/]",
             f"  because   {_safe(str(cycle.reason))}",
         ]
@@ -79,6 +95,28 @@ def _explain(screen: Console, pair: Pair, completion: Completion) -> None:
             lines.append(f"  [red]fault     {_safe(cycle.fault)}[/]")
         for line in lines:
             screen.print(line, soft_wrap=True)
+
+
+def _tree(pair: Pair, cycle: CycleDetail) -> Tree:
+    """The proposed tree; runs of tokens with one successor stand on one line."""
+    from rich.tree import Tree
+
+    block, path = cycle.block, set(cycle.path)
+    children: dict[int, list[int]] = {}
+    for node, parent in enumerate(block.parents):
+        children.setdefault(parent, []).append(node)
+    root = Tree("[dim]proposed[/]", guide_style="dim")
+    waiting = [(root, node) for node in reversed(children[-1])]
+    while waiting:
+        branch, node = waiting.pop()
+        run = [node]
+        while len(below := children.get(run[-1], [])) == 1 and (below[0] in path) == (node in path):
+            run.append(below[0])
+        style = "green" if node in path else "red"
+        piece = _piece(pair, [block.token_ids[at] for at in run])
+        label = branch.add(f"[{style}]{piece}[/]")
+        waiting += [(label, at) for at in reversed(children.get(run[-1], []))]
+    return root
 
 
 def _as_json(pair: Pair, completion: Completion) -> dict[str, Any]:
@@ -93,6 +131,8 @@ def _as_json(pair: Pair, completion: Completion) -> dict[str, Any]:
             {
                 "max_draft": cycle.max_draft,
                 "proposed": list(cycle.block.token_ids),
+                "parents": list(cycle.block.parents),
+                "path": list(cycle.path),
                 "accepted": len(cycle.accepted),
                 "own": cycle.own,
                 "own_kind": cycle.own_kind,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from specpilot.cli.options import LookupDepthOption, MaxNodesOption
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 from specpilot.control import ControllerConfig
 from specpilot.demo.runner import DemoConfig, run_demo
@@ -28,6 +29,8 @@ def run(
     pass_budget: Annotated[
         float, typer.Option(help="Target passes per request, on average.")
     ] = DEFAULTS.promises.pass_budget,
+    max_nodes: MaxNodesOption = DEFAULTS.promises.max_nodes,
+    lookup_depth: LookupDepthOption = DEFAULTS.promises.lookup_depth,
     engine: Annotated[str, typer.Option(help="onnx or transformers.")] = "onnx",
     report: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write an HTML page with plots.", show_default=False)
@@ -49,7 +52,13 @@ def run(
     from specpilot.trace import write_trace
 
     check_writable(json_target, report, trace)
-    promises: ControllerConfig = replace(DEFAULTS.promises, slo_p95_ms=slo_p95_ms, pass_budget=pass_budget)
+    promises: ControllerConfig = replace(
+        DEFAULTS.promises,
+        slo_p95_ms=slo_p95_ms,
+        pass_budget=pass_budget,
+        max_nodes=max_nodes,
+        lookup_depth=min(lookup_depth, max_nodes),
+    )
     config = DemoConfig(requests=requests, seed=seed, load=load, max_tokens=max_tokens, promises=promises)
     screen = console(json_target)
     with progress(screen) as bar:

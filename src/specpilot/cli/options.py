@@ -15,6 +15,13 @@ DraftOption = Annotated[
     str | None,
     typer.Option("--draft", help="Draft: folder or hub id. Default: bundled.", show_default=False),
 ]
+MaxNodesOption = Annotated[
+    int, typer.Option("--max-nodes", help="Most nodes of a token tree; 0: blocks are chains.")
+]
+LookupDepthOption = Annotated[
+    int,
+    typer.Option("--lookup-depth", help="Most tokens of looked-up text in a tree (0: none)."),
+]
 CostOption = Annotated[
     Path | None,
     typer.Option("--cost", help="The engine's costs, as written by record.", show_default=False),

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specpilot.cli.options import CostOption, DraftMsOption, VerifyMsOption, VerifyTokenMsOption
+from specpilot.cli.options import (
+    CostOption,
+    DraftMsOption,
+    LookupDepthOption,
+    MaxNodesOption,
+    VerifyMsOption,
+    VerifyTokenMsOption,
+)
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 from specpilot.control import ControllerConfig
 
@@ -41,6 +48,8 @@ def run(
     seed: Annotated[int, typer.Option(help="Seed of the arrivals and of unknown bits.")] = 1,
     slo_p95_ms: Annotated[float, typer.Option(help="End-to-end latency SLO.")] = DEFAULTS.slo_p95_ms,
     pass_budget: Annotated[float, typer.Option(help="Target passes per request.")] = DEFAULTS.pass_budget,
+    max_nodes: MaxNodesOption = DEFAULTS.max_nodes,
+    lookup_depth: LookupDepthOption = DEFAULTS.lookup_depth,
     no_ledger: Annotated[
         bool, typer.Option("--no-ledger", help="No pass budget: what it costs the others.")
     ] = False,
@@ -52,18 +61,22 @@ def run(
     """
     from specpilot.demo.report import policy_rows, result_table
     from specpilot.simulation.baselines import STATIC_NAMES
-    from specpilot.simulation.policies import POLICY_NAMES, check_policy, replay_policy
+    from specpilot.simulation.policies import POLICY_NAMES, TREE_NAMES, check_policy, replay_policy
     from specpilot.simulation.replay import LIMITS
     from specpilot.simulation.results import best_of
     from specpilot.simulation.stream import capacity, costs_from, stream
     from specpilot.trace import read_agreement
 
-    names = [check_policy(name) for name in policy or POLICY_NAMES]
+    known = (*POLICY_NAMES, *(TREE_NAMES if max_nodes else ()))
+    names = [check_policy(name, known) for name in policy or known]
     check_writable(json_target)
     costs = costs_from(cost, draft_ms, verify_ms, verify_token_ms)
     # Every pass yields a token, so that a budget of max_tokens never binds.
     config = ControllerConfig(
-        pass_budget=float(max(1, max_tokens)) if no_ledger else pass_budget, slo_p95_ms=slo_p95_ms
+        pass_budget=float(max(1, max_tokens)) if no_ledger else pass_budget,
+        slo_p95_ms=slo_p95_ms,
+        max_nodes=max_nodes,
+        lookup_depth=lookup_depth,
     )
     traces = read_agreement(trace)
     closed, drawn = stream(traces, count=requests, max_tokens=max_tokens, rate=math.inf, seed=seed)

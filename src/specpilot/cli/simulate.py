@@ -8,7 +8,13 @@ from typing import Annotated
 
 import typer
 
-from specpilot.cli.options import CostOption, DraftMsOption, VerifyMsOption, VerifyTokenMsOption
+from specpilot.cli.options import (
+    CostOption,
+    DraftMsOption,
+    MaxNodesOption,
+    VerifyMsOption,
+    VerifyTokenMsOption,
+)
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 from specpilot.control import ControllerConfig
 
@@ -84,6 +90,7 @@ def run(
         float | None,
         typer.Option(help="Target passes per request; default: the scenario's.", show_default=False),
     ] = None,
+    max_nodes: MaxNodesOption = 0,
     processes: Annotated[int, typer.Option(help="Processes for the replicas.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 1,
     json_target: JsonOption = None,
@@ -113,6 +120,7 @@ def run(
         config,
         slo_p95_ms=config.slo_p95_ms if slo_p95_ms is None else slo_p95_ms,
         pass_budget=config.pass_budget if pass_budget is None else pass_budget,
+        max_nodes=max_nodes,
     )
     if arrivals is not None:
         # Reads the whole file once: what is wrong with it shows before the work.

@@ -107,7 +107,8 @@ def survival(hazards: Sequence[float], shift: float = 0.0) -> list[float]:
     """
     if shift:
         odds = math.exp(shift)
-        hazards = [hazard * odds / (1.0 + hazard * (odds - 1.0)) for hazard in hazards]
+        more = odds - 1.0
+        hazards = [hazard * odds / (1.0 + hazard * more) for hazard in hazards]
     return list(accumulate(hazards, mul, initial=1.0))
 
 
@@ -157,12 +158,13 @@ class Difficulty:
         self, weights: Sequence[float], hazards: Sequence[float], accepted: int, proposed: int
     ) -> list[float]:
         """Update class weights by one block: ``accepted`` of ``proposed`` draft tokens."""
+        logits = [logit(hazard) for hazard in hazards[: accepted + 1]]
+        rejected = logits[accepted] if accepted < proposed and accepted < len(hazards) else None
         result = []
         for weight, shift in zip(weights, self.SHIFTS, strict=True):
-            for index in range(min(accepted, len(hazards))):
-                weight *= sigmoid(logit(hazards[index]) + shift)
-            if accepted < proposed and accepted < len(hazards):
-                weight *= 1.0 - sigmoid(logit(hazards[accepted]) + shift)
+            weight = math.prod([sigmoid(value + shift) for value in logits[:accepted]], start=weight)
+            if rejected is not None:
+                weight *= 1.0 - sigmoid(rejected + shift)
             result.append(weight)
         total = sum(result)
         return [weight / total for weight in result] if total > 0.0 else list(weights)
@@ -175,10 +177,9 @@ class Difficulty:
 
     def shift(self, posterior: Sequence[float]) -> float:
         """The request's expected shift relative to the population's (which the hazards contain)."""
-        return sum(
-            shift * (own - base)
-            for shift, own, base in zip(self.SHIFTS, posterior, self.weights, strict=True)
-        )
+        # Σ shift · (own − base), written out: the middle class shifts nothing.
+        base = self.weights
+        return (posterior[2] - base[2]) - (posterior[0] - base[0])
 
 
 class AcceptanceModel:

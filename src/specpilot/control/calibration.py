@@ -74,7 +74,9 @@ class Calibration:
         y = 1.0 if accepted else 0.0
         x = logit(confidence)
         place = self._positions[min(position, POSITIONS) - 1]
-        offset = self._buckets.setdefault(bucket, Offset())
+        offset = self._buckets.get(bucket)
+        if offset is None:
+            offset = self._buckets[bucket] = Offset()
         predicted = sigmoid(self.intercept + place.value + offset.value + self.slope * x)
         self._filter(x, y - predicted, max(predicted * (1.0 - predicted), 1e-3))
         predicted = sigmoid(self.intercept + place.value + offset.value + self.slope * x)

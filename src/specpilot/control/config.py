@@ -27,6 +27,8 @@ PROMISES = (
     "mode",
     "static_draft",
     "max_batch",
+    "max_nodes",
+    "lookup_depth",
 )
 """Fields that say what to do and not how to learn: a snapshot may be taken up under other ones."""
 
@@ -78,6 +80,11 @@ class ControllerConfig:
     """τ in the modes ``off`` and ``shadow`` (0: plain decoding)."""
     max_batch: int = 1
     """Most requests that share one target pass of the engine: work in flight is that much sooner done."""
+    max_nodes: int = 0
+    """Most nodes of a token tree; 0: blocks are chains."""
+    lookup_depth: int = 0
+    """Most tokens that are taken from looked-up text beside the draft model's; needs ``max_nodes``. 0:
+    none."""
 
     def __post_init__(self) -> None:
         self._require(
@@ -103,6 +110,13 @@ class ControllerConfig:
         self._require("mode", self.mode in tuple(Mode), "off, shadow or on", "use on")
         self._require("static_draft", 0 <= self.static_draft <= 32, "0…32", "4 is typical")
         self._require("max_batch", self.max_batch >= 1, "≥ 1", "use 1 for one request at a time")
+        self._require("max_nodes", 0 <= self.max_nodes <= 64, "0…64", "use 0 for chains; 32 is typical")
+        self._require(
+            "lookup_depth",
+            0 <= self.lookup_depth <= self.max_nodes,
+            "0…max_nodes",
+            "looked-up text needs nodes",
+        )
         if self.tenant_pool_cap is not None:
             self._require("tenant_pool_cap", self.tenant_pool_cap >= 0, "≥ 0", "use None for no cap")
 

@@ -234,7 +234,8 @@ class Controller:
             # A pass that emitted nothing was a chunk of the prompt.
             request.uncached = 1 if outcome.emitted else max(1, request.uncached - outcome.verified_tokens)
             left_behind = 0 if outcome.draft_prefill_tokens else request.behind
-            request.behind = 1 if outcome.drafted else max(1, left_behind + outcome.emitted)
+            stepped = outcome.drafted and outcome.drafter in (None, request.info.drafter)
+            request.behind = 1 if stepped else max(1, left_behind + outcome.emitted)
             request.ended = outcome.ended
             self._ready += outcome.ended is None
             self._learn(cycle, outcome, now)
@@ -387,6 +388,8 @@ class Controller:
         request_id = request.info.request_id
         if request.ended is not None:
             return PlannedStop(request_id, request.ended, Reason(Binding.LENGTH))
+        if not self.cost.calibrated:
+            return None
         cached = max(0, request.info.prompt_tokens + request.emitted - request.uncached)
         expected = self.cost.verify_ms(request.uncached, cached)
         if request.emitted:
@@ -395,7 +398,7 @@ class Controller:
         else:
             # Nothing yet: an empty answer is a miss too, so only a hopeless pass is spared.
             need, left = expected, (request.arrival_s - now) * 1000.0 + request.slo_ms
-        if not self.cost.calibrated or need <= left:
+        if need <= left:
             return None
         return PlannedStop(
             request_id, StopCause.DEADLINE, Reason(Binding.DEADLINE, {"need_ms": need, "left_ms": left})
@@ -414,27 +417,39 @@ class Controller:
         if info.max_draft is not None:
             cap = min(cap, info.max_draft)
         context = info.prompt_tokens + emitted
-        uncached, behind = (1, 1) if emitting else (request.uncached, request.behind)
+        known = max(context, 1)
+        uncached = 1 if emitting else min(request.uncached, known)
+        behind = 1 if emitting else min(request.behind, known)
         allowed = not breaker.open if emitting else breaker.allow()
         left = (request.deadline_s - now) * 1000.0
+        nodes = lookup = 0
+        if self.config.max_nodes and cap > 0:
+            nodes = self.config.max_nodes
+            lookup = min(self.config.lookup_depth, remaining - 1)
+            if info.max_draft is not None:
+                lookup = min(lookup, info.max_draft)
+        max_draft, times = fitting_draft(self.cost, cap, uncached, behind, context, left)
         return CycleView(
             request_id=info.request_id,
             drafter=info.drafter,
             prompt_tokens=info.prompt_tokens,
             context_tokens=context,
-            new_context_tokens=min(uncached, max(context, 1)),
-            draft_behind_tokens=min(behind, max(context, 1)),
+            new_context_tokens=uncached,
+            draft_behind_tokens=behind,
             emitted_tokens=emitted,
             remaining_tokens=remaining,
             cycle_index=request.cycles,
             own_passes=own,
             from_pool=own == 0,
             pool_passes=int(self.ledger.pool),
-            max_draft=fitting_draft(self.cost, cap, uncached, behind, context, left),
+            max_draft=max_draft,
+            times=times,
             time_left_ms=left,
             waiting=waiting,
             pass_price=self.pass_price.price(self.ledger.fill),
             speculation_allowed=not request.drafter_failed and allowed,
+            max_nodes=nodes,
+            max_lookup=lookup,
         )
 
     def _choose(self, view: CycleView, now: float) -> Choice:
@@ -459,17 +474,18 @@ class Controller:
         return self.ledger.reserve(bids, price)
 
     def _open_cycle(self, request: _Request, view: CycleView, choice: Choice, from_pool: bool) -> CyclePlan:
-        draft = min(choice.max_draft, view.max_draft)
+        draft = min(choice.max_draft, max(view.max_draft, view.max_lookup))
         plan = CyclePlan(
             cycle_id=self._next_cycle,
             request_id=view.request_id,
             max_draft=draft,
-            max_nodes=draft,
+            max_nodes=draft if choice.tree is None else choice.max_nodes,
             stop=choice.stop,
             deadline_s=request.deadline_s,
             from_pool=from_pool,
             reason=choice.reason,
             shadow_draft=choice.shadow_draft,
+            tree=choice.tree,
         )
         learns = self._mode is not Mode.OFF
         self._cycles[plan.cycle_id] = _Cycle(request, view, from_pool, draft, learns)
@@ -498,7 +514,7 @@ class Controller:
         if outcome.verify_ms > 0.0:
             # Each request of a shared pass reports the same pass: learn its cost once, charge by width.
             self.cost.observe_verify(width, outcome.context_tokens, outcome.verify_ms)
-        if not outcome.draft_fault:
+        if not outcome.draft_fault and outcome.drafter in (None, request.info.drafter):
             self.cost.observe_draft(
                 outcome.drafted, outcome.draft_ms, outcome.draft_prefill_tokens, outcome.draft_prefill_ms
             )

@@ -15,6 +15,10 @@ from itertools import pairwise
 
 KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 LEAST_MS = 1e-3
+_LAST = len(KNOTS) - 1
+_GAPS = [high - low for low, high in pairwise(KNOTS)]
+_PLACES = [(knot, offset) for knot, gap in enumerate(_GAPS) for offset in range(gap)]
+"""Of the widths from 1: the knot at or below, and how many tokens beyond it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +40,22 @@ class CostProfile:
                 raise ValueError(
                     f"{name}: {curve} is not {len(KNOTS)} rising positive values; one for each of {KNOTS}"
                 )
+
+
+@dataclass(slots=True)
+class PassTimes:
+    """What a pass takes by the upper quantiles, in ms; not to be changed.
+
+    ``first`` is the pass at hand with nothing drafted, ``later`` a pass after it (each with a block's start),
+    ``token`` each drafted token with its verification. ``step`` is a draft step alone and ``verify`` the
+    target's pass over the longest block.
+    """
+
+    first: float
+    later: float
+    token: float
+    step: float
+    verify: float
 
 
 class UpperQuantile:
@@ -69,24 +89,22 @@ class CostCurve:
         values = self._values
         if width <= 1:
             return values[0]
-        index = min(bisect_right(KNOTS, width), len(KNOTS) - 1)
+        index = bisect_right(KNOTS, width, 0, _LAST)
         low, high = KNOTS[index - 1], KNOTS[index]
         return values[index - 1] + (values[index] - values[index - 1]) * (width - low) / (high - low)
 
     def run(self, width: int, count: int) -> list[float]:
         """Costs of ``width``, ``width + 1`` … ``width + count`` tokens (``width`` ≥ 1)."""
         values = self._values
-        last = len(KNOTS) - 1
-        index = min(bisect_right(KNOTS, width), last)
-        stop = width + count + 1
-        result: list[float] = []
-        while width < stop:
-            low, base = KNOTS[index - 1], values[index - 1]
-            slope = (values[index] - base) / (KNOTS[index] - low)
-            end = stop if index == last else min(stop, KNOTS[index])
-            result += [base + slope * (at - low) for at in range(width, end)]
-            width, index = end, index + 1
-        return result
+        places = _PLACES[width - 1 : width + count]
+        if len(places) <= count:
+            # Beyond the last knot its segment goes on.
+            beyond = range(max(width, KNOTS[-1]), width + count + 1)
+            places += [(_LAST - 1, at - KNOTS[-2]) for at in beyond]
+        first, end = places[0][0], places[-1][0] + 1
+        rises = zip(values[first:end], values[first + 1 : end + 1], _GAPS[first:end], strict=True)
+        slopes = [0.0] * first + [(high - low) / gap for low, high, gap in rises]
+        return [values[knot] + slopes[knot] * offset for knot, offset in places]
 
     def observe(self, width: float, observed_ms: float) -> None:
         """Move the two neighbouring knots towards an observation.
@@ -96,7 +114,7 @@ class CostCurve:
         """
         predicted = self.at(width)
         self.observations += 1
-        index = min(bisect_right(KNOTS, max(width, 1)), len(KNOTS) - 1)
+        index = bisect_right(KNOTS, max(width, 1), 0, _LAST)
         low, high = KNOTS[index - 1], KNOTS[index]
         share = min(1.0, max(0.0, (width - low) / (high - low)))
         ratio = observed_ms / predicted - 1.0
@@ -109,19 +127,25 @@ class CostCurve:
                 gain = max(self._gain, 1.0 / self._seen[knot])
                 step = gain * ratio * weight / (share**2 + (1.0 - share) ** 2)
                 self._values[knot] = max(LEAST_MS, self._values[knot] * max(0.1, 1.0 + step))
-        rescale = max(self._gain, 1.0 / self.observations)
-        for knot, count in enumerate(self._seen):
-            if count == 0:
-                self._values[knot] = max(LEAST_MS, self._values[knot] * (1.0 + rescale * ratio))
+        if 0 in self._seen:
+            rescale = 1.0 + max(self._gain, 1.0 / self.observations) * ratio
+            for knot, count in enumerate(self._seen):
+                if count == 0:
+                    self._values[knot] = max(LEAST_MS, self._values[knot] * rescale)
         self._make_monotone(index if share >= 0.5 else index - 1)
 
     def _make_monotone(self, anchor: int) -> None:
         """The knot just measured is believed; the others give way."""
         values = self._values
+        least = most = values[anchor]
         for knot in range(anchor + 1, len(values)):
-            values[knot] = max(values[knot], values[knot - 1])
+            if values[knot] < least:
+                values[knot] = least
+            least = values[knot]
         for knot in range(anchor - 1, -1, -1):
-            values[knot] = min(values[knot], values[knot + 1])
+            if values[knot] > most:
+                values[knot] = most
+            most = values[knot]
 
 
 class ContextSlope:
@@ -227,6 +251,30 @@ class CostModel:
     def verify_ms(self, new_tokens: float, context_tokens: float = 0.0) -> float:
         """Expected time of one target pass of this width behind this much cached context."""
         return self._verify.at(new_tokens) + self._context.ms_per_token * context_tokens
+
+    def pass_times(self, draft: int, uncached: int, behind: int, context: int) -> PassTimes:
+        """What a pass of at most ``draft`` ≥ 1 drafted tokens takes by the upper quantiles.
+
+        Args:
+            draft: τ at most.
+            uncached: context tokens that the target has not cached.
+            behind: context tokens that the draft has not cached.
+            context: all context tokens.
+        """
+        drafting, verify = self._draft, self._verify.at
+        upper = self.verify_upper.ratio
+        step = drafting.step_ms * drafting.upper.ratio
+        start = drafting.start_ms * drafting.upper.ratio
+        per_token = self._context.ms_per_token
+        behind_cache = per_token * (context - uncached)
+        plain, full = verify(uncached) + behind_cache, verify(uncached + draft) + behind_cache
+        return PassTimes(
+            (plain + self.draft_prefill_ms(behind - 1)) * upper + start + self.host_ms,
+            (verify(1) + per_token * context) * upper + start + self.host_ms,
+            step + (full - plain) / draft * upper,
+            step,
+            full * upper,
+        )
 
     def verify_run_ms(self, new_tokens: int, count: int) -> list[float]:
         """Expected times of passes of ``new_tokens`` … ``new_tokens + count`` tokens, no cached context."""

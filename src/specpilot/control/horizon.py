@@ -18,15 +18,15 @@ and of Sequoia's dynamic programme (Chen et al. 2024); the price of time is Dink
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, chain, islice
 from operator import mul
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: as CycleView
 class Horizon:
-    """What one decision looks ahead over.
+    """What one decision looks ahead over; not to be changed.
 
     ``goes_on`` is G_0 … G_N with N ≥ ``wanted``; ``later_passes`` are those after this one (k − 1).
     """
@@ -36,12 +36,15 @@ class Horizon:
     goes_on: Sequence[float]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: as CycleView
 class Decision:
-    """The answer: τ*, its value and that of plain decoding in tokens, and the stop rule's thresholds.
+    """The answer: τ*, its value and that of plain decoding in tokens, and the stop rule's thresholds; not to
+    be changed.
 
     ``first`` is S_1, ``reach`` is S_τ*, ``expected`` the tokens that a block of τ* is expected to emit (the
     bonus or recovered token included). ``depth`` is the ceiling up to which the thresholds decide.
+    ``first_at``, ``worth`` and ``node_price`` are those of a tree
+    (:class:`~specpilot.control.tree.TreeRule`).
     """
 
     tau: int
@@ -53,6 +56,9 @@ class Decision:
     depth: int
     keep_at: tuple[float, ...]
     draft_at: tuple[float, ...]
+    first_at: float = 0.0
+    worth: tuple[float, ...] = ()
+    node_price: tuple[float, ...] = ()
 
 
 def future_values(
@@ -68,29 +74,44 @@ def future_values(
     """
     size = len(goes_on)
     if passes == 1:
-        # With nothing after it a pass earns the same whatever is wanted beyond its reach.
-        earned = accumulate([s * g - c for s, g, c in zip(survive, goes_on[:-1], costs, strict=False)])
-        reach: list[float] = list(accumulate(earned, max, initial=0.0))
-        return (reach + [reach[-1]] * size)[:size]
-    values = [0.0] * size
+        earned = [s * g - c for s, g, c in zip(survive, goes_on, costs, strict=False)]
+        return _last_pass(accumulate(earned), size)
     # A pass emits at least one token: with a pass for each token wanted one sweep settles all, for a value
     # then rests on smaller n only.
     enough = passes >= size - 1
-    for _ in range(1 if enough else passes):
+    if enough or not passes:
+        values = [0.0] * size
+    else:
+        # Summed in the order of the sweeps below, so that a value is the same, to the last bit, in both.
+        terms = chain.from_iterable([(-c, s * g) for s, g, c in zip(survive, goes_on, costs, strict=False)])
+        values = _last_pass(list(accumulate(terms))[1::2], size)
+    for _ in range(1 if enough else passes - 1):
         before = values
         values = values if enough else [0.0] * size
         for wanted in range(1, size):
-            total = -costs[0]
-            best = -math.inf
-            for j in range(min(len(survive), wanted)):
-                if j:
-                    total -= costs[j]
-                later = goes_on[j + 1] * before[wanted - j - 1] if j + 1 < size else 0.0
-                now = goes_on[j] * before[wanted - j] if j else 0.0
-                total += survive[j] * (goes_on[j] + later - now)
-                best = max(best, total)
-            values[wanted] = max(0.0, best)
+            best = total = now = 0.0
+            left = map(mul, goes_on[1:], before[wanted - 1 :: -1])  # W_1 … W_wanted
+            for s, g, c, later in zip(survive, goes_on, costs, left, strict=False):
+                total = total - c + s * (g + later - now)
+                if total > best:
+                    best = total
+                now = later
+            values[wanted] = best
     return values
+
+
+def _last_pass(totals: Iterable[float], size: int) -> list[float]:
+    """V_1(n) for n = 0 … size − 1: nothing comes after, so what is wanted beyond its reach changes nothing.
+
+    ``totals`` are what drafting 0, 1, … tokens earns.
+    """
+    values = [0.0]
+    best = 0.0
+    for total in islice(totals, size - 1):
+        if total > best:
+            best = total
+        values.append(best)
+    return values + [best] * (size - len(values))
 
 
 def increments(
@@ -127,15 +148,14 @@ def thresholds(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """(keep_at, draft_at) on S for positions 1 … depth; infinite where a position is worth nothing.
 
-    ``draft_at`` is an index of the Gittins kind: per unit of S, the run of positions j … m with the
-    least cost ÷ gain, found by merging runs from the back. Position 1 is settled by the choice of τ.
+    ``draft_at`` is an index of the Gittins kind: per unit of S, the run of positions j … m with the least
+    cost ÷ gain, found by merging runs from the back. For a chain position 1 is settled by the choice of τ.
     """
-    keep = [math.inf] * depth
-    draft = [math.inf] * depth
+    positions = slice(depth, 0, -1)
+    draft: list[float] = []  # last position first
     runs: list[tuple[float, float, float]] = []  # what follows j: (gain, cost, Π h) of each run, nearest last
-    for j in range(depth, 0, -1):
-        reach = hazards[j - 1]
-        gain, cost = reach * max(worth[j], 0.0), costs[j]
+    for reach, value, cost in zip(hazards[:depth][::-1], worth[positions], costs[positions], strict=True):
+        gain = reach * value if value > 0.0 else 0.0
         while runs:
             next_gain, next_cost, next_reach = runs[-1]
             longer = gain + reach * next_gain
@@ -144,10 +164,9 @@ def thresholds(
             gain, cost, reach = longer, cost + next_cost, reach * next_reach
             runs.pop()
         runs.append((gain, cost, reach))
-        if gain > 0.0:
-            draft[j - 1] = cost / gain
-        if worth[j] > 0.0:
-            keep[j - 1] = theta * (verify[j] - verify[j - 1]) / worth[j]
-    if depth:
-        draft[0] = 0.0
-    return tuple(keep), tuple(draft)
+        draft.append(cost / gain if gain > 0.0 else math.inf)
+    keep = [
+        theta * (after - before) / value if value > 0.0 else math.inf
+        for value, before, after in zip(worth[1 : depth + 1], verify, verify[1:], strict=False)
+    ]
+    return tuple(keep), tuple(draft[::-1])

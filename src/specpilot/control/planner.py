@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from itertools import accumulate, pairwise, repeat
 from operator import mul
 from typing import Any
 
 from specpilot.control.acceptance import AcceptanceModel, Difficulty, survival
+from specpilot.control.branching import Branches
 from specpilot.control.calibration import Calibration
 from specpilot.control.config import ControllerConfig
 from specpilot.control.cost import CostModel
@@ -23,7 +25,8 @@ from specpilot.control.horizon import Decision, Horizon, best_length, increments
 from specpilot.control.latency import TimePrice
 from specpilot.control.planning import Choice, CycleView
 from specpilot.control.stop import StopRule
-from specpilot.control.timing import shared_draft
+from specpilot.control.timing import fitting_nodes, shared_draft
+from specpilot.control.tree import RANKS, LookupRule, TreeRule
 from specpilot.control.types import Binding, CycleOutcome, Reason
 
 BUCKET_EDGES = (64, 256, 512)
@@ -33,15 +36,19 @@ EASY_SHIFT = 1.0
 the confidence stop decides."""
 LEARNING_BLOCKS = 32
 """A context's first blocks, after each of which its decisions are made anew."""
-DECISION_CYCLES = 8
+DECISION_CYCLES = 32
 """Cycles of a context for which a decision is kept after that: estimates that rest on tens of
-observations do not move more in between."""
+observations hardly move in between, and a change of phase throws decisions away at once."""
+RULE_CYCLES = 8
+"""Cycles after which the calibration in the drafter's rules is brought up to date."""
 PROBE_DRAFT = 4
 """τ of a probe, and of a drafter's first blocks."""
 COLD_BLOCKS = 8
 """A drafter's first blocks, drafted at a static length without a confidence stop: neither the forecast nor
 the calibration nor θ* means anything before."""
-LEARNED = ("acceptance", "difficulty", "calibrations", "contexts", "end_hazard")
+LEARNED = ("acceptance", "difficulty", "calibrations", "ranks", "contexts", "end_hazard")
+LOOKUP = "lookup"
+"""The drafter under which looked-up text is calibrated."""
 
 
 def bucket_of(prompt_tokens: int) -> int:
@@ -49,7 +56,7 @@ def bucket_of(prompt_tokens: int) -> int:
     return bisect_left(BUCKET_EDGES, prompt_tokens)
 
 
-_Key = tuple[int, int, int, int, int, int, int]
+_Key = tuple[int, int, int, int, int, int, int, int]
 
 
 @dataclass(slots=True)
@@ -63,15 +70,24 @@ class Context:
     age: int = 0
     decisions: dict[_Key, Decision] = field(default_factory=dict)
     forecasts: dict[_Key, Decision] = field(default_factory=dict)  # apart: to ask changes no plan
+    branches: Branches = field(default_factory=Branches)
     intercepts: tuple[float, ...] = ()
     slope: float = 1.0
+    ranks: tuple[tuple[float, float], ...] = ()
+    lookup: LookupRule | None = None
 
     def forget_decisions(self) -> None:
         """Something that decisions rest on has changed."""
         self.age = 0
         self.decisions.clear()
         self.forecasts.clear()
+        self.forget_rules()
+
+    def forget_rules(self) -> None:
+        """Calibrations have moved."""
         self.intercepts = ()
+        self.ranks = ()
+        self.lookup = None
 
 
 class OptimalPlanner:
@@ -89,7 +105,11 @@ class OptimalPlanner:
         self._difficulty: dict[str, Difficulty] = {}
         self._calibrations: dict[str, Calibration] = {}
         self._contexts: dict[tuple[str, int], Context] = {}
+        self._ranks: dict[str, Calibration] = {}
         self._posteriors: dict[str, list[float]] = {}
+        self._matches: dict[
+            str, int
+        ] = {}  # of requests whose looked-up text was right so far: tokens matched
         self._open: dict[str, StopRule] = {}
         self._probing: set[str] = set()
         self._end_hazard = EndHazard()
@@ -131,15 +151,20 @@ class OptimalPlanner:
         behind = view.draft_behind_tokens > 2
         if (behind or not tau) and context.fallback.decide(gain if tau else min(gain, 0.0)):
             if not context.fallback.probe_due():
-                return Choice(0, StopRule(), Reason(Binding.DRAFT_COST, numbers, "fallback"), bid)
+                return self._fall_back(
+                    view, context, bucket, decision, Reason(Binding.DRAFT_COST, numbers, "fallback"), bid
+                )
             self._probing.add(view.request_id)
             rule = self._rule(view, context, bucket, (), ())
             return Choice(min(ceiling, PROBE_DRAFT), rule, Reason(Binding.PROBE, numbers), bid)
         context.blocks += 1
         if context.calibration.blocks < COLD_BLOCKS:
             rule = self._rule(view, context, bucket, (), ())
-            return Choice(min(ceiling, PROBE_DRAFT), rule, Reason(Binding.PROBE, numbers, "cold start"), bid)
-        if context.blocks % self._config.open_block_every == 0:
+            reason = Reason(Binding.PROBE, numbers, "cold start")
+            choice = Choice(min(ceiling, PROBE_DRAFT), rule, reason, bid)
+            return self._branch(view, context, bucket, decision, choice)
+        is_open = context.blocks % self._config.open_block_every == 0
+        if is_open:
             self._open[view.request_id] = self._rule(
                 view, context, bucket, decision.keep_at, decision.draft_at
             )
@@ -149,8 +174,58 @@ class OptimalPlanner:
         else:
             depth = decision.depth
             rule = self._rule(view, context, bucket, decision.keep_at, decision.draft_at)
-        binding = _binding(depth, ceiling, view, context.has_confidence)
-        return Choice(depth, rule, Reason(binding, numbers), bid)
+        reason = Reason(_binding(depth, ceiling, view, context.has_confidence), numbers)
+        choice = Choice(depth, rule, reason, bid)
+        return self._branch(view, context, bucket, decision, choice, is_open=is_open)
+
+    def _branch(
+        self,
+        view: CycleView,
+        context: Context,
+        bucket: int,
+        decision: Decision,
+        choice: Choice,
+        *,
+        is_open: bool = False,
+    ) -> Choice:
+        """The same choice with a tree instead of a chain where there may be one, as large as time allows."""
+        if not view.max_nodes:
+            return choice
+        depth = choice.max_draft
+        nodes, verify_ms = fitting_nodes(self._cost, view, depth)
+        if not context.ranks:
+            calibration = self._ranks.setdefault(view.drafter, Calibration())
+            slope = calibration.slope
+            context.ranks = tuple([(at, slope) for at in calibration.intercepts(0)[: RANKS - 1]])
+        lookup = None
+        if view.max_lookup:
+            lookup = context.lookup
+            if lookup is None:
+                calibration = self._calibrations.setdefault(LOOKUP, Calibration())
+                lookup = LookupRule(calibration.intercepts(bucket), calibration.slope, 0)
+                context.lookup = lookup
+            lookup = LookupRule(lookup.intercepts, lookup.slope, min(view.max_lookup, nodes))
+        tree = TreeRule(
+            worth=decision.worth,
+            node_price=decision.node_price,
+            ranks=context.ranks,
+            model_depth=depth,
+            first_at=decision.first_at,
+            lookup=lookup,
+            open=is_open,
+        )
+        choice.stop.verify_ms = verify_ms
+        deepest = depth if lookup is None else max(depth, lookup.depth)
+        return replace(choice, max_draft=deepest, tree=tree, max_nodes=nodes)
+
+    def _fall_back(
+        self, view: CycleView, context: Context, bucket: int, decision: Decision, reason: Reason, bid: float
+    ) -> Choice:
+        """The draft model is not asked; text that is looked up costs next to nothing."""
+        if not view.max_lookup:
+            return Choice(0, StopRule(), reason, bid)
+        rule = self._rule(view, context, bucket, (), ())
+        return self._branch(view, context, bucket, decision, Choice(0, rule, reason, bid))
 
     def forecast(self, view: CycleView) -> int:
         """The most that :meth:`choose` is likely to draft for this view; nothing is changed by asking."""
@@ -187,13 +262,14 @@ class OptimalPlanner:
             ),
         )
         later = own - (0 if view.from_pool else 1)
-        wanted = min(view.remaining_tokens, (later + 1) * (ceiling + 1) + 1) if later > 0 else 0
+        reach = max(ceiling, view.max_lookup) + 1
+        wanted = min(view.remaining_tokens, (later + 1) * reach + 1) if later > 0 else 0
         if later >= view.remaining_tokens:
             # A pass for each token: only time is scarce, and what lies beyond two blocks changes nothing.
-            wanted = later = min(wanted, 2 * (ceiling + 1) + 1)
+            wanted = later = min(wanted, 2 * reach + 1)
         price = round(math.log(theta) * 10.0) if theta > 0.0 else -(10**6)
         width, behind = _grid(view.new_context_tokens), _grid(view.draft_behind_tokens)
-        key = (ceiling, wanted, later, price, width, behind, shift)
+        key = (ceiling, wanted, later, price, width, behind, shift, self._matches.get(view.request_id, 0))
         return key, math.exp(price / 10.0) if theta > 0.0 else 0.0
 
     def _quarters(self, view: CycleView) -> int:
@@ -204,30 +280,62 @@ class OptimalPlanner:
     def _decide(self, context: Context, drafter: str, bucket: int, key: _Key, theta: float) -> Decision:
         """Solve one decision.
 
-        ``key`` is (ceiling, wanted, later passes, –, tokens not cached by target, by draft, 4 · shift).
+        ``key`` is (ceiling, wanted, later passes, –, tokens not cached by target, by draft, 4 · shift, tokens
+        matched by looked-up text).
         """
-        ceiling, wanted, later, _, width, behind, quarters = key
-        verify = self._cost.verify_run_ms(width, ceiling)
+        ceiling, wanted, later, _, width, behind, quarters, matched = key
+        nodes = self._config.max_nodes
+        by_node = self._cost.verify_run_ms(width, max(ceiling, nodes))
         hazards = self._acceptance.table(drafter, bucket).hazards(ceiling)
+        verify = by_node[: ceiling + 1]
+        if nodes:
+            hazards = context.branches.widened(hazards)
+            breadth = context.branches.breadth
+            verify = [by_node[min(round(level * breadth), len(by_node) - 1)] for level in range(ceiling + 1)]
         shift = quarters / 4.0
         survive = survival(hazards, shift)
         # θ · cost of the pass over the context alone, then of each further draft position. Drafting at all
         # needs the draft's own prefill, once for all passes still to come.
         step = self._cost.draft_step_ms
+        if matched:
+            looked_up = self._looked_up(matched, bucket, ceiling)
+            survive = list(map(max, survive, looked_up))
+            step *= 1.0 - looked_up[1]  # where text is found, the draft model is hardly asked
         costs = [theta * verify[0], *[theta * (step + after - before) for before, after in pairwise(verify)]]
         costs[1] += theta * self._cost.draft_start_ms
         costs[1] += theta * self._cost.draft_prefill_ms(behind - 1) / (later + 1)
-        # A later pass has one new context token instead of the prompt; positions cost alike.
-        later_costs = [theta * (self._cost.verify_ms(1) + self._cost.host_ms), *costs[1:]]
         horizon = Horizon(wanted, later, self._end_hazard.survival(max(wanted, ceiling) + 2))
+        # A later pass has one new context token instead of the prompt; positions cost alike.
+        later_costs = [theta * (self._cost.verify_ms(1) + self._cost.host_ms), *costs[1:]] if later else costs
         worth = increments(survive, horizon, later_costs, ceiling)
         tau, value, plain = best_length(survive, worth, costs)
         depth = max(tau, 1)  # one adverse decision is not yet fallback
-        if context.has_confidence:
+        if context.has_confidence and tau < ceiling:
             depth = max(depth, best_length(survival(hazards, shift + EASY_SHIFT), worth, costs)[0])
         keep_at, draft_at = thresholds(hazards, worth, costs, verify, theta, depth)
-        expected = sum(survive[: tau + 1])
-        return Decision(tau, value, plain, survive[1], survive[tau], expected, depth, keep_at, draft_at)
+        return Decision(
+            tau,
+            value,
+            plain,
+            survive[1],
+            survive[tau],
+            sum(survive[: tau + 1]),
+            depth,
+            keep_at,
+            (0.0, *draft_at[1:]),  # position 1 of a chain is settled by the choice of τ
+            first_at=draft_at[0],
+            worth=tuple(worth[1:]) if nodes else (),
+            node_price=tuple([theta * (after - before) for before, after in pairwise(by_node)])
+            if nodes
+            else (),
+        )
+
+    def _looked_up(self, matched: int, bucket: int, count: int) -> list[float]:
+        """S_0 … S_count of text that goes on a match of so many tokens."""
+        calibration = self._calibrations[LOOKUP]
+        confidence = matched / (matched + 1.0)
+        chances = [calibration.acceptance(place, bucket, confidence) for place in range(1, count + 1)]
+        return list(accumulate(chances, mul, initial=1.0))
 
     def observe(self, view: CycleView, outcome: CycleOutcome, *, now: float) -> None:
         """Learn from a cycle."""
@@ -242,9 +350,14 @@ class OptimalPlanner:
         context.age += 1
         if context.age >= (1 if context.blocks <= LEARNING_BLOCKS else DECISION_CYCLES):
             context.forget_decisions()
-        if probe and not outcome.drafted and not outcome.draft_fault:
+        elif context.age % RULE_CYCLES == 0:
+            context.forget_rules()
+        if outcome.lookup_judged is not None:
+            self._learn_lookup(view.request_id, bucket, outcome.lookup_judged)
+        drafted = outcome.drafted if outcome.drafter in (None, view.drafter) else 0
+        if probe and not drafted and not outcome.draft_fault:
             context.fallback.retry()  # the engine had no draft for it (vLLM drafts a step ahead)
-        if not outcome.drafted or outcome.draft_fault:
+        if not drafted or outcome.draft_fault:
             return
         context.has_confidence = bool(outcome.confidences)
         # A block that ended the output inside itself was verified only up to there.
@@ -255,14 +368,15 @@ class OptimalPlanner:
         dropped = None
         cut_at = None
         if outcome.confidences:
-            if outcome.drafted > outcome.proposed and outcome.ended is None:
-                dropped = calibration.acceptance(
-                    outcome.drafted, bucket, outcome.confidences[outcome.drafted - 1]
-                )
+            computed = len(outcome.confidences)
+            if computed > outcome.proposed and outcome.ended is None:
+                dropped = calibration.acceptance(computed, bucket, outcome.confidences[-1])
             if closed_rule:
                 cut_at = _cut(closed_rule, outcome.confidences)
             for position in range(1, min(accepted + 1, proposed) + 1):
                 calibration.observe(position, bucket, outcome.confidences[position - 1], position <= accepted)
+        if outcome.side_proposed:
+            self._learn_branches(view.drafter, context, outcome, failed=accepted < proposed)
         hazards = self._acceptance.table(view.drafter, bucket).hazards(proposed)
         self._learn_difficulty(view, hazards, accepted, proposed)
         changed = self._acceptance.observe(view.drafter, bucket, accepted, proposed, cut_at, dropped)
@@ -270,6 +384,28 @@ class OptimalPlanner:
             context.forget_decisions()
         if changed or (probe and accepted == proposed > 0):
             self._hurry_probes(view.drafter)
+
+    def _learn_branches(self, drafter: str, context: Context, outcome: CycleOutcome, *, failed: bool) -> None:
+        ranks = self._ranks.setdefault(drafter, Calibration())
+        for rank, share, right in outcome.side_judged:
+            ranks.observe(rank - 1, 0, share, right)
+        context.branches.observe(
+            failed=failed,
+            rescued=outcome.side_accepted > 0,
+            nodes=outcome.proposed + outcome.side_proposed,
+            levels=outcome.drafted,
+        )
+
+    def _learn_lookup(self, request_id: str, bucket: int, judged: tuple[float, int, int]) -> None:
+        """Whether it was proposed or not: the verified path says what it would have been worth."""
+        confidence, right, seen = judged
+        calibration = self._calibrations.setdefault(LOOKUP, Calibration())
+        calibration.blocks += 1
+        for position in range(1, seen + 1):
+            calibration.observe(position, bucket, confidence, position <= right)
+        self._matches.pop(request_id, None)
+        if right == seen:
+            self._matches[request_id] = _grid(round(confidence / (1.0 - confidence)) + right)
 
     def _hurry_probes(self, drafter: str) -> None:
         """What ends one context's bad times may end those of the drafter's others."""
@@ -285,6 +421,7 @@ class OptimalPlanner:
     def finished(self, request_id: str, *, now: float) -> None:
         """Forget what belongs to the request alone."""
         self._posteriors.pop(request_id, None)
+        self._matches.pop(request_id, None)
         self.discarded(request_id)
 
     def learned(self) -> dict[str, object]:
@@ -330,8 +467,9 @@ class OptimalPlanner:
         keep_at: tuple[float, ...],
         draft_at: tuple[float, ...],
     ) -> StopRule:
-        cost = self._cost
-        cached = view.context_tokens - view.new_context_tokens
+        times = view.times or self._cost.pass_times(
+            view.max_draft, view.new_context_tokens, view.draft_behind_tokens, view.context_tokens
+        )
         if not context.intercepts:
             context.intercepts = context.calibration.intercepts(bucket)
             context.slope = context.calibration.slope
@@ -341,12 +479,12 @@ class OptimalPlanner:
             keep_at=keep_at,
             draft_at=draft_at,
             time_limit_ms=view.time_left_ms,
-            step_ms=cost.draft_step_ms * cost.draft_upper.ratio,
-            verify_ms=cost.verify_ms(view.new_context_tokens + view.max_draft, cached)
-            * cost.verify_upper.ratio,
+            step_ms=times.step,
+            verify_ms=times.verify,
         )
 
 
+@lru_cache(4096)
 def _grid(tokens: int) -> int:
     """A width on a grid of a tenth, exact up to 8."""
     return tokens if tokens <= 8 else round(math.exp(round(math.log(tokens) * 10.0) / 10.0))

@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from specpilot.control.cost import PassTimes
 from specpilot.control.stop import StopRule
+from specpilot.control.tree import TreeRule
 from specpilot.control.types import Binding, CycleOutcome, Reason
 
 
@@ -18,14 +20,15 @@ class CycleView:
     """What a planner may look at when it chooses one cycle of one request; not to be changed.
 
     ``context_tokens`` counts prompt and output so far; ``new_context_tokens`` of them are not in the
-    target's cache yet (the prompt before the first pass, one token later), ``draft_behind_tokens`` not
-    in the draft's (more after plain cycles, which leave it behind). ``remaining_tokens`` are
-    still wanted (max_tokens − emitted); ``own_passes`` are the request's own unspent passes, this one
-    included if it is not drawn from the pool (``from_pool``). ``max_draft`` is the cap on τ from the
-    configuration, the request, the context limit and the deadline. ``time_left_ms`` is until the
-    request's internal deadline. ``waiting`` counts other requests that have a cycle to run now.
-    ``pass_price`` is λ in tokens, ``pool_passes`` are whole passes in the pool. ``speculation_allowed`` is
-    False while the drafter's breaker is open.
+    target's cache yet (the prompt before the first pass, one token later), ``draft_behind_tokens`` not in
+    the draft's (more after plain cycles, which leave it behind). ``remaining_tokens`` are still wanted
+    (max_tokens − emitted); ``own_passes`` are the request's own unspent passes, this one included if it is
+    not drawn from the pool (``from_pool``). ``max_draft`` is the cap on τ from the configuration, the
+    request, the context limit and the deadline. ``time_left_ms`` is until the request's internal deadline.
+    ``waiting`` counts other requests that have a cycle to run now. ``pass_price`` is λ in tokens,
+    ``pool_passes`` are whole passes in the pool. ``speculation_allowed`` is False while the drafter's
+    breaker is open. ``times`` are those of a pass that drafts up to ``max_draft`` (``None`` where that is
+    0). ``max_nodes`` caps a token tree (0: chains only), ``max_lookup`` the tokens of looked-up text in it.
     """
 
     request_id: str
@@ -45,15 +48,19 @@ class CycleView:
     pass_price: float
     speculation_allowed: bool = True
     pool_passes: int = 0
+    times: PassTimes | None = None
+    max_nodes: int = 0
+    max_lookup: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Choice:
-    """A planner's answer: how deep to draft at most, when to stop by itself, and why.
+    """A planner's answer: how deep to draft at most, when to stop by itself, and why; not to be changed.
 
     ``bid_tokens`` is the expected gain of this pass in tokens; the controller grants a pass from the
     pool only for a bid that is worth its price. ``end`` asks to end the request instead. ``shadow_draft``
-    is what the policy would have drafted where a static τ is run.
+    is what the policy would have drafted where a static τ is run. With ``tree`` the block may branch, up to
+    ``max_nodes`` nodes.
     """
 
     max_draft: int
@@ -62,6 +69,8 @@ class Choice:
     bid_tokens: float = 1.0
     end: bool = False
     shadow_draft: int | None = None
+    tree: TreeRule | None = None
+    max_nodes: int = 0
 
 
 def static_choice(view: CycleView, draft: int, shadow: Choice | None) -> Choice:

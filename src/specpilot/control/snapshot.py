@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from specpilot.control.acceptance import AcceptanceModel, Change, Difficulty, HazardTable
+from specpilot.control.branching import Branches
 from specpilot.control.budget import PassPrice
 from specpilot.control.calibration import Calibration, Offset
 from specpilot.control.cost import KNOTS, ContextSlope, CostCurve, CostModel, DraftCost, UpperQuantile
@@ -22,10 +23,11 @@ from specpilot.control.health import Backoff, Breaker, Fallback
 from specpilot.control.latency import DeadlineTracker, TimePrice
 from specpilot.control.planner import Context, EndHazard
 
-VERSION = 2
+VERSION = 3
 
 BLANK: dict[str, Callable[[], object]] = {
     "AcceptanceModel": lambda: AcceptanceModel(0.5, 0.5, 1.0, 2),
+    "Branches": Branches,
     "Backoff": lambda: Backoff(1, 1),
     "Breaker": lambda: Breaker(1, 1, 1),
     "Calibration": Calibration,
@@ -47,7 +49,10 @@ BLANK: dict[str, Callable[[], object]] = {
 }
 """The classes that a snapshot may hold, each with a way to make one that is then filled in."""
 
-TRANSIENT = {"TimePrice": ("_last_s",), "Context": ("decisions", "forecasts", "intercepts", "slope", "age")}
+TRANSIENT = {
+    "TimePrice": ("_last_s",),
+    "Context": ("decisions", "forecasts", "intercepts", "slope", "age", "ranks", "lookup"),
+}
 """Attributes that are not carried over: a clock reading, and what is derived from the rest."""
 
 

@@ -21,14 +21,15 @@ def logit(probability: float) -> float:
         return -_LOGIT_CAP
     if probability >= 1.0:
         return _LOGIT_CAP
-    return max(-_LOGIT_CAP, min(_LOGIT_CAP, math.log(probability / (1.0 - probability))))
+    value = log(probability / (1.0 - probability))
+    return value if -_LOGIT_CAP < value < _LOGIT_CAP else math.copysign(_LOGIT_CAP, value)
 
 
 def sigmoid(value: float) -> float:
     """1 / (1 + e^−x), without overflow."""
     if value >= 0.0:
-        return 1.0 / (1.0 + math.exp(-value))
-    power = math.exp(value)
+        return 1.0 / (1.0 + exp(-value))
+    power = exp(value)
     return power / (1.0 + power)
 
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 
-from specpilot.control.cost import CostModel
+from specpilot.control.cost import CostModel, PassTimes
 from specpilot.control.planning import CycleView
 
 POOL_PASSES = 2
@@ -18,30 +17,12 @@ TYPICAL_DRAFT = 4
 """τ that work not planned yet is taken to draft."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Times:
-    """Upper quantiles, in ms: the first pass, a later one (a block's start included), each drafted token."""
+def fitting_draft(
+    cost: CostModel, cap: int, uncached: int, behind: int, context: int, left_ms: float
+) -> tuple[int, PassTimes | None]:
+    """The longest draft, up to ``cap``, with which this pass ends in time, and the times of such a pass.
 
-    first: float
-    later: float
-    token: float
-
-
-def _times(cost: CostModel, cap: int, uncached: int, behind: int, context: int) -> _Times:
-    cached = context - uncached
-    plain, full = cost.verify_ms(uncached, cached), cost.verify_ms(uncached + cap, cached)
-    upper = cost.verify_upper.ratio
-    step = cost.draft_step_ms * cost.draft_upper.ratio
-    start = cost.draft_start_ms * cost.draft_upper.ratio
-    return _Times(
-        (plain + cost.draft_prefill_ms(behind - 1)) * upper + start + cost.host_ms,
-        cost.verify_ms(1, context) * upper + start + cost.host_ms,
-        step + (full - plain) / cap * upper,
-    )
-
-
-def fitting_draft(cost: CostModel, cap: int, uncached: int, behind: int, context: int, left_ms: float) -> int:
-    """The longest draft, up to ``cap``, with which this pass ends in time, by the upper quantiles.
+    There are no times where nothing may be drafted.
 
     Args:
         cost: the engine's costs.
@@ -51,10 +32,33 @@ def fitting_draft(cost: CostModel, cap: int, uncached: int, behind: int, context
         context: all context tokens.
         left_ms: time to the request's internal deadline.
     """
-    if not cost.calibrated or cap <= 0:
-        return max(0, cap)
-    times = _times(cost, cap, uncached, behind, context)
-    return min(cap, max(0, int((left_ms - times.first) / times.token)))
+    if cap <= 0:
+        return 0, None
+    times = cost.pass_times(cap, uncached, behind, context)
+    if not cost.calibrated:
+        return cap, times
+    fitting = int((left_ms - times.first) / times.token)
+    if fitting >= cap:
+        return cap, times
+    return (fitting, cost.pass_times(fitting, uncached, behind, context)) if fitting > 0 else (0, None)
+
+
+def fitting_nodes(cost: CostModel, view: CycleView, depth: int) -> tuple[int, float]:
+    """How many nodes can be verified in time beside ``depth`` draft steps, and the time of such a pass in ms.
+
+    At least ``depth``, for a chain of that length has its time already, and at most ``view.max_nodes``.
+    """
+    uncached, context = view.new_context_tokens, view.context_tokens
+    most = max(depth, view.max_nodes)
+    times = cost.pass_times(most, uncached, view.draft_behind_tokens, context)
+    if cost.calibrated:
+        node = max(times.token - times.step, 1e-9)
+        spare = view.time_left_ms - times.first - depth * times.step
+        if spare < most * node:
+            nodes = max(depth, int(spare / node))
+            verify = cost.verify_ms(uncached + nodes, context - uncached)
+            return nodes, verify * cost.verify_upper.ratio
+    return most, times.verify
 
 
 def shared_draft(
@@ -75,7 +79,9 @@ def shared_draft(
     own = view.own_passes
     if not cost.calibrated or cap <= 0:
         return cap, own
-    times = _times(cost, cap, view.new_context_tokens, view.draft_behind_tokens, view.context_tokens)
+    times = view.times or cost.pass_times(
+        cap, view.new_context_tokens, view.draft_behind_tokens, view.context_tokens
+    )
     most = max(1, min(own + min(POOL_PASSES, view.pool_passes), SHARED_PASSES, view.remaining_tokens))
     if view.time_left_ms >= times.first + (most - 1) * times.later + most * cap * times.token:
         return cap, own

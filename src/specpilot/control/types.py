@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from specpilot.control.stop import StopRule
+from specpilot.control.tree import TreeRule
 
 
 class StopCause(StrEnum):
@@ -97,9 +98,12 @@ class Admission:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+# What a plan is made of is not frozen: a decision makes one of each, and frozen ones take 3 µs longer.
+
+
+@dataclass(slots=True)
 class Reason:
-    """Why a plan is what it is: what bound it, and the numbers behind it."""
+    """Why a plan is what it is: what bound it, and the numbers behind it; not to be changed."""
 
     binding: Binding
     numbers: Mapping[str, float] = field(default_factory=dict)
@@ -110,13 +114,14 @@ class Reason:
         return " ".join(part for part in (self.binding.value, numbers, self.note) if part)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CyclePlan:
     """One cycle for one request: at most ``max_draft`` tokens deep and ``max_nodes`` in all.
 
-    A chain has ``max_nodes == max_draft``. ``max_draft == 0`` is plain target decoding. The drafter
-    runs ``stop`` by itself; ``deadline_s`` is when the pass must have ended. In shadow mode a static τ is
-    run, ``shadow_draft`` is what the policy would have drafted at most, and ``reason`` is the policy's.
+    A chain has no ``tree`` and ``max_nodes == max_draft``. ``max_draft == 0`` is plain target decoding. The
+    drafter runs ``stop`` by itself; ``deadline_s`` is when the pass must have ended. In shadow mode a
+    static τ is run, ``shadow_draft`` is what the policy would have drafted at most, and ``reason`` is the
+    policy's. Not to be changed.
     """
 
     cycle_id: int
@@ -128,6 +133,7 @@ class CyclePlan:
     from_pool: bool
     reason: Reason
     shadow_draft: int | None = None
+    tree: TreeRule | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +145,12 @@ class PlannedStop:
     reason: Reason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BatchPlan:
-    """The answer to :meth:`Controller.plan`: each request asked about is in exactly one of the two."""
+    """The answer to :meth:`Controller.plan`: each request asked about is in exactly one of the two.
+
+    Not to be changed.
+    """
 
     cycles: tuple[CyclePlan, ...]
     stops: tuple[PlannedStop, ...]
@@ -164,6 +173,12 @@ class CycleOutcome:
     Of a token tree ``proposed`` and ``accepted`` count its main chain only: what is learnt of them is how
     far the draft's first choices hold. The nodes beside it are ``side_proposed``, those of them that were
     accepted ``side_accepted``; ``verified_tokens`` counts all nodes, and so do the emitted tokens.
+    ``side_judged`` holds (rank, share, right) of the further choices that the verified path has judged: the
+    choices beside the first one, best first up to the right one, wherever the path left the first choice.
+
+    ``lookup_judged`` is (confidence, right, judged) of the text that was looked up, proposed or not: so many
+    of its leading tokens were compared with the output, so many were right. ``drafter`` names the source of a
+    block that the request's usual drafter did not make.
     """
 
     cycle_id: int
@@ -185,6 +200,9 @@ class CycleOutcome:
     draft_fault: str | None = None
     side_proposed: int = 0
     side_accepted: int = 0
+    side_judged: tuple[tuple[int, float, bool], ...] = ()
+    lookup_judged: tuple[float, int, int] | None = None
+    drafter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,10 +23,11 @@ A rule belongs to one request: those that draw hold its random state.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from specpilot.decoding.distribution import DoubleArray, draw, probabilities, top_token
 from specpilot.decoding.types import Acceptance, Block, SamplingParams
@@ -63,6 +64,13 @@ class AcceptanceRule(Protocol):
         """The drafter's token for that position."""
         ...
 
+    def choices(self, step: DraftStep, logits: FloatArray, count: int) -> list[tuple[int, float]]:
+        """The likeliest ``count`` tokens of that position, the one that :meth:`draw` gives first.
+
+        With each its share: its probability among those not listed before it (of the first: its confidence).
+        """
+        ...
+
     def accept(
         self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
     ) -> Acceptance:
@@ -90,6 +98,12 @@ class Greedy:
     def draw(self, step: DraftStep) -> int:
         """The draft's likeliest token."""
         return step.top
+
+    def choices(self, step: DraftStep, logits: FloatArray, count: int) -> list[tuple[int, float]]:
+        """The likeliest tokens by the raw softmax."""
+        tokens = _best(logits, count)
+        chances = step.confidence * np.exp(logits[tokens] - logits[step.top])
+        return _shares(tokens, chances.tolist(), step.confidence)
 
     def accept(
         self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
@@ -119,6 +133,14 @@ class Rejection:
     def draw(self, step: DraftStep) -> int:
         """A sample of q."""
         return draw(_drawn_from(step), self._rng.random())
+
+    def choices(self, step: DraftStep, logits: FloatArray, count: int) -> list[tuple[int, float]]:
+        """Not to be had.
+
+        Raises:
+            ValueError: always: second choices are no samples of q.
+        """
+        raise ValueError("choices: a tree's children are no samples of q; use the Deterministic rule")
 
     def accept(
         self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
@@ -179,6 +201,13 @@ class Coupled:
         """Argmax of q under the noise of the step's position."""
         return self._pick(_drawn_from(step), step.position)
 
+    def choices(self, step: DraftStep, logits: FloatArray, count: int) -> list[tuple[int, float]]:
+        """The tokens that come first under the noise of the position; shares by q ÷ noise."""
+        scores = _drawn_from(step) / self._noise_at(step.position, logits.size)
+        tokens = _best(scores, count)
+        listed = scores[tokens]
+        return _shares(tokens, (listed / listed.sum()).tolist(), step.confidence)
+
     def accept(
         self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
     ) -> Acceptance:
@@ -195,10 +224,13 @@ class Coupled:
 
     def _pick(self, weights: DoubleArray, position: int) -> int:
         """argmax(log w + Gumbel) = argmax(w / Exponential), which needs no logarithm of w."""
+        return int((weights / self._noise_at(position, weights.size)).argmax())
+
+    def _noise_at(self, position: int, size: int) -> DoubleArray:
         noise = self._noise.get(position)
-        if noise is None or noise.size != weights.size:
-            noise = self._noise[position] = self._exponentials(weights.size, position)
-        return int((weights / noise).argmax())
+        if noise is None or noise.size != size:
+            noise = self._noise[position] = self._exponentials(size, position)
+        return noise
 
     def _exponentials(self, size: int, position: int) -> DoubleArray:
         # The position is the counter's third word: the lower two are left to count within the row.
@@ -229,6 +261,12 @@ class Deterministic:
     def draw(self, step: DraftStep) -> int:
         """The draft's likeliest token: it has the best chance to be what the target draws."""
         return step.top
+
+    def choices(self, step: DraftStep, logits: FloatArray, count: int) -> list[tuple[int, float]]:
+        """The likeliest tokens of the shaped distribution."""
+        q = _drawn_from(step)
+        tokens = _best(q, count)
+        return _shares(tokens, q[tokens].tolist(), step.confidence)
 
     def accept(
         self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
@@ -281,6 +319,26 @@ def _follow(block: Block, choose: Callable[[int, int], int]) -> Acceptance:
             return Acceptance(tuple(path), token)
         path.append(child)
         node = child
+
+
+def _best(scores: npt.NDArray[np.floating[Any]], count: int) -> npt.NDArray[np.intp]:
+    """The tokens of the ``count`` highest scores, best first."""
+    if count >= scores.size:
+        return np.argsort(-scores, kind="stable")
+    found = np.argpartition(scores, -count)[-count:]
+    return found[np.argsort(-scores[found], kind="stable")]
+
+
+def _shares(
+    tokens: npt.NDArray[np.intp], chances: Sequence[float], confidence: float
+) -> list[tuple[int, float]]:
+    """Tokens with their shares of what is not listed before them; the first with its confidence."""
+    result: list[tuple[int, float]] = []
+    left = 1.0
+    for token, chance in zip(tokens.tolist(), chances, strict=True):
+        result.append((token, min(1.0, chance / left) if result else confidence))
+        left = max(left - chance, 1e-9)
+    return result
 
 
 def _shaped(logits: FloatArray, position: int, params: SamplingParams) -> DraftStep:

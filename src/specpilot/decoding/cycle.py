@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from specpilot.control.types import CycleOutcome, CyclePlan, StopCause
 from specpilot.decoding.evidence import cycle_evidence
+from specpilot.decoding.judged import judged_lookup, judged_ranks
 from specpilot.decoding.request import CycleDetail, DecodingRequest
 from specpilot.decoding.types import Draft, Verification
 from specpilot.drafters.base import Drafter, DraftItem
@@ -37,6 +38,19 @@ class _Turn:
     verify_ms: float = 0.0
     new_tokens: int = 0
     context_tokens: int = 0
+    side_judged: tuple[tuple[int, float, bool], ...] = ()
+    lookup_judged: tuple[float, int, int] | None = None
+
+    @property
+    def main(self) -> int:
+        """How many nodes lead the block as the drafter's own chain."""
+        return self.draft.block.main_chain if self.draft.main is None else self.draft.main
+
+    @property
+    def drafted(self) -> int:
+        """Draft steps made."""
+        draft = self.draft
+        return max(len(draft.confidences), draft.block.depth) if draft.steps is None else draft.steps
 
 
 class LiveExecutor:
@@ -152,7 +166,14 @@ class LiveExecutor:
                 places.append(place)
                 items.append(
                     DraftItem(
-                        plan.request_id, request.context, depth, nodes, plan.stop, request.rule, elapsed_ms
+                        plan.request_id,
+                        request.context,
+                        depth,
+                        nodes,
+                        plan.stop,
+                        request.rule,
+                        elapsed_ms,
+                        plan.tree,
                     )
                 )
         if items:
@@ -178,8 +199,12 @@ class LiveExecutor:
         # Accepted tokens beyond the output's end were never shown and do not count.
         shown = accepted.path[: turn.emitted]
         # A path leaves the main chain once and for all.
-        turn.accepted = sum(node < block.main_chain for node in shown)
+        turn.accepted = sum(node < turn.main for node in shown)
         turn.side_accepted = len(shown) - turn.accepted
+        if draft.ranks:
+            turn.side_judged = judged_ranks(draft, accepted)
+        if draft.looked_up is not None:
+            turn.lookup_judged = judged_lookup(draft.looked_up, request.context[-turn.emitted :])
         if self._evidence is not None:
             told = cycle_evidence(request, draft, verified, accepted, turn.emitted, ids=self._evidence_ids)
             self._evidence(turn.plan.cycle_id, told)
@@ -195,6 +220,8 @@ class LiveExecutor:
                     full=(accepted.path[-1] if accepted.path else -1) not in block.parents,
                     emitted=tuple(request.context[len(request.context) - turn.emitted :]),
                     fault=draft.fault,
+                    path=accepted.path,
+                    drafter=draft.drafter,
                 )
             )
 
@@ -206,8 +233,8 @@ class LiveExecutor:
         return [
             CycleOutcome(
                 cycle_id=turn.plan.cycle_id,
-                drafted=max(len(turn.draft.confidences), turn.draft.block.depth),
-                proposed=turn.draft.block.main_chain,
+                drafted=turn.drafted,
+                proposed=turn.main,
                 accepted=turn.accepted,
                 emitted=turn.emitted,
                 confidences=turn.draft.confidences,
@@ -222,8 +249,11 @@ class LiveExecutor:
                 host_ms=host_ms,
                 ended=turn.request.ended,
                 draft_fault=turn.draft.fault,
-                side_proposed=len(turn.draft.block) - turn.draft.block.main_chain,
+                side_proposed=len(turn.draft.block) - turn.main,
                 side_accepted=turn.side_accepted,
+                side_judged=turn.side_judged,
+                lookup_judged=turn.lookup_judged,
+                drafter=turn.draft.drafter,
             )
             for turn in turns
         ]

@@ -16,8 +16,9 @@ from specpilot.models.base import ContextLimitError
 class CycleDetail:
     """What one cycle did, token by token, for ``--explain``.
 
-    ``block`` was proposed, ``accepted`` are the accepted tokens and ``own`` the target's token after
-    them; ``emitted`` is what was appended (fewer only where the output ended inside the block).
+    ``block`` was proposed, ``path`` are its accepted nodes, ``accepted`` their tokens and ``own`` the
+    target's token after them; ``emitted`` is what was appended (fewer only where the output ended inside
+    the block). ``drafter`` names the block's source where it is not the usual drafter.
     """
 
     cycle_id: int
@@ -29,6 +30,8 @@ class CycleDetail:
     full: bool
     emitted: tuple[int, ...]
     fault: str | None = None
+    path: tuple[int, ...] = ()
+    drafter: str | None = None
 
     @property
     def own_kind(self) -> str:

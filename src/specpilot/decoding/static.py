@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from specpilot.control.stop import StopRule
+from specpilot.control.tree import TreeRule
 from specpilot.control.types import (
     Admission,
     BatchPlan,
@@ -37,7 +38,7 @@ class StaticController:
     Args:
         depth: τ, or a function of (request id, cycle index from 0).
         stop: makes each cycle's stop rule; default: one that never stops.
-        leaves: nodes beside the chain that each block may hold (a token tree); 0 is a chain.
+        nodes: most nodes of a block, which is then a token tree; None: chains.
     """
 
     def __init__(
@@ -45,13 +46,13 @@ class StaticController:
         depth: int | Callable[[str, int], int],
         stop: Callable[[str, int], StopRule] | None = None,
         *,
-        leaves: int = 0,
+        nodes: int | None = None,
     ) -> None:
-        if leaves < 0:
-            raise ValueError(f"leaves: {leaves} is not ≥ 0; use 0 for chains")
+        if nodes is not None and nodes < 1:
+            raise ValueError(f"nodes: {nodes} is not ≥ 1; use None for chains")
         self._depth = depth
         self._stop = stop
-        self._leaves = leaves
+        self._nodes = nodes
         self._requests: dict[str, _Account] = {}
         self._cycles: dict[int, str] = {}
         self._next = 1
@@ -78,8 +79,11 @@ class StaticController:
             depth = self._depth if isinstance(self._depth, int) else self._depth(request_id, account.cycles)
             stop = StopRule() if self._stop is None else self._stop(request_id, account.cycles)
             reason = Reason(Binding.MAX, {"tau": float(depth)})
-            nodes = depth + self._leaves if depth else 0
-            cycles.append(CyclePlan(self._next, request_id, depth, nodes, stop, now + 3600.0, False, reason))
+            tree = None if self._nodes is None or not depth else TreeRule()
+            nodes = depth if tree is None or self._nodes is None else self._nodes
+            cycles.append(
+                CyclePlan(self._next, request_id, depth, nodes, stop, now + 3600.0, False, reason, tree=tree)
+            )
             self._cycles[self._next] = request_id
             account.planned = True
             self._next += 1

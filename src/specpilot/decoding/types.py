@@ -98,6 +98,12 @@ class Draft:
     where the acceptance rule needs it, else ``None``. Times in ms; ``prefill_*`` is the part spent
     on bringing the draft's cache in step. ``fault`` is set where the drafter failed: the block is
     then empty and the cycle decodes with the target alone.
+
+    Of a token tree ``main`` says how many nodes lead the block as the drafter's own first choices
+    (``None``: as many as lead it as a chain), ``ranks`` and ``shares`` what choice each node is and how
+    likely among those not ranked before it (:mod:`specpilot.control.tree`), ``steps`` how many draft steps
+    were made. ``looked_up`` is what text seen before would have gone on with, and its confidence, proposed
+    or not; ``drafter`` names the source of a block that is not the usual drafter's.
     """
 
     block: Block = EMPTY_BLOCK
@@ -107,6 +113,12 @@ class Draft:
     prefill_ms: float = 0.0
     prefill_tokens: int = 0
     fault: str | None = None
+    main: int | None = None
+    ranks: tuple[int, ...] = ()
+    shares: tuple[float, ...] = ()
+    steps: int | None = None
+    looked_up: tuple[tuple[int, ...], float] | None = None
+    drafter: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

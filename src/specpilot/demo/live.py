@@ -10,6 +10,7 @@ from specpilot.control import ControllerConfig, CyclePlan, StopRule
 from specpilot.control.types import Reason
 from specpilot.demo.engine import Engine, LiveExecutor, LiveRequest
 from specpilot.demo.workload import Arrival
+from specpilot.drafters.lookup import LookupDrafter
 from specpilot.models.base import common_prefix
 from specpilot.simulation.drive import PausableClock, request_record, serve
 from specpilot.simulation.observed import ObservedController
@@ -19,6 +20,7 @@ from specpilot.simulation.replay import ReplayRequest, TraceExecutor
 from specpilot.simulation.results import PolicyResult, RequestRecord, summarise
 from specpilot.simulation.stream import first_guess
 from specpilot.trace.agreement import NEAR_TIE_MARGIN, AgreementTrace
+from specpilot.trace.cycles import CycleRecord
 
 
 @dataclass(slots=True)
@@ -134,30 +136,57 @@ def live_equals_replay(controller: ObservedController, requests: Sequence[Replay
     """(cycles compared, cycles whose accepted or emitted length differs from the replay's).
 
     The plans that were executed are replayed over the agreement bits, cycle by cycle. A request is left
-    out from its first near-tie on (of either model): there the bits themselves may fall either way.
+    out from its first near-tie on (of either model): there the bits themselves may fall either way. Of a tree
+    the main chain is replayed so, and a side branch that was followed must begin with the choice of the draft
+    that was recorded as the right one; looked-up text must be right as far as it was recorded to be.
     """
     by_id = {request.request_id: request for request in requests}
     executor = TraceExecutor(by_id, first_guess())
     position: dict[str, int] = {}
     compared = differences = 0
     for cycle in controller.cycle_records:
+        trace = by_id[cycle.request].trace
         if cycle.request not in position:
             executor.open(cycle.request)
         start = position.get(cycle.request, 0)
         position[cycle.request] = start + cycle.emitted
+        executor.seek(cycle.request, start)
         depth = cycle.proposed
         reason = Reason(cycle.binding)
         plan = CyclePlan(0, cycle.request, depth, depth, StopRule(), math.inf, cycle.from_pool, reason)
         replayed = executor.run([plan])[0]
-        if _near_tie(by_id[cycle.request].trace, start + depth + 1) or cycle.draft_fault is not None:
+        if _near_tie(trace, start + depth + cycle.side_accepted + 1) or cycle.draft_fault is not None:
             continue
         compared += 1
-        differences += (replayed.accepted, replayed.emitted, replayed.ended) != (
-            cycle.accepted,
-            cycle.emitted,
-            cycle.ended,
-        )
+        if cycle.drafter == LookupDrafter.name or cycle.side_proposed:
+            differences += not _as_recorded(cycle, trace, start, replayed.accepted)
+        else:
+            differences += (replayed.accepted, replayed.emitted, replayed.ended) != (
+                cycle.accepted,
+                cycle.emitted,
+                cycle.ended,
+            )
     return compared, differences
+
+
+def _as_recorded(cycle: CycleRecord, trace: AgreementTrace, start: int, on_chain: int) -> bool:
+    """Whether a tree's cycle is what the recorded choices say; ``on_chain``: the main chain's accepted
+    length.
+    """
+    path = cycle.accepted + cycle.side_accepted
+    if cycle.emitted != min(path + 1, len(trace.agree) - start):
+        return False
+    looked_up = 0 if trace.lookup is None else trace.lookup[start][1]
+    if cycle.drafter == LookupDrafter.name:
+        return cycle.accepted == min(looked_up, cycle.proposed)
+    if cycle.accepted != on_chain:
+        return False
+    # The first choice off the main chain that was right; looked-up text has no rank.
+    ranks, rights = cycle.side_judged[::3], cycle.side_judged[2::3]
+    right = next((int(rank) for rank, hit in zip(ranks, rights, strict=True) if hit), None)
+    if right is None or cycle.side_accepted == 0 or trace.rank is None or looked_up > cycle.accepted:
+        return True
+    return trace.rank[start + cycle.accepted] == right - 1
 
 
 def _near_tie(trace: AgreementTrace, reach: int) -> bool:

@@ -63,11 +63,12 @@ class DemoOutcome:
 
     @property
     def oracle_share(self) -> float | None:
-        """Goodput ÷ the clairvoyant's, both by replay (a live clairvoyant does not exist)."""
+        """Goodput ÷ the clairvoyant's (of trees, where they are on), both by replay: none exists live."""
         rows = {result.name: result for result in self.replays}
-        if "oracle" not in rows or "specpilot" not in rows or rows["oracle"].goodput_tokens_per_s == 0.0:
+        oracle = rows.get("oracle-tree") or rows.get("oracle")
+        if oracle is None or "specpilot" not in rows or oracle.goodput_tokens_per_s == 0.0:
             return None
-        return rows["specpilot"].goodput_tokens_per_s / rows["oracle"].goodput_tokens_per_s
+        return rows["specpilot"].goodput_tokens_per_s / oracle.goodput_tokens_per_s
 
     def promises(self) -> list[Check]:
         """The two promises, judged on the live run; refused and empty requests are misses."""

@@ -9,6 +9,7 @@ from specpilot.decoding.caches import CacheStore
 from specpilot.decoding.cycle import LiveExecutor
 from specpilot.decoding.request import DecodingRequest
 from specpilot.demo.engine import LiveRequest
+from specpilot.drafters.lookup import LookupDrafter
 from specpilot.drafters.model import ModelDrafter
 from specpilot.models.base import CausalLM
 from specpilot.targets.model import ModelTarget
@@ -24,7 +25,9 @@ class GreedyExecutor(LiveExecutor):
         requests: Mapping[str, LiveRequest],
         stores: tuple[CacheStore | None, CacheStore | None] = (None, None),
     ) -> None:
-        super().__init__(ModelTarget(target, stores[0]), ModelDrafter(draft, stores[1]))
+        # Looked-up text is proposed where a plan asks for it.
+        drafter = ModelDrafter(draft, stores[1], lookup=LookupDrafter(target.vocab_size))
+        super().__init__(ModelTarget(target, stores[0]), drafter)
         self._known = requests
         self._eos = target.eos_token_ids
         self._outputs: dict[str, DecodingRequest] = {}

@@ -20,10 +20,11 @@ from specpilot.demo.engine import Engine
 from specpilot.demo.live import LiveRun, Material, live_equals_replay, lossless
 from specpilot.demo.outcome import DemoOutcome
 from specpilot.demo.workload import Arrival, bundled_prompts, make_arrivals
+from specpilot.pair import LOOKUP_DEPTH, MAX_NODES
 from specpilot.simulation.baselines import STATIC_NAMES
 from specpilot.simulation.costs import EngineCosts
 from specpilot.simulation.measure import measure_costs
-from specpilot.simulation.policies import POLICY_NAMES, replay_all
+from specpilot.simulation.policies import POLICY_NAMES, TREE_NAMES, replay_all
 from specpilot.simulation.record import Recorder, Recording
 from specpilot.simulation.replay import LIMITS, ReplayRequest
 from specpilot.simulation.results import PolicyResult, best_of
@@ -50,7 +51,9 @@ class DemoConfig:
     """Requests served back to back to measure the capacity."""
     block: int = 40
     """Requests that one policy serves before the other takes its turn."""
-    promises: ControllerConfig = field(default_factory=ControllerConfig)
+    promises: ControllerConfig = field(
+        default_factory=lambda: ControllerConfig(max_nodes=MAX_NODES, lookup_depth=LOOKUP_DEPTH)
+    )
 
     def __post_init__(self) -> None:
         for name in ("requests", "max_tokens", "capacity_requests", "block"):
@@ -77,11 +80,12 @@ def run_demo(engine: Engine, config: DemoConfig, progress: Progress | None = Non
     rate = config.load * capacity
     arrivals = make_arrivals(bundled_prompts(), config.requests, config.seed)
     requests = material.requests(arrivals, config.max_tokens, rate)
-    tell("replaying every policy", 0, len(POLICY_NAMES))
+    names = (*POLICY_NAMES, *(TREE_NAMES if config.promises.max_nodes else ()))
+    tell("replaying every policy", 0, len(names))
     replays: list[PolicyResult] = []
-    for index, name in enumerate(POLICY_NAMES):
+    for index, name in enumerate(names):
         replays += replay_all([name], requests, costs, config.promises)
-        tell("replaying every policy", index + 1, len(POLICY_NAMES))
+        tell("replaying every policy", index + 1, len(names))
     best_static = best_of(result for result in replays if result.name in STATIC_NAMES).name
     runs = _run_live(engine, config, material, arrivals, requests, ("specpilot", best_static), tell)
     mismatches, ties = lossless(runs, material, arrivals)

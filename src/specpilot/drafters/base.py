@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from specpilot.control.stop import StopRule
+from specpilot.control.tree import TreeRule
 from specpilot.decoding.types import Draft
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ class DraftItem:
     ``context`` is prompt plus output so far. At most ``max_draft`` positions deep and ``max_nodes``
     tokens in all; ``stop`` is asked before and after each step. ``rule`` draws the tokens (greedy,
     from q, or coupled). ``elapsed_ms`` is how long the cycle has been running when drafting starts.
+    With ``tree`` the block may branch; without, it is a chain.
     """
 
     request_id: str
@@ -29,6 +31,7 @@ class DraftItem:
     stop: StopRule
     rule: AcceptanceRule
     elapsed_ms: float = 0.0
+    tree: TreeRule | None = None
 
 
 class Drafter(Protocol):

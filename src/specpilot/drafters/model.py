@@ -1,59 +1,173 @@
-"""A small causal language model as the drafter: chains, step by step, in batches, and leaves beside them."""
+"""A small causal language model as the drafter: chains and token trees, step by step, in batches."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
 
+from specpilot.control.tree import RANKS
 from specpilot.decoding.caches import CacheStore, RequestCaches
 from specpilot.decoding.distribution import DoubleArray
 from specpilot.decoding.types import Block, Draft
 from specpilot.drafters.base import DraftItem
-from specpilot.drafters.branches import choices, with_leaves
+from specpilot.drafters.growth import Growth
+from specpilot.drafters.lookup import LookupDrafter
 from specpilot.models.base import CausalLM, FloatArray, ForwardItem, KVCache, catch_up
 
 _STEP_TOKENS = 2
 """A first pass over more than this is prefill and a step: after a full accept two tokens are fed (the
 last drafted one and the bonus token), and that still takes the time of a step."""
+LOOKUP = LookupDrafter.name
+
+
+class _Growing(Protocol):
+    """One request's block while it grows."""
+
+    item: DraftItem
+    place: int
+    fed: int
+    first_ms: float
+    later_ms: float
+
+    @property
+    def steps(self) -> int:
+        """Draft steps made."""
+        ...
+
+    def feed(self) -> ForwardItem:
+        """What the next draft step runs over."""
+        ...
+
+    def take(self, logits: FloatArray) -> bool:
+        """Take that step's logits; whether the stop rule kept what came of it."""
+        ...
+
+    def goes_on(self, elapsed_ms: float) -> bool:
+        """Whether to run another step, ``elapsed_ms`` into the cycle."""
+        ...
+
+    def draft(self) -> Draft:
+        """The block, its times left out."""
+        ...
 
 
 @dataclass(slots=True)
 class _Chain:
-    """One request's block while it grows."""
+    """A chain."""
 
     item: DraftItem
     place: int
     cache: KVCache
     depth: int
+    eos_token_ids: frozenset[int]
     tokens: list[int] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
     rows: list[DoubleArray] = field(default_factory=list)
-    ranked: list[list[tuple[int, float]]] = field(default_factory=list)
     fed: int = 0
     first_ms: float = 0.0
     later_ms: float = 0.0
 
     @property
-    def leaves(self) -> int:
-        """How many nodes the plan pays for beside the chain; none where tokens must be samples of q."""
-        return 0 if self.item.rule.needs_q else max(0, self.item.max_nodes - self.item.max_draft)
+    def steps(self) -> int:
+        return len(self.confidences)
 
-    def extend(self, logits: FloatArray) -> bool:
-        """Take the next position's logits; whether its token was kept."""
+    def feed(self) -> ForwardItem:
+        feed = self.tokens[-1:] or catch_up(self.cache, self.item.context)
+        self.fed = self.fed or len(feed)
+        return ForwardItem(self.cache, feed, logits_from=len(feed) - 1)
+
+    def take(self, logits: FloatArray) -> bool:
         item, position = self.item, len(self.tokens) + 1
-        step = item.rule.look(logits, len(item.context) + len(self.tokens))
+        step = item.rule.look(logits[0], len(item.context) + len(self.tokens))
         self.confidences.append(step.confidence)
         if not item.stop.keep(position, step.confidence):
             return False
         self.tokens.append(item.rule.draw(step))
         if item.rule.needs_q and step.q is not None:
             self.rows.append(step.q)
-        if self.leaves:
-            self.ranked.append(choices(logits))
         return True
+
+    def goes_on(self, elapsed_ms: float) -> bool:
+        return (
+            len(self.tokens) < self.depth
+            and self.tokens[-1] not in self.eos_token_ids
+            and self.item.stop.draft_on(len(self.tokens) + 1, elapsed_ms)
+        )
+
+    def draft(self) -> Draft:
+        q = np.asarray(self.rows, dtype=np.float32) if self.rows else None
+        return Draft(Block.chain(self.tokens), tuple(self.confidences), q)
+
+
+@dataclass(slots=True)
+class _Tree:
+    """A token tree; its nodes are fed to the draft model behind the context's rows, part by part."""
+
+    item: DraftItem
+    place: int
+    cache: KVCache
+    growth: Growth
+    looked_up: tuple[tuple[int, ...], float] | None = None
+    frontier: list[int] = field(default_factory=list)
+    parents: list[int] = field(default_factory=list)  # of the rows behind the context's
+    fed: int = 0
+    first_ms: float = 0.0
+    later_ms: float = 0.0
+
+    @property
+    def steps(self) -> int:
+        return self.growth.steps
+
+    def feed(self) -> ForwardItem:
+        if not self.fed:
+            feed = catch_up(self.cache, self.item.context)
+            self.fed = len(feed)
+            return ForwardItem(self.cache, feed, logits_from=len(feed) - 1)
+        nodes = self.growth.nodes
+        for index in self.frontier:
+            parent = nodes[index].parent
+            nodes[index].row = len(self.parents)
+            self.parents.append(-1 if parent < 0 else nodes[parent].row)
+        tokens = [nodes[index].token for index in self.frontier]
+        return ForwardItem(self.cache, tokens, tuple(self.parents), trunk=len(self.item.context))
+
+    def take(self, logits: FloatArray) -> bool:
+        rule, context = self.item.rule, len(self.item.context)
+        for index, row in zip(self.frontier, logits, strict=True):
+            depth = 0 if index < 0 else self.growth.nodes[index].depth
+            step = rule.look(row, context + depth)
+            self.growth.expand(index, rule.choices(step, row, RANKS))
+        self.growth.step_done()
+        return True
+
+    def goes_on(self, elapsed_ms: float) -> bool:
+        self.frontier = self.growth.frontier()
+        return self.growth.goes_on(self.frontier, elapsed_ms)
+
+    def draft(self) -> Draft:
+        growth = self.growth
+        held = len(self.item.context)
+        if self.parents:
+            # The rows of other branches must not be taken for those of an accepted path.
+            main = sorted(held + node.row for node in growth.nodes if node.main and node.row >= 0)
+            self.cache.keep_path(held, main)
+        block, nodes, lead = growth.block()
+        if not growth.steps:  # all of it was looked up
+            shares = tuple(node.share for node in nodes)
+            return Draft(block, shares, looked_up=self.looked_up, drafter=LOOKUP if nodes else None)
+        return Draft(
+            block,
+            tuple(growth.confidences[: lead + 1]),
+            main=lead,
+            ranks=tuple(node.rank for node in nodes),
+            shares=tuple(node.share for node in nodes),
+            steps=growth.steps,
+            looked_up=self.looked_up,
+        )
 
 
 class ModelDrafter:
@@ -63,9 +177,13 @@ class ModelDrafter:
     bonus token after a full accept (it must go through the draft as well) and session reuse. A request
     whose stop rule says stop leaves the batch; the others go on.
 
+    Where the plan has a tree rule the block may branch. With ``lookup`` text that was seen before is then a
+    path of the same tree, and where it is likely enough the draft model is not asked at all.
+
     Args:
         model: the draft model.
         store: where sessions' caches are kept between requests.
+        lookup: prompt lookup beside the model; used in trees only.
         clock: seconds, monotonic; the stop rule's elapsed times come from it.
     """
 
@@ -74,10 +192,12 @@ class ModelDrafter:
         model: CausalLM,
         store: CacheStore | None = None,
         *,
+        lookup: LookupDrafter | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._model = model
         self._caches = RequestCaches(model, store)
+        self._lookup = lookup
         self._clock = clock
         self._step_ms = 0.0  # a recent single step, to part a first pass into prefill and step
 
@@ -93,82 +213,99 @@ class ModelDrafter:
 
     def open(self, request_id: str, prompt: Sequence[int], session_id: str | None = None) -> int:
         """Take up a request; returns how many prompt tokens need no draft prefill."""
+        if self._lookup is not None:
+            self._lookup.open(request_id, prompt, session_id)
         return self._caches.open(request_id, prompt, session_id)
 
     def close(self, request_id: str) -> None:
         """Let go of a request; its cache goes to its session."""
+        if self._lookup is not None:
+            self._lookup.close(request_id)
         self._caches.close(request_id)
 
     def propose(self, items: Sequence[DraftItem]) -> list[Draft]:
-        """One chain per item, drafted in step.
+        """One block per item, drafted in step: a chain, or a tree where the item has a tree rule.
 
-        Where the plan allows more nodes than positions (``max_nodes > max_draft``), the rest of them
-        are leaves beside the chain: they cost no draft step.
-
-        An item beyond the draft's own context gets an empty draft: that is no fault.
+        Under a rule that needs samples of q (rejection sampling) a block is a chain all the same. An item
+        beyond the draft's own context gets an empty draft: that is no fault.
         """
         start = self._clock()
-        growing: list[_Chain] = []
+        growing: list[_Growing] = []
+        blocks: list[_Growing] = []
         for place, item in enumerate(items):
-            # The last token drafted is never fed, hence the one more.
-            depth = min(item.max_draft, item.max_nodes, self._model.context_limit - len(item.context) + 1)
             item.stop.start()
-            if depth >= 1 and item.stop.draft_on(1, item.elapsed_ms):
-                growing.append(_Chain(item, place, self._caches.of(item.request_id, item.context), depth))
-        chains = list(growing)
+            block = self._begin(place, item)
+            if block is None:
+                continue
+            blocks.append(block)
+            spent_ms = (self._clock() - start) * 1000.0
+            if isinstance(block, _Chain):
+                wanted = item.stop.draft_on(1, item.elapsed_ms + spent_ms)
+            else:
+                wanted = block.goes_on(item.elapsed_ms + spent_ms)
+            if wanted:
+                growing.append(block)
         while growing:
             growing = self._step(growing, start)
         drafts = [Draft()] * len(items)
-        for chain in chains:
-            drafts[chain.place] = self._finish(chain)
+        for block in blocks:
+            drafts[block.place] = self._finish(block)
         return drafts
 
-    def _step(self, growing: list[_Chain], start: float) -> list[_Chain]:
+    def _begin(self, place: int, item: DraftItem) -> _Growing | None:
+        # The last token drafted is never fed, hence the one more.
+        room = self._model.context_limit - len(item.context) + 1
+        depth = min(item.max_draft, item.max_nodes, room)
+        if depth < 1:
+            return None
+        eos = self._model.eos_token_ids
+        cache = self._caches.of(item.request_id, item.context)
+        if item.tree is None or item.rule.needs_q:
+            return _Chain(item, place, cache, depth, eos)
+        # A tree's nodes share the rows that are left.
+        growth = Growth(item.tree, item.stop, depth, min(item.max_nodes, room), eos)
+        tree = _Tree(item, place, cache, growth)
+        if self._lookup is not None and item.tree.lookup is not None:
+            count = min(item.tree.lookup.depth, depth)
+            found, confidence = self._lookup.find(item.request_id, item.context, count)
+            if found:
+                tree.looked_up = tuple(found), confidence
+                tree.growth.look_up(found, confidence)
+        return tree
+
+    def _step(self, growing: list[_Growing], start: float) -> list[_Growing]:
         """One draft step for all; returns those that go on."""
         began = self._clock()
-        batch: list[ForwardItem] = []
-        widest = 0
-        for chain in growing:
-            feed = chain.tokens[-1:] or catch_up(chain.cache, chain.item.context)
-            chain.fed = chain.fed or len(feed)
-            widest = max(widest, len(feed))
-            batch.append(ForwardItem(chain.cache, feed, logits_from=len(feed) - 1))
-        logits = self._model.forward(batch)
-        kept = [chain for chain, rows in zip(growing, logits, strict=True) if chain.extend(rows[0])]
+        first = [not block.steps for block in growing]
+        logits = self._model.forward([block.feed() for block in growing])
+        kept = [block for block, rows in zip(growing, logits, strict=True) if block.take(rows)]
         ended = self._clock()
         # Drawing is part of a step's price, so it is part of its time.
         step_ms = (ended - began) * 1000.0
-        for chain in growing:
-            if len(chain.confidences) > 1:
-                chain.later_ms += step_ms
+        for block, was_first in zip(growing, first, strict=True):
+            if was_first:
+                block.first_ms = step_ms
             else:
-                chain.first_ms = step_ms
-        if widest <= _STEP_TOKENS:
+                block.later_ms += step_ms
+        prefilled = [
+            block.fed > _STEP_TOKENS for block, was_first in zip(growing, first, strict=True) if was_first
+        ]
+        if not any(prefilled):
             self._step_ms = step_ms
         spent_ms = (ended - start) * 1000.0
-        return [
-            chain
-            for chain in kept
-            if len(chain.tokens) < chain.depth
-            and chain.tokens[-1] not in self._model.eos_token_ids
-            and chain.item.stop.draft_on(len(chain.tokens) + 1, chain.item.elapsed_ms + spent_ms)
-        ]
+        return [block for block in kept if block.goes_on(block.item.elapsed_ms + spent_ms)]
 
-    def _finish(self, chain: _Chain) -> Draft:
+    def _finish(self, block: _Growing) -> Draft:
         prefill_ms, prefill_tokens = 0.0, 0
-        if chain.fed > _STEP_TOKENS:
+        if block.steps and block.fed > _STEP_TOKENS:
             # The first pass did both; what is beyond the time of a plain step was prefill.
-            prefill_tokens = chain.fed - 1
-            later = len(chain.confidences) - 1
-            step_ms = chain.later_ms / later if later else self._step_ms
-            prefill_ms = max(0.0, chain.first_ms - step_ms)
-        return Draft(
-            block=with_leaves(chain.tokens, chain.ranked, chain.leaves)
-            if chain.leaves
-            else Block.chain(chain.tokens),
-            confidences=tuple(chain.confidences),
-            q=np.asarray(chain.rows, dtype=np.float32) if chain.rows else None,
-            draft_ms=chain.first_ms + chain.later_ms - prefill_ms,
+            prefill_tokens = block.fed - 1
+            later = block.steps - 1
+            step_ms = block.later_ms / later if later else self._step_ms
+            prefill_ms = max(0.0, block.first_ms - step_ms)
+        return replace(
+            block.draft(),
+            draft_ms=block.first_ms + block.later_ms - prefill_ms,
             prefill_ms=prefill_ms,
             prefill_tokens=prefill_tokens,
         )

@@ -53,12 +53,16 @@ class ForwardItem:
     ``token_ids``) of token i's predecessor, −1 for the last row already cached; ``None`` means a
     chain. A token attends to all cached rows, its ancestors and itself; its position is that of its
     predecessor plus one. Logits are wanted for the tokens from index ``logits_from`` on.
+
+    A tree can be fed in parts: ``trunk`` then says how many cached rows everybody sees, and ``parents``
+    covers all rows behind them, those of earlier parts first (−1: the trunk's last row).
     """
 
     cache: KVCache
     token_ids: Sequence[int]
     parents: Sequence[int] | None = None
     logits_from: int = 0
+    trunk: int | None = None
 
 
 class CausalLM(Protocol):

@@ -41,7 +41,15 @@ def check_item(item: ForwardItem, vocab_size: int, context_limit: int) -> bool:
             f"token_ids: {held} cached and {size} more exceed the context of {context_limit} tokens; "
             f"feed at most {context_limit - held}, or shorten the prompt"
         )
-    return item.parents is None or _check_parents(item.parents, size)
+    if item.trunk is None:
+        return item.parents is None or _check_parents(item.parents, size)
+    if not 0 <= item.trunk <= held or item.parents is None:
+        raise ValueError(
+            f"trunk: {item.trunk} with {held} rows cached and parents {item.parents}; give the rows that "
+            "everybody sees, and the parents of all rows behind them"
+        )
+    _check_parents(item.parents, held - item.trunk + size)
+    return False
 
 
 def check_distinct(items: Sequence[ForwardItem]) -> None:
@@ -90,19 +98,19 @@ def ancestors(parents: Sequence[int]) -> npt.NDArray[np.bool_]:
     return seen
 
 
-def tree_mask(parents: Sequence[int], held: int) -> FloatArray:
-    """Additive mask of a tree behind ``held`` cached rows, shape (T, held + T)."""
-    mask = np.zeros((len(parents), held + len(parents)), dtype=np.float32)
-    mask[:, held:][~ancestors(parents)] = MASKED
+def tree_mask(parents: Sequence[int], trunk: int, width: int) -> FloatArray:
+    """Additive mask of a tree's last ``width`` nodes behind ``trunk`` rows, shape (width, trunk + T)."""
+    mask = np.zeros((width, trunk + len(parents)), dtype=np.float32)
+    mask[:, trunk:][~ancestors(parents)[-width:]] = MASKED
     return mask
 
 
-def tree_positions(parents: Sequence[int], held: int) -> IntArray:
-    """Absolute positions of a tree's tokens, shape (T,): the predecessor's plus one."""
+def tree_positions(parents: Sequence[int], trunk: int, width: int) -> IntArray:
+    """Absolute positions of a tree's last ``width`` nodes, shape (width,): the predecessor's plus one."""
     positions: list[int] = []
     for parent in parents:
-        positions.append(held if parent < 0 else positions[parent] + 1)
-    return np.array(positions, dtype=np.int64)
+        positions.append(trunk if parent < 0 else positions[parent] + 1)
+    return np.array(positions[-width:], dtype=np.int64)
 
 
 def _check_parents(parents: Sequence[int], size: int) -> bool:

@@ -142,8 +142,9 @@ class OnnxCausalLM:
             positions = self._indices[held:total]
             mask = self._zero_mask(width * total)
         else:
-            positions = tree_positions(item.parents, held)
-            mask = tree_mask(item.parents, held)
+            trunk = held if item.trunk is None else item.trunk
+            positions = tree_positions(item.parents, trunk, width)
+            mask = tree_mask(item.parents, trunk, width)
             if not held:
                 # Where S = T the attention takes positions to be 0, 1, 2, …; one row more that nobody sees
                 # (``last_row`` ends before it) makes it read them.

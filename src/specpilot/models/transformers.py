@@ -126,7 +126,8 @@ class TransformersCausalLM:
             if chain or item.parents is None:
                 positions[row, : widths[row]] = np.arange(held, held + widths[row])
             else:
-                positions[row, : widths[row]] = tree_positions(item.parents, held)
+                trunk = held if item.trunk is None else item.trunk
+                positions[row, : widths[row]] = tree_positions(item.parents, trunk, widths[row])
         device = self._model.device
         keep = {"logits_to_keep": width - first} if self._keeps_logits else {}
         output = self._model(
@@ -155,9 +156,10 @@ class TransformersCausalLM:
         visible[:, :, :, 0] = True
         for row, (item, cache, chain) in enumerate(parts):
             held, own = len(cache.tokens), len(item.token_ids)
-            visible[row, 0, :own, :held] = True
+            trunk = held if item.trunk is None else item.trunk
+            visible[row, 0, :own, :trunk] = True
             seen = np.tri(own, dtype=np.bool_) if chain or item.parents is None else ancestors(item.parents)
-            visible[row, 0, :own, held : held + own] = seen
+            visible[row, 0, :own, trunk : held + own] = seen[-own:]
         dtype = self._model.dtype
         mask = torch.zeros(visible.shape, dtype=dtype, device=self._model.device)
         return mask.masked_fill_(~as_tensor(visible, mask.device), torch.finfo(dtype).min)

@@ -87,7 +87,7 @@ class Simulation:
         """The scenario with its changes."""
         one = replace(scenario(self.scenario), max_tokens=self.max_tokens)
         if self.config is not None:
-            one = replace(one, config=self.config)
+            one = replace(one, config=self.config, choices=self.config.max_nodes > 0)
         if self.costs is not None:
             one = replace(one, costs=self.costs)
         if self.drift:

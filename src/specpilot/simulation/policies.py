@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from specpilot.control import ControllerConfig
 from specpilot.control.planning import Planner
+from specpilot.control.tree import RANKS
 from specpilot.decoding.clock import VirtualClock
 from specpilot.simulation.baselines import RULES, STATIC_NAMES, make_rule
 from specpilot.simulation.bayes import Bayes, Population
@@ -16,9 +17,12 @@ from specpilot.simulation.observed import ObservedController
 from specpilot.simulation.oracle import Oracle
 from specpilot.simulation.replay import ReplayRequest, TraceExecutor
 from specpilot.simulation.results import PolicyResult, RequestRecord, summarise
+from specpilot.trace.agreement import AgreementTrace
 
 POLICY_NAMES = ("specpilot", *STATIC_NAMES, *RULES, "oracle")
 """Policies that need nothing but a trace."""
+TREE_NAMES = ("specpilot-chain", "oracle-tree")
+"""Beside them where token trees are on: specpilot without, and the clairvoyant of trees."""
 SIMULATED_NAMES = (*POLICY_NAMES, "bayes")
 """And the one that needs to know what the requests were drawn from."""
 
@@ -50,10 +54,10 @@ def make_planner(name: str, requests: Sequence[ReplayRequest]) -> Planner | None
     Raises:
         ValueError: if there is no such policy.
     """
-    check_policy(name)
-    if name == "specpilot":
+    check_policy(name, (*POLICY_NAMES, *TREE_NAMES))
+    if name in ("specpilot", "specpilot-chain"):
         return None
-    if name == "oracle":
+    if name in ("oracle", "oracle-tree"):
         return Oracle(
             {request.request_id: [int(bit or 0) for bit in request.trace.agree] for request in requests}
         )
@@ -90,6 +94,17 @@ def replay_policy(
     if not requests:
         raise ValueError("requests: there are none; give at least one trace")
     config = config or ControllerConfig()
+    if name == "specpilot-chain":
+        config = replace(config, max_nodes=0, lookup_depth=0)
+    if name == "oracle-tree":
+        requests = [replace(request, trace=_any_choice(request.trace)) for request in requests]
+    if name == "specpilot" and config.max_nodes:
+        for request in requests:
+            if request.trace.shares is None:
+                raise ValueError(
+                    f"shares: request {request.trace.request!r} has none, which token trees need; record the "
+                    "trace with this version, or set max_nodes to 0"
+                )
     if name == "bayes" and population is not None:
         controller = ObservedController(config, keep_cycles=keep_cycles)
         # The same θ: the planner needs the controller's, which has one only when it is made.
@@ -105,6 +120,16 @@ def replay_policy(
     )
     extra = {"off_path_confidences": executor.off_path_confidences}
     return ReplayRun(replace(result, extra=extra), records, controller)
+
+
+def _any_choice(trace: AgreementTrace) -> AgreementTrace:
+    """The trace of a draft whose first choice is right wherever any choice that a tree can hold is."""
+    ranks, looked_up = trace.rank or (), trace.lookup or ()
+    agree = [
+        1 if bit == 1 or (ranks and ranks[at] < RANKS) or (looked_up and looked_up[at][1]) else 0
+        for at, bit in enumerate(trace.agree)
+    ]
+    return replace(trace, agree=tuple(agree))
 
 
 def replay_all(

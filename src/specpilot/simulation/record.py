@@ -13,8 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from specpilot.models.base import CausalLM, FloatArray, ForwardItem, KVCache, catch_up
+from specpilot.control.tree import RANKS
+from specpilot.decoding.acceptance import Greedy
+from specpilot.drafters.lookup import LookupDrafter
+from specpilot.models.base import CausalLM, FloatArray, ForwardItem, KVCache, catch_up, common_prefix
 from specpilot.trace.agreement import NEAR_TIE_MARGIN, AgreementTrace, loop_start
+
+LONGEST_LOOKUP = 64
+"""Looked-up tokens that are compared with the output, at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +87,8 @@ class Recorder:
         ended = "eos" if output[-1] in self._target.eos_token_ids else None
         if ended is None and len(output) == max_tokens:
             ended = "max_tokens"
+        first = Greedy()
+        choices = [first.choices(first.look(row, 0), row, RANKS) for row in draft_rows]
         trace = AgreementTrace(
             request=request,
             prompt_tokens=len(prompt),
@@ -93,6 +101,8 @@ class Recorder:
             ended=ended,
             loop_from=loop_start(output),
             label=label,
+            shares=tuple(tuple(share for _, share in row[1:]) for row in choices),
+            lookup=_lookup(prompt, output, self._target.vocab_size),
         )
         return Recording(trace, tuple(output), int(moved.sum()))
 
@@ -108,6 +118,19 @@ class Recorder:
             if token in self._target.eos_token_ids:
                 break
         return output
+
+
+def _lookup(prompt: Sequence[int], output: Sequence[int], vocab_size: int) -> tuple[tuple[float, int], ...]:
+    """(confidence, right tokens) of what prompt lookup would propose at each output position."""
+    drafter = LookupDrafter(vocab_size)
+    drafter.open("", prompt)
+    context = list(prompt)
+    found: list[tuple[float, int]] = []
+    for position, token in enumerate(output):
+        tokens, confidence = drafter.find("", context, LONGEST_LOOKUP)
+        found.append((confidence, common_prefix(tokens, list(output[position:]))))
+        context.append(token)
+    return tuple(found)
 
 
 def _teacher_forced(

@@ -13,7 +13,10 @@ What is exact and what is not (stated again in every replay's output):
 * times are medians from a table: no noise, no other load on the machine;
 * session reuse takes the cached tokens of the request, whatever was evicted meanwhile;
 * a draft outage (``draft_fails``) raises at once: a hanging drafter would cost its time-out instead;
-* not valid for EAGLE/MTP heads, lookup drafters, sliding windows or token trees.
+* token trees and looked-up text are replayed from recorded choices; what the draft would say behind a wrong
+  node is taken from the same output position (:mod:`specpilot.simulation.tree_replay`), counted with the
+  rest;
+* not valid for EAGLE/MTP heads, other drafters, or sliding windows.
 """
 
 from __future__ import annotations
@@ -23,7 +26,9 @@ from dataclasses import dataclass
 
 from specpilot.control.stop import StopRule
 from specpilot.control.types import CycleOutcome, CyclePlan, StopCause
+from specpilot.drafters.lookup import LookupDrafter
 from specpilot.simulation.costs import EngineCosts
+from specpilot.simulation.tree_replay import replay_tree
 from specpilot.trace.agreement import AgreementTrace
 
 STEP_TOKENS = 2
@@ -35,7 +40,8 @@ LIMITS = (
     "Confidences beyond a block's first disagreement are the on-path ones (off_path_confidences).",
     "Unknown bits are drawn from a fitted hazard, seeded (drawn_bits).",
     "Times are the measured medians: no noise and no other load.",
-    "Not valid for EAGLE or MTP heads, lookup drafters, sliding windows or token trees.",
+    "Of token trees the draft's choices behind a wrong node are those on the path (off_path_confidences).",
+    "Not valid for EAGLE or MTP heads or sliding windows.",
 )
 
 
@@ -73,6 +79,7 @@ class _State:
     target_rows: int
     draft_rows: int
     draft_fails: bool
+    trace: AgreementTrace
 
 
 class TraceExecutor:
@@ -105,12 +112,17 @@ class TraceExecutor:
             target_rows=cached,
             draft_rows=cached,
             draft_fails=request.draft_fails,
+            trace=trace,
         )
         return cached
 
     def run(self, plans: Sequence[CyclePlan]) -> list[CycleOutcome]:
         """One cycle for each plan, one after the other."""
         return [self._cycle(plan, self._states[plan.request_id]) for plan in plans]
+
+    def seek(self, request_id: str, emitted: int) -> None:
+        """Go on from where so many tokens have been emitted."""
+        self._states[request_id].emitted = emitted
 
     def close(self, request_id: str, cause: StopCause) -> None:
         """Let go of a request."""
@@ -130,6 +142,8 @@ class TraceExecutor:
         prefill_tokens = drafted = proposed = 0
         prefill_ms = draft_ms = 0.0
         confidences: list[float] = []
+        if plan.tree is not None and state.trace.shares is not None and not state.draft_fails:
+            return self._tree_cycle(plan, state, left)
         plan.stop.start()
         asked = plan.max_draft > 0 and plan.stop.draft_on(1, 0.0)
         step_ms = costs.draft_step(context) if asked else 0.0
@@ -175,6 +189,48 @@ class TraceExecutor:
             host_ms=costs.host,
             ended=ended,
             draft_fault=OUTAGE if asked and state.draft_fails else None,
+        )
+
+    def _tree_cycle(self, plan: CyclePlan, state: _State, left: int) -> CycleOutcome:
+        costs, context = self._costs, max(1, state.prompt_tokens + state.emitted)
+        step_ms = costs.draft_step(context)
+        fed = max(1, context - state.draft_rows)
+        prefill_ms = max(0.0, costs.draft_forward(fed) - step_ms) if fed > STEP_TOKENS else 0.0
+        tree = replay_tree(plan, state.trace, state.emitted, left, costs, (prefill_ms, step_ms))
+        self.off_path_confidences += tree.off_path
+        path = tree.accepted + tree.side_accepted
+        emitted = min(path + 1, left)
+        new_tokens = max(1, context - state.target_rows) + tree.nodes
+        cached = state.target_rows
+        state.emitted += emitted
+        state.target_rows = context + path
+        prefilled = tree.steps > 0 and fed > STEP_TOKENS
+        if tree.steps:
+            # Of the draft's rows those of its main chain stay; the last of it was never fed.
+            state.draft_rows = context + min(tree.accepted, tree.steps - 1)
+        ended = None
+        if state.emitted >= state.length:
+            ended = StopCause.EOS if state.ends_with_eos else StopCause.MAX_TOKENS
+        return CycleOutcome(
+            cycle_id=plan.cycle_id,
+            drafted=tree.steps or tree.main,
+            proposed=tree.main,
+            accepted=tree.accepted,
+            emitted=emitted,
+            confidences=tree.confidences,
+            draft_ms=tree.draft_ms,
+            draft_prefill_ms=prefill_ms if prefilled else 0.0,
+            draft_prefill_tokens=fed - 1 if prefilled else 0,
+            verify_ms=costs.verify_ms(new_tokens, cached),
+            verified_tokens=new_tokens,
+            context_tokens=cached,
+            host_ms=costs.host,
+            ended=ended,
+            side_proposed=tree.nodes - tree.main,
+            side_accepted=tree.side_accepted,
+            side_judged=tree.side_judged,
+            lookup_judged=tree.lookup_judged,
+            drafter=LookupDrafter.name if tree.looked_up else None,
         )
 
     def _draft(

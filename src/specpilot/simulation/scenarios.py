@@ -44,6 +44,10 @@ COMPUTE_BOUND = EngineCosts.from_numbers(
     draft_ms=1.0, verify_ms=6.0, verify_token_ms=2.5, engine="draft ÷ target 0.17, each token 0.4 of a pass"
 )
 
+CHOICE_SHARES = (0.45, 0.27, 0.22, 0.19)
+"""P(the second, third … choice is right | none before it was), about as on the bundled pair (its model card's
+rank coverage)."""
+
 Hazard = Callable[[int, int], float]
 """(run of agreements so far, prompt tokens) → the population's agreement at the next position."""
 
@@ -55,6 +59,8 @@ class Scenario:
     ``hazard`` gives the agreement by phase: ``phases`` splits the requests into equal parts, each with a
     hazard of its own. ``spread`` and ``noise`` are standard deviations on the logit scale of a request's
     and a token's difficulty; ``blur`` that of the confidence around the token's true agreement.
+    With ``choices`` the draft's further choices are drawn too, which token trees need: from a stream of their
+    own, so that the rest stays as it is.
     ``burst`` > 1 multiplies the arrival rate in every fourth stretch of 20 requests (and divides it in
     between, so that the mean load stays). ``outage`` is the part of the requests, from and to a share of
     all, whose drafter raises.
@@ -71,6 +77,7 @@ class Scenario:
     blur: float = 0.7
     burst: float = 1.0
     outage: tuple[float, float] = (0.0, 0.0)
+    choices: bool = False
 
     def requests(self, count: int, seed: int) -> list[ReplayRequest]:
         """Draw ``count`` requests, all arriving at once (see :meth:`arriving`)."""
@@ -126,8 +133,27 @@ class Scenario:
             run = run + 1 if bit else 0
         name = f"{self.name}-{index}"
         trace = AgreementTrace(name, prompt, tuple(agree), confidence=tuple(confidence), ended=ended)
+        if self.choices:
+            trace = _with_choices(trace, random.Random(f"{VERSION}-{name}-{confidence[0]}-choices"))
         fails = self.outage[0] * count <= index < self.outage[1] * count
         return ReplayRequest(name, trace, self.max_tokens, draft_fails=fails)
+
+
+def _with_choices(trace: AgreementTrace, rng: random.Random) -> AgreementTrace:
+    """The trace with the shares of the draft's further choices, and which was right where the first was
+    not.
+    """
+    ranks: list[int] = []
+    shares: list[tuple[float, ...]] = []
+    for bit in trace.agree:
+        truths = [logit(share) + rng.gauss(0.0, 0.8) for share in CHOICE_SHARES]
+        shares.append(tuple(sigmoid(truth + rng.gauss(0.0, 0.5)) for truth in truths))
+        rank = 0
+        if not bit:
+            hits = (place for place, truth in enumerate(truths, 1) if rng.random() < sigmoid(truth))
+            rank = next(hits, len(CHOICE_SHARES) + 1)
+        ranks.append(rank)
+    return replace(trace, rank=tuple(ranks), shares=tuple(shares))
 
 
 def flat(alpha: float) -> Hazard:

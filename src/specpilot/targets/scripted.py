@@ -174,31 +174,42 @@ class ScriptedLM:
                 raise ValueError(
                     f"token_ids: {token} is not in 0…{self._vocab_size - 1}; is it another tokenizer's?"
                 )
+        trunk = held if item.trunk is None else item.trunk
         parents = range(-1, size - 1) if item.parents is None else item.parents
-        if len(parents) != size or any(not -1 <= parent < index for index, parent in enumerate(parents)):
-            raise ValueError(f"parents: {list(parents)} do not make a tree of {size} tokens, parents first")
+        nodes = held - trunk + size
+        if len(parents) != nodes or any(not -1 <= parent < index for index, parent in enumerate(parents)):
+            raise ValueError(f"parents: {list(parents)} do not make a tree of {nodes} tokens, parents first")
         if not 0 <= item.logits_from < size:
             raise ValueError(f"logits_from: {item.logits_from} is not in 0…{size - 1}")
         return item.cache
 
     def _run(self, item: ForwardItem, cache: ScriptedCache) -> FloatArray:
         held = len(cache.tokens)
+        trunk = held if item.trunk is None else item.trunk
         parents = range(-1, len(item.token_ids) - 1) if item.parents is None else item.parents
-        before = sum(cache.values)
-        recent = cache.tokens[-self._order :]
+        before = sum(cache.values if item.trunk is None else cache.values[:trunk])
+        recent = cache.tokens[:trunk][-self._order :]
         seen: list[int] = []
         last: list[list[int]] = []
         positions: list[int] = []
         rows: list[FloatArray] = []
-        for index, (token, parent) in enumerate(zip(item.token_ids, parents, strict=True)):
-            position = held if parent < 0 else positions[parent] + 1
-            value = _value(token, position)
+        earlier = zip(cache.tokens[trunk:], cache.values[trunk:], strict=True)
+        for index, parent in enumerate(parents):
+            position = trunk if parent < 0 else positions[parent] + 1
+            fed = index - (held - trunk)
+            if fed < 0:  # an earlier part of the tree: what its row holds counts
+                token, value = next(earlier)
+            else:
+                token = item.token_ids[fed]
+                value = _value(token, position)
             seen.append((before if parent < 0 else seen[parent]) + value)
             last.append([*(recent if parent < 0 else last[parent]), token][-self._order :])
             positions.append(position)
+            if fed < 0:
+                continue
             cache.tokens.append(token)
             cache.values.append(value)
-            if index >= item.logits_from:
+            if fed >= item.logits_from:
                 rows.append(self._logits(last[index], seen[index] & _MASK))
         return np.stack(rows)
 

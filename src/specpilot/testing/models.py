@@ -63,6 +63,18 @@ def model_checks(make: Callable[[], CausalLM]) -> list[Check]:
         equal(list(cache.token_ids), [*CONTEXT, 6, 1], "keep_path does not keep the path's tokens")
         close(rows(model, cache, [2]), branch[-1:], "after keep_path the rows of other branches still count")
 
+    def tree_in_parts() -> None:
+        model = make()
+        cache = model.new_cache()
+        rows(model, cache, CONTEXT)
+        whole = model.forward([ForwardItem(cache, TREE.token_ids, TREE.parents)])[0]
+        held = len(CONTEXT)
+        for cut in range(1, len(TREE)):
+            cache.truncate(held)
+            model.forward([ForwardItem(cache, TREE.token_ids[:cut], TREE.parents[:cut])])
+            got = model.forward([ForwardItem(cache, TREE.token_ids[cut:], TREE.parents, trunk=held)])[0]
+            close(got, whole[cut:], f"a tree fed in two parts, {cut} nodes first, differs from one pass")
+
     def limits() -> None:
         model = make()
         cache = model.new_cache()
@@ -71,5 +83,12 @@ def model_checks(make: Callable[[], CausalLM]) -> list[Check]:
         raises(lambda: rows(model, cache, [1] * (model.context_limit + 1)), "more than the context limit")
         equal(len(cache.token_ids), 0, "a pass that failed has left rows in the cache")
 
-    named = (("split", split), ("rollback", rollback), ("batch", batch), ("tree", tree), ("limits", limits))
+    named = (
+        ("split", split),
+        ("rollback", rollback),
+        ("batch", batch),
+        ("tree", tree),
+        ("parts", tree_in_parts),
+        ("limits", limits),
+    )
     return [Check(f"model:{name}", run) for name, run in named]

@@ -9,13 +9,17 @@ One JSON object a line::
 
     {"version": 1, "request": str, "prompt_tokens": int, "agree": [0|1|null, …],
      "confidence": […]?, "rank": […]?, "margin_target": […]?, "margin_draft": […]?, "drafter": str?,
-     "ended": "eos"|"max_tokens"|null?, "loop_from": int|null?, "label": str?}
+     "ended": "eos"|"max_tokens"|null?, "loop_from": int|null?, "label": str?,
+     "shares": [[…], …]?, "lookup": [[float, int], …]?}
 
 All lists have one entry per output position, EOS included. ``null`` in ``agree`` means "not known".
 ``confidence`` is the draft's max q, ``rank`` the place of the target's token in q (0: the draft's first
-choice), margins are top-1 minus top-2 logits. ``ended`` says why the generation is no longer than it is
-(absent: cut). ``loop_from`` is the first output position after a 4-gram has repeated three times. The
-last three are additions to the format; a reader may do without them, and unknown fields are ignored.
+choice), margins are top-1 minus top-2 logits. ``shares`` has, per position, the draft's second, third …
+choice's probability among those not ranked before it; ``lookup`` has [confidence, right]: of the text that
+prompt lookup would go on with (confidence 0: nothing matches), how many leading tokens are the target's.
+``ended`` says why the generation is no longer than it is (absent: cut). ``loop_from`` is the first output
+position after a 4-gram has repeated three times. What follows ``drafter`` is an addition to the format; a
+reader may do without them, and unknown fields are ignored.
 """
 
 from __future__ import annotations
@@ -31,6 +35,7 @@ VERSION = 1
 NEAR_TIE_MARGIN = 1e-3
 """A top-2 logit gap below this may fall either way with another kernel or batch shape."""
 ENDINGS = ("eos", "max_tokens")
+_LISTS = ("confidence", "rank", "margin_target", "margin_draft")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,8 @@ class AgreementTrace:
     ended: str | None = None
     loop_from: int | None = None
     label: str | None = None
+    shares: tuple[tuple[float, ...], ...] | None = None
+    lookup: tuple[tuple[float, int], ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.request:
@@ -64,7 +71,7 @@ class AgreementTrace:
         for index, bit in enumerate(self.agree):
             if bit not in (0, 1, None) or isinstance(bit, bool):
                 raise ValueError(f"agree[{index}]: {bit!r} is not 0, 1 or null; use null for 'not known'")
-        for name in ("confidence", "rank", "margin_target", "margin_draft"):
+        for name in (*_LISTS, "shares", "lookup"):
             values = getattr(self, name)
             if values is not None and len(values) != len(self.agree):
                 raise ValueError(
@@ -103,10 +110,14 @@ class AgreementTrace:
             "prompt_tokens": self.prompt_tokens,
             "agree": list(self.agree),
         }
-        for name, digits in (("confidence", 6), ("rank", 0), ("margin_target", 6), ("margin_draft", 6)):
+        for name in _LISTS:
             values = getattr(self, name)
             if values is not None:
-                record[name] = [round(value, digits) if digits else value for value in values]
+                record[name] = list(values) if name == "rank" else [round(value, 6) for value in values]
+        if self.shares is not None:
+            record["shares"] = [[round(share, 6) for share in row] for row in self.shares]
+        if self.lookup is not None:
+            record["lookup"] = [[round(confidence, 6), right] for confidence, right in self.lookup]
         for name in ("drafter", "ended", "loop_from", "label"):
             if getattr(self, name) is not None:
                 record[name] = getattr(self, name)
@@ -137,7 +148,16 @@ class AgreementTrace:
             ended=lines.optional_text(record, "ended"),
             loop_from=loop_from,
             label=lines.optional_text(record, "label"),
+            shares=lines.rows(record, "shares", high=1.0),
+            lookup=_lookup(lines.rows(record, "lookup")),
         )
+
+
+def _lookup(rows: tuple[tuple[float, ...], ...] | None) -> tuple[tuple[float, int], ...] | None:
+    for index, row in enumerate(rows or ()):
+        if len(row) != 2 or not 0.0 <= row[0] < 1.0 or not row[1].is_integer():
+            raise ValueError(f"lookup[{index}]: {list(row)} is not [confidence in [0, 1), count]; correct it")
+    return None if rows is None else tuple((row[0], int(row[1])) for row in rows)
 
 
 def loop_start(token_ids: Iterable[int], size: int = 4, times: int = 3) -> int | None:

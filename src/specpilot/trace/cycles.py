@@ -162,7 +162,9 @@ class CycleRecord:
     times are as in :class:`~specpilot.control.types.CycleOutcome`. ``queue_ms`` is how long the request had
     waited for this cycle (since its arrival or the cycle before). ``ledger`` is the state after the pass
     had started. ``*_call`` number the controller's calls, ``*_place`` the position in the call's list.
-    ``stop_digest`` is a checksum of the plan's stop rule.
+    ``stop_digest`` is a checksum of the plan's rules. ``side_judged`` has three numbers for each choice
+    judged beside the draft's first (rank, share, 1 where right), ``lookup_judged`` three for looked-up
+    text.
     """
 
     kind: ClassVar[str] = "cycle"
@@ -209,6 +211,8 @@ class CycleRecord:
     end_place: int = 0
     side_proposed: int = 0
     side_accepted: int = 0
+    side_judged: tuple[float, ...] = ()
+    lookup_judged: tuple[float, ...] | None = None
     evidence: CycleEvidence = NO_EVIDENCE
 
     @property
@@ -259,6 +263,8 @@ class CycleRecord:
             begin_call=lines.optional_count(record, "begin_call"),
             side_proposed=lines.optional_count(record, "side_proposed") or 0,
             side_accepted=lines.optional_count(record, "side_accepted") or 0,
+            side_judged=_triples(record, "side_judged") or (),
+            lookup_judged=_triples(record, "lookup_judged"),
             evidence=_evidence(record),
         )
 
@@ -446,6 +452,13 @@ def from_json(record: Mapping[str, Any]) -> TraceRecord:
     if "version" in record:
         lines.check_version(record, VERSION, "trace")
     return found.from_json(record)
+
+
+def _triples(record: Mapping[str, Any], field: str) -> tuple[float, ...] | None:
+    values = lines.numbers(record, field, low=0.0)
+    if values is not None and len(values) % 3:
+        raise ValueError(f"{field}: {len(values)} numbers are no triples; give three for each choice judged")
+    return values
 
 
 def _evidence(record: Mapping[str, Any]) -> CycleEvidence:

@@ -140,6 +140,21 @@ def numbers(
     return tuple(float(value) for value in values)
 
 
+def rows(
+    record: Mapping[str, Any], field: str, *, low: float = 0.0, high: float = math.inf
+) -> tuple[tuple[float, ...], ...] | None:
+    """An optional list of lists of numbers in [low, high]; ``None`` where it is absent or null."""
+    values = record.get(field)
+    if values is None:
+        return None
+    if not isinstance(values, list):
+        raise ValueError(f"{field}: {_shown(values)} is not a list; give one list per output position")
+    return tuple(
+        numbers({f"{field}[{index}]": row}, f"{field}[{index}]", low=low, high=high) or ()
+        for index, row in enumerate(values)
+    )
+
+
 def whole_numbers(
     record: Mapping[str, Any], field: str, *, low: int = 0, high: float = math.inf
 ) -> tuple[int, ...] | None:

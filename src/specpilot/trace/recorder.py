@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from specpilot.control import Controller, ControllerConfig
 from specpilot.control.planner import OptimalPlanner
 from specpilot.control.stop import StopRule
+from specpilot.control.tree import TreeRule
 from specpilot.control.types import (
     Admission,
     BatchPlan,
@@ -241,14 +242,14 @@ class TraceRecorder:
                 batch_size=done.batch_size,
                 batch_tokens=done.batch_tokens,
                 queue_ms=max(0.0, (start_s - request.ready_s) * 1000.0),
-                drafter=request.info.drafter,
+                drafter=done.drafter or request.info.drafter,
                 cycle=cycle_id,
                 status=status,
                 planned_s=cycle.planned_s,
                 deadline_s=plan.deadline_s,
                 max_nodes=plan.max_nodes,
                 shadow_draft=plan.shadow_draft,
-                stop_digest=stop_digest(plan.stop),
+                stop_digest=stop_digest(plan.stop, plan.tree),
                 plan_call=cycle.call,
                 plan_place=cycle.place,
                 begin_call=cycle.begin_call,
@@ -256,6 +257,8 @@ class TraceRecorder:
                 end_place=place,
                 side_proposed=done.side_proposed,
                 side_accepted=done.side_accepted,
+                side_judged=tuple(float(part) for judged in done.side_judged for part in judged),
+                lookup_judged=done.lookup_judged,
                 evidence=cycle.evidence,
             )
         )
@@ -355,10 +358,22 @@ def ledger_state(ledger: Any) -> LedgerState:
     return LedgerState(ledger.admitted, ledger.passes_started, ledger.pool)
 
 
-def stop_digest(rule: StopRule) -> int:
-    """A checksum of a stop rule's coefficients and thresholds (not of its running product)."""
+def stop_digest(rule: StopRule, tree: TreeRule | None = None) -> int:
+    """A checksum of the coefficients and thresholds of a plan's rules (not of their running product)."""
     values = array("d", (rule.slope, rule.time_limit_ms, rule.step_ms, rule.verify_ms))
     for part in (rule.intercepts, rule.keep_at, rule.draft_at):
         values.append(float(len(part)))
         values.extend(part)
+    if tree is not None:
+        _add_tree(values, tree)
     return zlib.crc32(values.tobytes())
+
+
+def _add_tree(values: array[float], tree: TreeRule) -> None:
+    values.extend((tree.width, tree.model_depth, tree.first_at, tree.open))
+    parts = [tree.worth, tree.node_price, *tree.ranks]
+    if tree.lookup is not None:
+        parts += [tree.lookup.intercepts, (tree.lookup.slope, float(tree.lookup.depth))]
+    for part in parts:
+        values.append(float(len(part)))
+        values.extend(part)

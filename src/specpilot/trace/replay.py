@@ -213,6 +213,7 @@ def _plan(controller: Controller, call: _Call, ids: dict[int, int], result: Repl
 
 def outcome_of(cycle: CycleRecord, cycle_id: int) -> CycleOutcome:
     """The outcome that the controller was told."""
+    looked_up = cycle.lookup_judged
     return CycleOutcome(
         cycle_id=cycle_id,
         drafted=cycle.drafted,
@@ -233,6 +234,16 @@ def outcome_of(cycle: CycleRecord, cycle_id: int) -> CycleOutcome:
         draft_fault=cycle.draft_fault,
         side_proposed=cycle.side_proposed,
         side_accepted=cycle.side_accepted,
+        side_judged=_judged(cycle.side_judged),
+        lookup_judged=None if looked_up is None else (looked_up[0], int(looked_up[1]), int(looked_up[2])),
+        drafter=cycle.drafter,
+    )
+
+
+def _judged(flat: Sequence[float]) -> tuple[tuple[int, float, bool], ...]:
+    return tuple(
+        (int(rank), share, right == 1.0)
+        for rank, share, right in zip(flat[::3], flat[1::3], flat[2::3], strict=True)
     )
 
 
@@ -262,7 +273,7 @@ def _planned(plan: CyclePlan | None) -> tuple[object, ...] | None:
         plan.reason.binding.value,
         plan.reason.note,
         dict(plan.reason.numbers),
-        stop_digest(plan.stop),
+        stop_digest(plan.stop, plan.tree),
     )
 
 

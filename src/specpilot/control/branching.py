@@ -1,0 +1,47 @@
+"""What a context has learned of trees: how often a side branch saves a block, how many nodes a level takes.
+
+The forecast before drafting goes on from the main chain's hazards (those have their own remedies against
+informative stopping): where the main chain fails with 1 − h, a side branch goes on with P(rescued | failed).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class Branches:
+    """Discounted counts, shrunk to a prior: P(rescued | main chain failed), and nodes per level."""
+
+    def __init__(self, memory: float = 0.98, prior: float = 0.25, weight: float = 6.0) -> None:
+        self._memory = memory
+        self._failed = weight
+        self._rescued = prior * weight
+        self._levels = weight
+        self._nodes = 2.0 * weight
+
+    @property
+    def rescue(self) -> float:
+        """P(a side branch is right | the main chain is wrong there)."""
+        return self._rescued / self._failed
+
+    @property
+    def breadth(self) -> float:
+        """Nodes per draft step, ≥ 1."""
+        return max(1.0, self._nodes / self._levels)
+
+    def observe(self, *, failed: bool, rescued: bool, nodes: int, levels: int) -> None:
+        """One tree: whether its main chain was wrong within the block, and whether a branch was right
+        there.
+        """
+        keep = self._memory
+        if failed:
+            self._failed = self._failed * keep + 1.0
+            self._rescued = self._rescued * keep + rescued
+        if levels:
+            self._levels = self._levels * keep + levels
+            self._nodes = self._nodes * keep + nodes
+
+    def widened(self, hazards: Sequence[float]) -> list[float]:
+        """The hazards of the tree's best path: h + (1 − h) · P(rescued | failed)."""
+        rescue = self.rescue
+        return [hazard + (1.0 - hazard) * rescue for hazard in hazards]

@@ -1,0 +1,99 @@
+"""How a token tree grows: the part of a plan that says what each node must be worth.
+
+Nodes are taken best first: a node whose path is accepted with probability P at depth d is worth P · ΔV_d
+tokens and costs θ times what one position more makes the pass longer, so depth and breadth follow from
+confidence, the price of time and the measured verify curve (dynamic trees as in EAGLE-2, Li et al. 2024;
+the value of a node as in Sequoia, Chen et al. 2024). Like the stop rule it runs inside the drafter, with no
+callback to the policy.
+
+Ranks count from 1 (the draft's first choice). A candidate's *share* is its probability among those not
+ranked before it: q_r ÷ (1 − q_1 − … − q_{r−1}). The first choice is right with the stop rule's α̂; the
+r-th, given that none before it was, with σ(a_r + b_r · logit(share)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from specpilot.control.stop import StopRule, logit, sigmoid
+
+RANKS = 5
+"""Choices of the draft that are looked at, its first included."""
+
+
+@dataclass(slots=True)
+class LookupRule:
+    """How far text that was seen before is believed.
+
+    A match of confidence c is continued rightly at a position with σ(intercept_k + slope · logit(c));
+    ``depth`` is the most tokens taken from it.
+    """
+
+    intercepts: tuple[float, ...]
+    slope: float
+    depth: int
+
+    def chance(self, position: int, confidence: float) -> float:
+        """P(the token at ``position`` (from 1) is right, given that those before it are)."""
+        at = self.intercepts[min(position, len(self.intercepts)) - 1]
+        return sigmoid(at + self.slope * logit(confidence))
+
+
+@dataclass(slots=True)
+class TreeRule:
+    """What a tree's nodes are worth and cost.
+
+    ``worth[d−1]`` is ΔV of a token at depth d (an empty tuple: 1 everywhere), ``node_price[n−1]`` what the
+    n-th node costs in tokens (empty: nothing). At most ``width`` nodes are expanded in a draft step.
+    ``ranks`` holds (a_r, b_r) for r = 2, 3 … (the last stands for all later ones; empty: the draft is
+    believed). With ``model_depth`` the draft model is asked for so many levels, a deeper block comes from
+    ``lookup``. In an ``open`` block the main chain is kept whatever it costs. The model's first step is
+    made where what is looked up leaves at least ``first_at`` uncertain.
+    """
+
+    worth: tuple[float, ...] = ()
+    node_price: tuple[float, ...] = ()
+    ranks: tuple[tuple[float, float], ...] = ()
+    width: int = 6
+    model_depth: int = 32
+    first_at: float = 0.0
+    lookup: LookupRule | None = None
+    open: bool = False
+
+    def chances(self, first: float, shares: Sequence[float]) -> list[float]:
+        """P(right) of one position's candidates by rank; never rising.
+
+        Args:
+            first: α̂ of the draft's first choice.
+            shares: of the second, third … candidate.
+        """
+        result = [first]
+        left = 1.0 - first
+        for place, share in enumerate(shares):
+            right = share
+            if self.ranks:
+                intercept, slope = self.ranks[min(place, len(self.ranks) - 1)]
+                right = sigmoid(intercept + slope * logit(share))
+            # A later choice never goes before an earlier one: siblings are taken in the draft's order.
+            result.append(min(left * right, result[-1]))
+            left *= 1.0 - right
+        return result
+
+    def value(self, depth: int, reach: float) -> float:
+        """What a node at ``depth`` (from 1) whose path is accepted with probability ``reach`` is worth."""
+        worth = self.worth
+        return reach * worth[min(depth, len(worth)) - 1] if worth else reach
+
+    def price(self, node: int) -> float:
+        """What the ``node``-th node (from 1) costs, in tokens."""
+        prices = self.node_price
+        return prices[min(node, len(prices)) - 1] if prices else 0.0
+
+
+def first_chance(stop: StopRule, position: int, confidence: float) -> float:
+    """α̂ of the draft's first choice at ``position`` (from 1), by the plan's stop rule."""
+    if not stop.intercepts:
+        return confidence
+    at = stop.intercepts[min(position, len(stop.intercepts)) - 1]
+    return sigmoid(at + stop.slope * logit(confidence))

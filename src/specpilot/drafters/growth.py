@@ -1,0 +1,185 @@
+"""A token tree while it grows: candidates, what is worth a node, what is worth a draft step.
+
+Step by step: the best nodes that have no candidates yet are expanded together in one draft step, each with
+the draft's next choices as candidates; what becomes a node is settled best first over all candidates, so
+that a later step's good paths displace an earlier one's poor ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from specpilot.control.stop import StopRule
+from specpilot.control.tree import TreeRule, first_chance
+from specpilot.decoding.types import Block
+
+
+@dataclass(slots=True)
+class Node:
+    """A candidate: ``reach`` is the probability that its path is accepted.
+
+    ``rank`` and ``share`` as in :mod:`specpilot.control.tree`; rank 0 is text that was looked up.
+    ``covered`` is the probability that the node's successor is the one looked up.
+    """
+
+    token: int
+    parent: int
+    depth: int
+    reach: float
+    rank: int
+    share: float
+    main: bool = False
+    covered: float = 0.0
+    expanded: bool = False
+    row: int = -1  # among the rows fed to the draft model
+
+
+@dataclass(slots=True)
+class Growth:
+    """One request's tree.
+
+    Args:
+        rule: what nodes are worth and cost.
+        stop: calibration of the first choice, thresholds on further steps, the deadline.
+        max_draft: deepest node.
+        max_nodes: most nodes.
+        ends: tokens after which nothing is proposed.
+    """
+
+    rule: TreeRule
+    stop: StopRule
+    max_draft: int
+    max_nodes: int
+    ends: frozenset[int] = frozenset()
+    nodes: list[Node] = field(default_factory=list)
+    confidences: list[float] = field(default_factory=list)
+    children: dict[tuple[int, int], int] = field(default_factory=dict)
+    root_covered: float = 0.0
+    steps: int = 0
+    """Draft steps made."""
+    chosen: list[int] = field(default_factory=list)
+    fresh: list[int] = field(default_factory=list)
+    """Candidates that have not been weighed yet; one that was weighed and not chosen is out for good."""
+
+    def look_up(self, tokens: Sequence[int], confidence: float) -> None:
+        """Take text that followed the same words before as a path; before the first level."""
+        rule = self.rule.lookup
+        if rule is None:
+            return
+        reach, parent = 1.0, -1
+        for depth, token in enumerate(tokens[: min(rule.depth, self.max_draft)], 1):
+            chance = rule.chance(depth, confidence)
+            self._cover(parent, chance)
+            reach *= chance
+            parent = self._add(Node(token, parent, depth, reach, 0, confidence))
+        self._choose()
+
+    def frontier(self) -> list[int]:
+        """The nodes to expand in the next draft step (−1: the root), best first."""
+        if not self.steps:
+            return [-1]
+        leaves = [index for index in self.chosen if self._can_expand(self.nodes[index])]
+        leaves.sort(key=lambda index: -self._uncovered(index))
+        return leaves[: self.rule.width]
+
+    def goes_on(self, frontier: Sequence[int], elapsed_ms: float) -> bool:
+        """Whether a draft step over ``frontier`` is worth its time and fits the deadline."""
+        step = self.steps + 1
+        if not frontier or step > min(self.max_draft, self.rule.model_depth):
+            return False
+        # The thresholds are on the probability that the step's tokens are asked for at all.
+        self.stop.survival = sum(self._uncovered(index) for index in frontier)
+        if step == 1 and self.root_covered and self.stop.survival < self.rule.first_at:
+            return False
+        return self.stop.draft_on(step, elapsed_ms)
+
+    def expand(self, index: int, candidates: Sequence[tuple[int, float]]) -> None:
+        """Add a node's candidates, (token, confidence) for the first and (token, share) for the others."""
+        if index < 0:
+            depth, reach, covered, main = 1, 1.0, self.root_covered, True
+        else:
+            parent = self.nodes[index]
+            depth, reach, covered, main = parent.depth + 1, parent.reach, parent.covered, parent.main
+            parent.expanded = True
+        confidence = candidates[0][1]
+        if main:
+            self.confidences.append(confidence)
+        shares = [share for _, share in candidates[1:]]
+        chances = self.rule.chances(first_chance(self.stop, depth, confidence), shares)
+        for rank, ((token, share), chance) in enumerate(zip(candidates, chances, strict=True), 1):
+            known = self.children.get((index, token))
+            own = reach * chance * (1.0 - covered)
+            if known is None:
+                self._add(Node(token, index, depth, own, rank, share, main and rank == 1))
+            else:  # what was looked up is the draft's choice as well
+                node = self.nodes[known]
+                node.rank, node.share, node.main = rank, share, main and rank == 1
+                node.reach = max(node.reach, reach * chance)
+
+    def step_done(self) -> None:
+        """All nodes of a draft step are expanded."""
+        self.steps += 1
+        self._choose()
+
+    def block(self) -> tuple[Block, list[Node], int]:
+        """The block, its nodes, and how many of them lead it as the draft's own chain."""
+        lead = [index for index in self.chosen if self.nodes[index].main]
+        lead.sort(key=lambda index: self.nodes[index].depth)
+        order = [*lead, *(index for index in self.chosen if not self.nodes[index].main)]
+        place = {index: at for at, index in enumerate(order)}
+        nodes = [self.nodes[index] for index in order]
+        parents = tuple(-1 if node.parent < 0 else place[node.parent] for node in nodes)
+        return Block(tuple(node.token for node in nodes), parents), nodes, len(lead)
+
+    def _add(self, node: Node) -> int:
+        index = len(self.nodes)
+        self.nodes.append(node)
+        self.children[node.parent, node.token] = index
+        self.fresh.append(index)
+        return index
+
+    def _cover(self, index: int, chance: float) -> None:
+        if index < 0:
+            self.root_covered = chance
+        else:
+            self.nodes[index].covered = chance
+
+    def _can_expand(self, node: Node) -> bool:
+        """Whether the draft model can be asked what follows: its cache must hold what comes before."""
+        if node.expanded or node.depth >= self.max_draft or node.token in self.ends:
+            return False
+        return node.parent < 0 or self.nodes[node.parent].expanded
+
+    def _uncovered(self, index: int) -> float:
+        """The probability that what the draft model adds behind this node is asked for."""
+        if index < 0:
+            return 1.0 - self.root_covered
+        node = self.nodes[index]
+        return node.reach * (1.0 - node.covered)
+
+    def _choose(self) -> None:
+        """Settle which candidates are nodes: best first, parents first, while worth their price."""
+        rule, nodes = self.rule, self.nodes
+        value = rule.value
+        ranked = [*self.chosen, *self.fresh]
+        self.fresh.clear()
+        if rule.open:
+            ranked.sort(
+                key=lambda at: (not nodes[at].main, -nodes[at].reach, nodes[at].depth, nodes[at].rank)
+            )
+        else:
+            ranked.sort(key=lambda at: (-nodes[at].reach, nodes[at].depth, nodes[at].rank))
+        chosen: list[int] = []
+        taken = {-1}
+        for index in ranked:
+            node = nodes[index]
+            if node.parent not in taken:
+                continue
+            if not (rule.open and node.main) and value(node.depth, node.reach) <= rule.price(len(chosen) + 1):
+                continue
+            chosen.append(index)
+            taken.add(index)
+            if len(chosen) >= self.max_nodes:
+                break
+        self.chosen = chosen

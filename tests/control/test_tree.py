@@ -1,0 +1,191 @@
+"""Trees in the policy: what a node is worth, what is learnt of branches, plans with a tree."""
+
+from __future__ import annotations
+
+import math
+import pickle
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from specpilot.control import Controller, ControllerConfig, CycleOutcome, CyclePlan, RequestInfo, StopCause
+from specpilot.control.branching import Branches
+from specpilot.control.cost import CostProfile
+from specpilot.control.stop import StopRule, sigmoid
+from specpilot.control.tree import LookupRule, TreeRule, first_chance
+
+FLAT = CostProfile(0.3, tuple(6.0 + 0.001 * n for n in range(12)))
+
+
+def test_chances_go_down_the_ranks() -> None:
+    """By hand: the second is right with 0.4·0.5, the third with 0.4·0.5·0.5."""
+    assert TreeRule().chances(0.6, [0.5, 0.5]) == pytest.approx([0.6, 0.2, 0.1])
+    # Calibrated with a = ln 3, b = 0 a choice is right with 3/4, given that none before it was.
+    rule = TreeRule(ranks=((math.log(3.0), 0.0),))
+    assert rule.chances(0.6, [0.5, 0.5]) == pytest.approx([0.6, 0.3, 0.075])
+    # A later choice never goes before an earlier one.
+    assert rule.chances(0.2, [0.5]) == pytest.approx([0.2, 0.2])
+
+
+def test_worth_and_price_of_a_node() -> None:
+    rule = TreeRule(worth=(1.0, 0.5), node_price=(0.0, 0.1))
+    assert [rule.value(depth, 0.4) for depth in (1, 2, 3)] == pytest.approx([0.4, 0.2, 0.2])
+    assert [rule.price(node) for node in (1, 2, 9)] == [0.0, 0.1, 0.1]
+    assert (TreeRule().value(5, 0.4), TreeRule().price(7)) == (0.4, 0.0)
+
+
+def test_first_choice_by_the_stop_rule() -> None:
+    assert first_chance(StopRule(), 3, 0.7) == 0.7
+    stop = StopRule(intercepts=(0.0, 1.0), slope=2.0)
+    assert first_chance(stop, 9, 0.5) == pytest.approx(sigmoid(1.0))
+
+
+def test_looked_up_text_is_believed_by_its_calibration() -> None:
+    rule = LookupRule((0.0, 1.0), 1.0, 8)
+    assert rule.chance(1, 0.75) == pytest.approx(0.75)
+    assert rule.chance(7, 0.5) == pytest.approx(sigmoid(1.0))
+
+
+def test_branches_by_hand() -> None:
+    branches = Branches(memory=0.5, prior=0.25, weight=4.0)
+    assert (branches.rescue, branches.breadth) == (0.25, 2.0)
+    branches.observe(failed=True, rescued=True, nodes=12, levels=3)
+    assert branches.rescue == pytest.approx((0.5 + 1.0) / (2.0 + 1.0))
+    assert branches.breadth == pytest.approx((4.0 + 12.0) / (2.0 + 3.0))
+    assert branches.widened([0.4, 1.0]) == pytest.approx([0.4 + 0.6 * 0.5, 1.0])
+    before = branches.rescue
+    branches.observe(failed=False, rescued=True, nodes=3, levels=3)
+    assert branches.rescue == before
+
+
+def serve(controller: Controller, cycles: int, seed: int, *, node_ms: float = 0.0) -> list[CyclePlan]:
+    """Made-up requests, one after the other without a pause; the first choice is right with 0.6, else the
+    second.
+
+    A draft step takes 0.3 ms, a pass 7 ms and ``node_ms`` for each node.
+    """
+    rng = random.Random(seed)
+    plans: list[CyclePlan] = []
+    now, number = 0.0, 0
+    while len(plans) < cycles:
+        number += 1
+        name = f"r{number}"
+        controller.admit(RequestInfo(name, 40, 24, slo_ms=1e9), now=now)
+        while True:
+            answer = controller.plan([name], now=now)
+            if answer.stops:
+                controller.finish(name, answer.stops[0].cause, now=now)
+                break
+            plan = answer.cycles[0]
+            plans.append(plan)
+            controller.begin([plan.cycle_id], now=now)
+            proposed = min(plan.max_draft, 4 if plan.tree is None else plan.tree.model_depth)
+            accepted = 0
+            while accepted < proposed and rng.random() < 0.6:
+                accepted += 1
+            side = 0 if plan.tree is None else max(0, plan.max_nodes - proposed)
+            rescued = int(side > 0 and accepted < proposed)
+            verify_ms = 7.0 + node_ms * (proposed + side)
+            now += (0.3 * proposed + verify_ms) / 1000.0
+            controller.observe(
+                [
+                    CycleOutcome(
+                        plan.cycle_id, proposed, proposed, accepted, accepted + rescued + 1,
+                        tuple([0.6] * proposed), 0.3 * proposed, verify_ms=verify_ms,
+                        verified_tokens=proposed + side + 1, side_proposed=side, side_accepted=rescued,
+                        side_judged=((2, 0.7, True),) * rescued,
+                    )
+                ],
+                now=now,
+            )  # fmt: skip
+    return plans
+
+
+def test_without_nodes_blocks_are_chains() -> None:
+    plans = serve(Controller(), 60, 1)
+    assert all(plan.tree is None and plan.max_nodes == plan.max_draft for plan in plans)
+
+
+def test_plans_carry_a_tree_that_pickles() -> None:
+    config = ControllerConfig(max_nodes=24, lookup_depth=20)
+    plans = serve(Controller(config, profile=FLAT), 60, 1)
+    trees = [plan for plan in plans if plan.tree is not None]
+    assert len(trees) > 40
+    for plan in trees:
+        tree = plan.tree
+        assert tree is not None
+        assert tree.lookup is not None
+        assert tree.model_depth <= plan.max_draft <= plan.max_nodes <= 24
+        assert tree.lookup.depth <= plan.max_draft
+        assert pickle.loads(pickle.dumps(plan.tree)) == plan.tree
+
+
+def test_ranks_are_learnt() -> None:
+    """Where the second choice is always the right one, it becomes nearly sure."""
+    controller = Controller(ControllerConfig(max_nodes=24), profile=FLAT)
+    last = serve(controller, 300, 1)[-1].tree
+    assert last is not None
+    untaught = TreeRule().chances(0.6, [0.7])[1]
+    assert last.chances(0.6, [0.7])[1] > 1.3 * untaught
+
+
+def test_a_node_is_dear_where_verification_is_not_parallel() -> None:
+    """On a busy engine 16 nodes cost θ times what they make the pass longer: 16 ms or 0.16 ms."""
+    longer_ms = {}
+    for node_ms in (0.01, 1.0):
+        plan = serve(Controller(ControllerConfig(max_nodes=16)), 300, 1, node_ms=node_ms)[-1]
+        assert plan.tree is not None
+        longer_ms[node_ms] = sum(plan.tree.node_price[:16]) / plan.reason.numbers["theta"]
+    assert longer_ms[0.01] < 4.0  # widths that never occur keep some of the first guess
+    assert 8.0 < longer_ms[1.0] < 25.0
+
+
+def test_the_choice_caps_a_requests_own_draft_length() -> None:
+    controller = Controller(ControllerConfig(max_nodes=24, lookup_depth=20), profile=FLAT)
+    serve(controller, 40, 1)
+    controller.admit(RequestInfo("capped", 40, 24, slo_ms=1e9, max_draft=3), now=1e3)
+    plan = controller.plan(["capped"], now=1e3).cycles[0]
+    assert plan.max_draft <= 3
+    controller.admit(RequestInfo("off", 40, 24, slo_ms=1e9, max_draft=0), now=1e3)
+    plan = controller.plan(["off"], now=1e3).cycles[0]
+    assert (plan.max_draft, plan.tree) == (0, None)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    budget=st.sampled_from([1.0, 1.5, 2.0, 2.7]),
+    nodes=st.sampled_from([1, 8, 32]),
+    lookup=st.booleans(),
+)
+def test_the_budget_holds_with_trees(seed: int, budget: float, nodes: int, lookup: bool) -> None:
+    """I1: a tree is one pass, however many nodes it has. I7: the same events give the same plans."""
+    config = ControllerConfig(pass_budget=budget, max_nodes=nodes, lookup_depth=nodes if lookup else 0)
+    controller, again = Controller(config), Controller(config)
+    plans = serve(controller, 80, seed)
+    assert controller.ledger.passes_started <= budget * controller.counters.arrivals + 1e-9
+    assert plans == serve(again, 80, seed)
+
+
+def test_learnt_branches_survive_a_snapshot() -> None:
+    config = ControllerConfig(max_nodes=24, lookup_depth=20)
+    one, two = Controller(config, profile=FLAT), Controller(config, profile=FLAT)
+    serve(one, 100, 2)
+    one.admit(RequestInfo("last", 40, 24, slo_ms=1e9), now=1e3)
+    one.finish("last", StopCause.CANCELLED, now=1e3)
+    for request in list(one._requests):
+        one.finish(request, StopCause.CANCELLED, now=1e3)
+    two.restore(one.snapshot())
+    assert two.snapshot() == one.snapshot()
+    two.admit(RequestInfo("next", 40, 24, slo_ms=1e9), now=2e3)
+    tree = two.plan(["next"], now=2e3).cycles[0].tree
+    assert tree is not None
+    assert tree.chances(0.6, [0.7])[1] > TreeRule().chances(0.6, [0.7])[1]
+
+
+@pytest.mark.parametrize(("nodes", "lookup"), [(-1, 0), (65, 0), (4, 5)])
+def test_bad_configurations(nodes: int, lookup: int) -> None:
+    with pytest.raises(ValueError, match=r"max_nodes|lookup_depth"):
+        ControllerConfig(max_nodes=nodes, lookup_depth=lookup)
