@@ -11,6 +11,7 @@ given), one after the other. Timed apart, on a state that has learnt from ``--wa
 (b) learning, one ``observe`` call;
 (c) the stop rule, both questions over a block's own confidences, divided by their number.
 
+With token trees of up to 32 nodes, looked-up text among them, (a) is the decision with its tree rule.
 Medians of one run, in microseconds, printed beside what they should be. They depend on the machine and on
 what else it does, so no exit status hangs on them.
 
@@ -47,7 +48,9 @@ if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
 PLAN_TARGET_US = 20.0
+TREE_TARGET_US = 100.0
 STOP_TARGET_US = 2.0
+NODES = 32
 WARM_UP = 500
 RECORDED = 24
 """Prompts recorded where no trace is given: some of each class."""
@@ -86,9 +89,11 @@ class Service:
     cycles on pool passes run untimed, so that every ``plan`` after it is a decision on τ and no refusal.
     """
 
-    def __init__(self, material: Material, budget: float) -> None:
+    def __init__(self, material: Material, budget: float, nodes: int = 0) -> None:
         requests, _ = stream(material.traces, count=None, max_tokens=MAX_TOKENS, rate=math.inf, seed=1)
-        self.controller = Controller(ControllerConfig(pass_budget=budget, slo_p95_ms=60_000.0))
+        self.controller = Controller(
+            ControllerConfig(pass_budget=budget, slo_p95_ms=60_000.0, max_nodes=nodes, lookup_depth=nodes)
+        )
         self._source = cycle(requests)
         self._costs = material.costs
         self._serial = 0
@@ -177,9 +182,9 @@ def stop_rule_over(plan: CyclePlan, confidences: Sequence[float]) -> None:
         stop.keep(position, confidence)
 
 
-def measure(material: Material, cycles: int, warm_up: int, budget: float) -> dict[str, float]:
+def measure(material: Material, cycles: int, warm_up: int, budget: float, nodes: int = 0) -> dict[str, float]:
     """Median microseconds of each kind of call over ``cycles`` cycles."""
-    service = Service(material, budget)
+    service = Service(material, budget, nodes)
     plans: list[float] = []
     new: list[bool] = []
     observes: list[float] = []
@@ -285,11 +290,14 @@ def main() -> None:
         f"B={budget:g}": measure(material, options.cycles, options.warm_up, budget)
         for budget in (1.0, 2.0, 3.0)
     }
+    if all(trace.shares is not None for trace in material.traces):
+        result[f"B=2, trees of {NODES}"] = measure(material, options.cycles, options.warm_up, 2.0, NODES)
     state = options.trace or "the bundled pair"
     print(f"Learnt from {options.warm_up} cycles of {state}; medians of {options.cycles} cycles, in µs:")
     for name, row in result.items():
+        target = TREE_TARGET_US if "trees" in name else PLAN_TARGET_US
         print(
-            f"{name}: (a) plan {row['plan_us']:.1f} (should be {PLAN_TARGET_US:g}); "
+            f"{name}: (a) plan {row['plan_us']:.1f} (should be {target:g}); "
             f"{row['new_share']:.0%} new {row['plan_new_us']:.1f}, "
             f"others {row['plan_kept_us']:.1f}, mean {row['plan_mean_us']:.1f}  "
             f"(b) observe {row['observe_us']:.1f}  "

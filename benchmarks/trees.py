@@ -3,11 +3,14 @@ turn.
 
     python benchmarks/trees.py --per-class 16 --rounds 3
 
-Three controllers with the same promises serve the same prompts, one request at a time (closed loop, cold
-caches, greedy): chains, trees, and trees that also hold looked-up text. Each learns from its own cycles
-only; prompts of all classes are mixed, who begins changes from prompt to prompt. The first round is
-warm-up. ``oracle chain`` is what a clairvoyant chain gets from the same passes of the same texts. Exit
-status 1 if a text is not the target's own (near-ties apart).
+Three controllers with the same promises serve the same prompts, one request at a time (cold caches,
+greedy): chains, trees, and trees that also hold looked-up text. Each learns from its own cycles only, and
+begins anew with each class of prompts (``--mixed``: one stream of all classes); who begins changes from
+prompt to prompt. The first round is warm-up. With ``--loop open`` a policy's clock runs on while the others
+have their turn, as below capacity (a third of the time is its own); with ``--loop closed`` it stands still,
+so that the policy sees a saturated engine and gives time its full price. ``oracle chain`` is what a
+clairvoyant chain gets from the same passes of the same texts. Exit status 1 if a text is not the target's
+own (near-ties apart).
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from specpilot.control import ControllerConfig
 from specpilot.demo.workload import Prompt, bundled_prompts
 from specpilot.models.base import CausalLM, ForwardItem
 from specpilot.pair import LOOKUP_DEPTH, MAX_NODES, Completion, Pair, load_pair
+from specpilot.simulation.drive import PausableClock
 from specpilot.simulation.oracle import run_of_ones
 from specpilot.simulation.record import Recorder
 from specpilot.trace.agreement import NEAR_TIE_MARGIN
@@ -55,12 +59,17 @@ def oracle_tokens(agree: Sequence[int], passes: int) -> int:
     return emitted
 
 
-def make_pairs(engine: str, budget: float, slo_ms: float) -> dict[str, Pair]:
-    """One pair of models, a controller for each policy."""
-    loaded = load_pair(engine=engine)
+def make_pairs(
+    loaded: Pair, budget: float, slo_ms: float, nodes: int, clocks: dict[str, PausableClock]
+) -> dict[str, Pair]:
+    """One pair of models, a controller and a clock for each policy."""
     chain = ControllerConfig(pass_budget=budget, slo_p95_ms=slo_ms)
-    tree = replace(chain, max_nodes=MAX_NODES)
-    configs = {"chain": chain, "tree": tree, "tree+lookup": replace(tree, lookup_depth=LOOKUP_DEPTH)}
+    tree = replace(chain, max_nodes=nodes)
+    configs = {
+        "chain": chain,
+        "tree": tree,
+        "tree+lookup": replace(tree, lookup_depth=min(nodes, LOOKUP_DEPTH)),
+    }
     return {
         name: Pair(
             loaded.target,
@@ -68,6 +77,7 @@ def make_pairs(engine: str, budget: float, slo_ms: float) -> dict[str, Pair]:
             loaded.tokenizer,
             config=config,
             drafter="both" if config.lookup_depth else "model",
+            clock=clocks[name],
         )
         for name, config in configs.items()
     }
@@ -96,39 +106,57 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=2.0, help="target passes a request")
     parser.add_argument("--max-tokens", type=int, default=24)
     parser.add_argument("--slo-ms", type=float, default=250.0)
+    parser.add_argument("--nodes", type=int, default=MAX_NODES, help="most nodes of a tree")
+    parser.add_argument("--loop", choices=("open", "closed"), default="open")
+    parser.add_argument(
+        "--mixed", action="store_true", help="all classes in one stream, not one after the other"
+    )
     parser.add_argument("--engine", choices=("onnx", "transformers"), default="onnx")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     if min(options.per_class, options.max_tokens) < 1 or options.rounds < 2:
         parser.error("--per-class and --max-tokens must be ≥ 1, --rounds ≥ 2 (the first is warm-up)")
-    pairs = make_pairs(options.engine, options.budget, options.slo_ms)
-    target = pairs["chain"].target
+    loaded = load_pair(engine=options.engine)
     prompts = take(options.per_class, options.seed)
-    recorder = Recorder(target, pairs["chain"].draft)
-    traces = {
-        prompt.key: recorder.record(prompt.key, pairs["chain"].encode(prompt.text), options.max_tokens).trace
-        for prompt in prompts
-    }
+    groups = [prompts]
+    if not options.mixed:
+        groups = [
+            [p for p in prompts if p.label == label] for label in dict.fromkeys(p.label for p in prompts)
+        ]
     done: dict[tuple[str, str], list[Completion]] = defaultdict(list)
     oracle: dict[str, list[int]] = defaultdict(list)
-    outputs = wrong = turn = 0
-    for round_ in range(options.rounds):
-        for prompt in prompts:
-            turn += 1
-            ids = pairs["chain"].encode(prompt.text)
+    outputs = wrong = 0
+    for group in groups:
+        clocks = {name: PausableClock() for name in POLICIES}
+        pairs = make_pairs(loaded, options.budget, options.slo_ms, options.nodes, clocks)
+        recorder = Recorder(loaded.target, loaded.draft)
+        agree = {
+            prompt.key: recorder.record(
+                prompt.key, loaded.encode(prompt.text), options.max_tokens
+            ).trace.agree
+            for prompt in group
+        }
+        for turn, prompt in enumerate(group * options.rounds):
+            ids = loaded.encode(prompt.text)
             for place in range(len(POLICIES)):
                 name = POLICIES[(turn + place) % len(POLICIES)]
+                if options.loop == "closed":
+                    clocks[name].resume()
                 answer = pairs[name].complete(ids, options.max_tokens)
+                if options.loop == "closed":
+                    clocks[name].pause()
                 outputs += 1
-                wrong += not exact(target, ids, answer.token_ids)
-                if round_:
-                    done[prompt.label, name].append(answer)
-                    if name == "chain":
-                        agree = [int(bit or 0) for bit in traces[prompt.key].agree]
-                        oracle[prompt.label].append(oracle_tokens(agree, answer.target_passes))
+                wrong += not exact(loaded.target, ids, answer.token_ids)
+                if turn < len(group):
+                    continue
+                done[prompt.label, name].append(answer)
+                if name == "chain":
+                    bits = [int(bit or 0) for bit in agree[prompt.key]]
+                    oracle[prompt.label].append(oracle_tokens(bits, answer.target_passes))
     print(
-        f"{options.engine}, B = {options.budget:g}, SLO {options.slo_ms:g} ms, {len(prompts)} prompts "
-        f"{options.rounds - 1} times after a warm-up; {outputs} texts, {wrong} not the target's own.\n"
+        f"{options.engine}, {options.loop} loop, at most {options.nodes} nodes, B = {options.budget:g}, "
+        f"SLO {options.slo_ms:g} ms, {len(prompts)} prompts {options.rounds - 1} times after a warm-up; "
+        f"{outputs} texts, {wrong} not the target's own.\n"
     )
     print(table(done, oracle))
     return int(wrong > 0)

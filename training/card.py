@@ -55,6 +55,8 @@ def _training(card: Mapping[str, Any]) -> str:
     rows = [
         [
             run.get("what", f"run {number}"),
+            f"{run.get('copy_tokens', 0) / 1e6:.2f} M",
+            f"{run.get('copy_minutes', 0):.0f}",
             f"{run['joint_tokens'] / 1e6:.2f} M",
             f"{run['joint_minutes']:.0f}",
             f"{run['draft_tokens'] / 1e6:.2f} M",
@@ -63,7 +65,7 @@ def _training(card: Mapping[str, Any]) -> str:
         for number, run in enumerate([*about.get("earlier", []), *card["training"]], start=1)
     ]
     if rows:
-        header = ["", "target's tokens", "minutes", "draft's tokens, target frozen", "minutes"]
+        header = ["", "copying", "minutes", "both", "minutes", "draft alone", "minutes"]
         lines += ["", _table(header, rows)]
     if "command" in about:
         lines += ["", "The last run:", "", f"    {about['command']}"]

@@ -150,11 +150,11 @@ def choose_heads(model: Any, stream: CopyStream, tokens: int = 4000) -> Guides:
         attentions = model(input_ids=ids[:, :-1], use_cache=False, output_attentions=True).attentions
     layers = len(attentions)
     before = torch.stack([a.diagonal(offset=-1, dim1=2, dim2=3).mean(dim=(0, 2)) for a in attentions])
-    half = before[: max(1, layers // 2)]
-    layer, head = divmod(int(half.argmax()), half.shape[1])
+    early = before[: max(1, (layers - 2) // 2)]
+    layer, head = divmod(int(early.argmax()), early.shape[1])
     found = torch.stack([_looked_at(a, source).mean(dim=1) for a in attentions])
     found[: layer + 1] = -1.0
-    found[layers - 2 :] = -1.0  # what is copied needs layers after it to become a prediction
+    found[max(layer + 2, layers - 2) :] = -1.0  # what is copied needs layers after it to become a prediction
     best = found.flatten().topk(min(INDUCTION_HEADS, int((found >= 0).sum()))).indices.tolist()
     return Guides((layer, head), tuple(divmod(int(place), found.shape[1]) for place in best))
 

@@ -18,7 +18,7 @@ from specpilot.control import BatchPlan, Controller, ControllerConfig, RequestSu
 from specpilot.control.types import RequestInfo
 from specpilot.decoding.acceptance import make_rule
 from specpilot.decoding.caches import CacheStore
-from specpilot.decoding.clock import RealClock
+from specpilot.decoding.clock import Clock, RealClock
 from specpilot.decoding.cycle import LiveExecutor
 from specpilot.decoding.loop import ControllerLike, LoopObserver, ServeLoop
 from specpilot.decoding.request import CycleDetail, DecodingRequest, fit_prompt
@@ -95,6 +95,7 @@ class Pair:
         drafter: ``"model"``; ``"lookup"``: the draft model is not used, the text so far proposes; ``"both"``:
             one token tree holds what both propose, and where a repetition is likely enough the model is not
             asked (unless ``config`` says otherwise with up to 32 nodes).
+        clock: what time it is; default: the machine's.
 
     Raises:
         ValueError: if the vocabularies differ, or for an unknown drafter.
@@ -111,6 +112,7 @@ class Pair:
         start_token: int | None = None,
         draft_timeout_ms: float | None = DRAFT_TIMEOUT_MS,
         drafter: str = "model",
+        clock: Clock | None = None,
     ) -> None:
         if drafter not in DRAFTERS:
             raise ValueError(
@@ -140,7 +142,7 @@ class Pair:
             GuardedDrafter(proposes, draft_timeout_ms, target.vocab_size),
             keep_details=True,
         )
-        self._clock = RealClock()
+        self._clock = clock or RealClock()
         self._numbers = count(1)
         self._lock = Lock()
 

@@ -59,8 +59,13 @@ class ToyLM:
             cache = item.cache
             assert isinstance(cache, ToyCache)
             rows = np.zeros((len(item.token_ids), VOCAB), dtype=np.float32)
+            held = len(cache.tokens)
+            trunk = held if item.trunk is None else item.trunk
             for index, token in enumerate(item.token_ids):
-                before = cache.tokens[-1] if cache.tokens else 0
+                at = held + index
+                parent = at - trunk - 1 if item.parents is None else item.parents[at - trunk]
+                row = trunk + parent
+                before = cache.tokens[row] if row >= 0 else 0
                 cache.tokens.append(token)
                 rows[index, self.follow(before, token)] = 3.0
                 rows[index, (token + 5) % VOCAB] += 1.0
@@ -104,7 +109,7 @@ def test_budget_and_accounts(outcome: DemoOutcome) -> None:
         assert result.target_passes_per_request <= 2.0
         assert result.requests + result.refused == 60
     assert outcome.live[1].name == outcome.best_static
-    assert len(outcome.replays) == 24
+    assert len(outcome.replays) == 26
     assert len(outcome.cycles["specpilot"]) == outcome.specpilot.target_passes
 
 

@@ -182,11 +182,14 @@ def _as_recorded(cycle: CycleRecord, trace: AgreementTrace, start: int, on_chain
     if cycle.accepted != on_chain:
         return False
     # The first choice off the main chain that was right; looked-up text has no rank.
-    ranks, rights = cycle.side_judged[::3], cycle.side_judged[2::3]
-    right = next((int(rank) for rank, hit in zip(ranks, rights, strict=True) if hit), None)
-    if right is None or cycle.side_accepted == 0 or trace.rank is None or looked_up > cycle.accepted:
+    judged = zip(cycle.side_judged[::3], cycle.side_judged[1::3], cycle.side_judged[2::3], strict=True)
+    right = next(((int(rank), share) for rank, share, hit in judged if hit), None)
+    if right is None or not cycle.side_accepted or trace.rank is None or looked_up > cycle.accepted:
         return True
-    return trace.rank[start + cycle.accepted] == right - 1
+    (rank, share), at = right, start + cycle.accepted
+    if trace.shares is not None and abs(trace.shares[at][rank - 2] - share) > NEAR_TIE_MARGIN:
+        return False
+    return rank - 1 >= trace.rank[at]  # of choices that are tied any may come first
 
 
 def _near_tie(trace: AgreementTrace, reach: int) -> bool:

@@ -56,6 +56,8 @@ class Growth:
     confidences: list[float] = field(default_factory=list)
     children: dict[tuple[int, int], int] = field(default_factory=dict)
     root_covered: float = 0.0
+    floor: float = 0.0
+    """The least reach among the nodes of a tree that is full: what is below it has no place."""
     steps: int = 0
     """Draft steps made."""
     chosen: list[int] = field(default_factory=list)
@@ -111,7 +113,8 @@ class Growth:
             known = self.children.get((index, token))
             own = reach * chance * (1.0 - covered)
             if known is None:
-                self._add(Node(token, index, depth, own, rank, share, main and rank == 1))
+                if own > self.floor or (main and rank == 1):
+                    self._add(Node(token, index, depth, own, rank, share, main and rank == 1))
             else:  # what was looked up is the draft's choice as well
                 node = self.nodes[known]
                 node.rank, node.share, node.main = rank, share, main and rank == 1
@@ -183,3 +186,4 @@ class Growth:
             if len(chosen) >= self.max_nodes:
                 break
         self.chosen = chosen
+        self.floor = nodes[chosen[-1]].reach if len(chosen) >= self.max_nodes and not rule.open else 0.0
