@@ -144,6 +144,7 @@ class Worker:
             # As in tests_vllm/steered.py: one thread on any core, so that a busy core does not decide the times.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": "1",
+            "NUMBA_NUM_THREADS": "1",
         }
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker", name, "--batch", str(batch)],

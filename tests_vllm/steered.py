@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 # One thread, on whatever core is free: vLLM binds a thread to every core, and where another process keeps one
-# busy all wait for that one at every operator. Models this small gain nothing by a second thread.
+# busy all wait for that one at every operator. Models this small gain nothing by a second thread. The n-gram
+# drafter's numba sets the number of OpenMP's threads for the whole process.
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
