@@ -137,7 +137,15 @@ class Worker:
     """A configuration's process, seen from outside."""
 
     def __init__(self, name: str, batch: int, log: IO[bytes]) -> None:
-        environ = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+        environ = {
+            "VLLM_CPU_KVCACHE_SPACE": "1",
+            "HF_HUB_OFFLINE": "1",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            # As in tests_vllm/steered.py: one thread on any core, so that a busy core does not decide the times.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "OMP_NUM_THREADS": "1",
+            "NUMBA_NUM_THREADS": "1",
+        }
         self.process = subprocess.Popen(
             [sys.executable, __file__, "--worker", name, "--batch", str(batch)],
             stdin=subprocess.PIPE,

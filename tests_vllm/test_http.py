@@ -106,12 +106,13 @@ async def _ask(client: httpx.AsyncClient, number: int, prompt: str) -> dict[str,
         "prompt": prompt,
         "max_tokens": steered.MAX_TOKENS,
         "temperature": 0,
+        "ignore_eos": True,
         "return_token_ids": True,
     }
     if number % 3 == 0:
         body["vllm_xargs"] = {"specpilot_max_draft": 0}
     if number % 8 == 5:  # reads a token and closes the connection
-        body |= {"stream": True, "max_tokens": 400, "ignore_eos": True}
+        body |= {"stream": True, "max_tokens": 400}
         body["vllm_xargs"] = {"specpilot_max_draft": 0}
         async with client.stream("POST", "/v1/completions", json=body) as answer:
             async for _ in answer.aiter_lines():
@@ -135,6 +136,25 @@ async def _all(url: str, prompts: list[str]) -> list[dict[str, Any] | None]:
         return list(await asyncio.gather(*(_ask(client, n, prompt) for n, prompt in enumerate(prompts))))
 
 
+def _after_the_last_cancellation(server: Server) -> tuple[dict[str, float], dict[str, float], int]:
+    """Metrics, stops by cause, and how many requests more were made to get there.
+
+    Cancellations are reported with the next step, and one more request brings it. A disconnect can take
+    the server longer than that to notice, so there may have to be several.
+    """
+    more = 0
+    while True:
+        more += 1
+        last = httpx.post(
+            f"{server.url}/v1/completions", json={"model": "pair", "prompt": "Dear", "max_tokens": 4}
+        )
+        assert last.json()["choices"][0]["finish_reason"] in ("length", "stop")
+        seen = server.metrics()
+        stops = {name: count for name, count in seen.items() if name.startswith("specpilot_stops_total/")}
+        if seen["specpilot_admitted_requests_total"] == sum(stops.values()) or more == 50:
+            return seen, stops, more
+
+
 def test_ledger_metrics_and_trace_agree_under_clients_that_come_and_go(
     server: Server, greedy: dict[str, list[list[int]]], tmp_path: Path
 ) -> None:
@@ -153,15 +173,9 @@ def test_ledger_metrics_and_trace_agree_under_clients_that_come_and_go(
         json={"model": "pair", "prompt": "Dear", "max_tokens": 4, "vllm_xargs": {"specpilot_slow": 1}},
     )
     assert "no such argument" in json.dumps(bad.json())
-    # Cancellations are reported with the next step: one more request brings them.
-    last = httpx.post(
-        f"{server.url}/v1/completions", json={"model": "pair", "prompt": "Dear", "max_tokens": 4}
-    )
-    assert last.json()["choices"][0]["finish_reason"] in ("length", "stop")
-    seen = server.metrics()
-    stops = {name: count for name, count in seen.items() if name.startswith("specpilot_stops_total/")}
+    seen, stops, more = _after_the_last_cancellation(server)
     assert seen["specpilot_admitted_requests_total"] == sum(stops.values())
-    assert len(answered) + 1 <= sum(stops.values()) <= CLIENTS + 1
+    assert len(answered) + more <= sum(stops.values()) <= CLIENTS + more
     assert stops["specpilot_stops_total/cancelled"] >= 1
     assert seen["specpilot_target_passes_total"] <= BUDGET * seen["specpilot_charged_requests"]
     assert seen["specpilot_pass_budget"] == BUDGET
