@@ -134,3 +134,13 @@ def test_the_command_says_what_is_missing(capsys: pytest.CaptureFixture[str]) ->
         main(["diagnose", str(trace), "--rescore"])
     assert stop.value.code == 2
     assert "written only if asked for" in " ".join(capsys.readouterr().err.split())
+
+
+def test_an_earlier_trace_needs_no_tokens(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    earlier, today = tmp_path / "earlier.jsonl", tmp_path / "today.jsonl"
+    write_trace(earlier, *run(replace(SMALL, requests=20, ids=False)))
+    write_trace(today, *record(load_engine(), "healthy", "static-4", 0.0, 3))
+    with pytest.raises(SystemExit) as stop:
+        main(["diagnose", str(today), "--before", str(earlier), "--rescore"])
+    assert stop.value.code in (0, 1)
+    assert "re-scored with a fresh cache: 3 requests (0 left out)" in capsys.readouterr().out

@@ -85,7 +85,9 @@ def run(
         task = bar.add_task("reading", total=len(paths))
         for path in paths:
             columns = read_columns(path, partial=partial)
-            done.append(diagnose(columns, None if draft is None else again(path, draft, partial=partial)))
+            # An earlier trace is compared with, not judged.
+            fresh = None if draft is None or path is before else again(path, draft, partial=partial)
+            done.append(diagnose(columns, fresh))
             bar.advance(task)
     comparison = compare(done[0], done[1]) if before is not None else None
     judged = done[1:] if comparison is not None else done
