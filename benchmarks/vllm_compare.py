@@ -141,7 +141,7 @@ class Worker:
             "VLLM_CPU_KVCACHE_SPACE": "1",
             "HF_HUB_OFFLINE": "1",
             "VLLM_LOGGING_LEVEL": "ERROR",
-            # As in tests_vllm/steered.py: one thread on any core; a busy core does not decide the times.
+            # As in tests_vllm/steered.py: one thread on any core, so that a busy core does not decide.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "OMP_NUM_THREADS": "1",
             "NUMBA_NUM_THREADS": "1",

@@ -147,8 +147,10 @@ class Pilot:
         no probe would ever have a draft, and fallback would be for good.
         """
         controller = self.controller
-        longest = 0
+        longest, limit = 0, controller.config.max_draft
         for name in request_ids:
+            if longest >= limit:
+                break  # no forecast of the others can ask for more, and each costs as much as a plan
             tracked = self._tracked.get(name)
             if tracked is None:
                 continue
