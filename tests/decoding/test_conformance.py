@@ -131,3 +131,19 @@ def test_a_missing_bonus_token_and_an_early_draw_are_found() -> None:
 
 def test_an_overspending_controller_is_found() -> None:
     assert "controller:promises" in fails(controller_checks(lambda: StaticController(2), pass_budget=2.0))
+
+
+class KeepsAllCache(ScriptedCache):
+    """Leaves the rows of other branches where they are."""
+
+    def keep_path(self, length: int, rows: Sequence[int]) -> None:
+        pass
+
+
+class KeepsAllModel(ScriptedLM):
+    def new_cache(self) -> ScriptedCache:
+        return KeepsAllCache()
+
+
+def test_rows_of_other_branches_taken_for_context_are_found() -> None:
+    assert "drafter:trees" in fails(drafter_checks(lambda: ModelDrafter(KeepsAllModel())))

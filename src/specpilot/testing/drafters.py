@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from specpilot.control.stop import StopRule
+from specpilot.control.tree import TreeRule
 from specpilot.decoding.acceptance import DraftStep, Greedy, Rejection
 from specpilot.decoding.types import Draft, SamplingParams
 from specpilot.drafters.base import Drafter, DraftItem
@@ -93,6 +94,30 @@ def drafter_checks(make: Callable[[], Drafter]) -> list[Check]:
             equal(again.block, fresh.block, f"after {what} the next block differs from a fresh drafter's")
             close(again.confidences, fresh.confidences, f"after {what} confidences differ from fresh ones")
 
+    def trees() -> None:
+        drafter = make()
+        drafter.open("a", CONTEXT)
+        draft = drafter.propose([DraftItem("a", CONTEXT, 3, 9, StopRule(), Greedy(), tree=TreeRule())])[0]
+        block = draft.block
+        true(len(block) <= 9, f"{len(block)} nodes for max_nodes 9")
+        true(block.depth <= 3, f"{block.depth} positions deep for max_draft 3")
+        siblings = [(parent, token) for parent, token in zip(block.parents, block.token_ids, strict=True)]
+        equal(len(set(siblings)), len(siblings), "a node has the same child twice")
+        first = [token for parent, token in siblings if parent < 0]
+        # Whatever of the tree was fed to the drafter's model must not pass for a context of its tokens in a
+        # row.
+        for after in (first[:1], first[:2], first[1:2], list(block.token_ids[:3]), list(reversed(first[:2]))):
+            context = [*CONTEXT, *after, 6]
+            drafter = make()
+            drafter.open("a", CONTEXT)
+            drafter.propose([DraftItem("a", CONTEXT, 3, 9, StopRule(), Greedy(), tree=TreeRule())])
+            again = drafter.propose([item("a", context)])[0]
+            fresh = cold(context)
+            equal(
+                again.block, fresh.block, f"after a tree and {after} the next block differs from a fresh one"
+            )
+            close(again.confidences, fresh.confidences, "after a tree confidences differ from fresh ones")
+
     def batch() -> None:
         drafter = make()
         parts = {"a": (CONTEXT, 4), "b": ((6,), 2), "c": ((2, 2, 1), 0), "d": ((3, 4), 3)}
@@ -125,6 +150,7 @@ def drafter_checks(make: Callable[[], Drafter]) -> list[Check]:
         ("bounds", bounds),
         ("stopping", stopping),
         ("in-step", in_step),
+        ("trees", trees),
         ("batch", batch),
         ("q-rows", rows),
         ("lifecycle", lifecycle),
