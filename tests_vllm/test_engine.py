@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -205,6 +206,35 @@ def test_observations_are_what_happened(engine: SteeredEngine, pair: Pair) -> No
     if pair.method == "draft_model":
         assert all(record.draft_ms + record.draft_prefill_ms > 0.0 for record in seen if record.drafted)
     assert engine.controller.cost.calibrated
+
+
+def test_what_vllm_does_between_two_steps_is_engine_time(
+    engine: SteeredEngine, pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With requests waiting the engine is fully used, though most of its time goes by outside the step.
+
+    Idle time is not: two seconds pass between a cancellation and the next request.
+    """
+    from vllm import SamplingParams
+
+    front = engine.llm.llm_engine
+    process = front.output_processor.process_outputs
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        time.sleep(0.1)
+        return process(*args, **kwargs)
+
+    monkeypatch.setattr(front.output_processor, "process_outputs", slowly)
+    engine.steer(pass_budget=math.inf)
+    engine.generate(pair.prompts[:12], max_tokens=8)
+    assert engine.controller.time_price.utilisation > 0.9
+    front.add_request("left", pair.prompts[0], SamplingParams(**steered.GREEDY))
+    front.step()
+    front.abort_request(["left"])
+    time.sleep(2.0)
+    engine.records.clear()
+    engine.generate(pair.prompts[:1], max_tokens=4)
+    assert max(record.host_ms for record in cycles(engine)) < 1500.0
 
 
 def test_the_trace_replays_to_the_same_decisions(engine: SteeredEngine, pair: Pair) -> None:
