@@ -62,7 +62,8 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
         threshold = self.scheduler_config.long_prefill_token_threshold
         self._chunk_tokens = max(1, min(chunk, threshold) if threshold > 0 else chunk)
         self._drafter = spec.method
-        self._started_s = 0.0
+        self._started_s = 0.0  # the step that runs, vLLM's own scheduling included
+        self._last_step_s: float | None = None  # end of the one before, if it left requests behind
         self._updating = False
         self._ended: list[Any] = []
         self._causes: dict[str, StopCause] = {}
@@ -89,6 +90,8 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
     def add_request(self, request: Any) -> None:
         """Take a request up, or end it at once with the reason why not."""
         known = request.request_id in self.requests
+        if not (self.running or self.waiting):
+            self._last_step_s = None  # idle until now: all others were cancelled, perhaps between two steps
         super().add_request(request)
         if known or request.resumable or request.sampling_params is None:
             return  # a streaming-input session: served, but not steered
@@ -149,19 +152,21 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
         self.own_s += time.perf_counter() - start
         output = self._schedule_whole_prompts(throttle_prefills)
         start = time.perf_counter()
-        self._started_s = time.monotonic()
+        begun = time.monotonic()
+        # vLLM goes from step to step while there are requests: what it does in between is this step's too.
+        self._started_s = now if self._last_step_s is None else self._last_step_s
         scheduled = output.num_scheduled_tokens
         if scheduled:
             self.steps += 1
-            self.pilot.unplan((name for name in waiting if name not in scheduled), now=self._started_s)
-            self.pilot.begin(scheduled, now=self._started_s)
+            self.pilot.unplan((name for name in waiting if name not in scheduled), now=begun)
+            self.pilot.begin(scheduled, now=begun)
             decoding = [name for name in scheduled if not self.requests[name].is_prefill_chunk]
-            length = self.pilot.draft_length(decoding, now=self._started_s)
+            length = self.pilot.draft_length(decoding, now=begun)
             if any(name not in self.pilot for name in decoding):
                 length = self.num_spec_tokens
             output.num_spec_tokens_to_schedule = min(length, self.num_spec_tokens)
         else:
-            self.pilot.unplan(waiting, now=self._started_s)
+            self.pilot.unplan(waiting, now=begun)
         self.own_s += time.perf_counter() - start
         return output
 
@@ -219,6 +224,7 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
         for client, notice in self._notices:
             outputs.setdefault(client, EngineCoreOutputs()).outputs.append(notice)
         self._notices.clear()
+        self._last_step_s = now if self.running or self.waiting else None
         if self._trace is not None and not self.running:
             self._trace.flush()
         self.own_s += time.perf_counter() - start
