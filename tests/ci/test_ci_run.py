@@ -89,9 +89,10 @@ def test_an_installation_that_hangs_is_none(tmp_path: Path) -> None:
     assert lines[-1].startswith(f"{PLAIN} (not done after 1 s)")
 
 
-def test_a_failing_vllm_test_fails(tmp_path: Path) -> None:
+def test_a_vllm_test_that_fails_twice_fails(tmp_path: Path) -> None:
     status, lines, calls = run(tmp_path, test_vllm="2")
-    assert (status, calls) == (2, ["test", "vllm-env", "test-vllm"])
+    assert (status, calls) == (2, ["test", "vllm-env", "test-vllm", "test-vllm"])
+    assert "vLLM tests: once more those that failed" in lines
     assert lines[-1] == "=== 5 passed in 1.00s ==="
 
 
