@@ -63,6 +63,7 @@ class _Cycle:
     from_pool: bool
     planned_draft: int
     learns: bool  # the planner has seen it
+    branching: bool  # a token tree was planned
     begun: bool = False
 
 
@@ -488,7 +489,8 @@ class Controller:
             tree=choice.tree,
         )
         learns = self._mode is not Mode.OFF
-        self._cycles[plan.cycle_id] = _Cycle(request, view, from_pool, draft, learns)
+        branching = choice.tree is not None and choice.tree.branching
+        self._cycles[plan.cycle_id] = _Cycle(request, view, from_pool, draft, learns, branching)
         request.cycle_id = plan.cycle_id
         self._ready -= 1
         self._next_cycle += 1
@@ -516,7 +518,11 @@ class Controller:
             self.cost.observe_verify(width, outcome.context_tokens, outcome.verify_ms)
         if not outcome.draft_fault and outcome.drafter in (None, request.info.drafter):
             self.cost.observe_draft(
-                outcome.drafted, outcome.draft_ms, outcome.draft_prefill_tokens, outcome.draft_prefill_ms
+                outcome.drafted,
+                outcome.draft_ms,
+                outcome.draft_prefill_tokens,
+                outcome.draft_prefill_ms,
+                branching=cycle.branching,
             )
         self.cost.observe_host(outcome.host_ms)
         engine_ms = outcome.draft_ms + outcome.draft_prefill_ms + outcome.verify_ms * share + outcome.host_ms

@@ -222,6 +222,7 @@ class CostModel:
     def __init__(self, profile: CostProfile | None = None) -> None:
         profile = profile or CostProfile()
         self._draft = DraftCost(profile.draft_step_ms)
+        self._tree_draft = DraftCost(profile.draft_step_ms)
         self._verify = CostCurve(profile.verify_ms)
         self._draft_prefill = CostCurve(profile.draft_prefill_ms)
         self._context = ContextSlope()
@@ -237,6 +238,11 @@ class CostModel:
     def draft_step_ms(self) -> float:
         """What each drafted token costs."""
         return self._draft.step_ms
+
+    @property
+    def tree_step_ms(self) -> float:
+        """What a draft step of a branching tree costs: several nodes, several choices of each."""
+        return self._tree_draft.step_ms
 
     @property
     def draft_upper(self) -> UpperQuantile:
@@ -295,10 +301,12 @@ class CostModel:
         context_ms = self._context.ms_per_token * context_tokens
         self._verify.observe(new_tokens, max(0.1 * verify_ms, verify_ms - context_ms))
 
-    def observe_draft(self, steps: int, draft_ms: float, prefill_tokens: int, prefill_ms: float) -> None:
-        """Learn from one block's drafting."""
+    def observe_draft(
+        self, steps: int, draft_ms: float, prefill_tokens: int, prefill_ms: float, *, branching: bool = False
+    ) -> None:
+        """Learn from one block's drafting; ``branching``: it was a token tree."""
         if steps:
-            self._draft.observe(steps, draft_ms)
+            (self._tree_draft if branching else self._draft).observe(steps, draft_ms)
         if prefill_tokens and prefill_ms > 0.0:
             self._draft_prefill.observe(prefill_tokens, prefill_ms)
 

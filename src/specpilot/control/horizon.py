@@ -59,6 +59,8 @@ class Decision:
     first_at: float = 0.0
     worth: tuple[float, ...] = ()
     node_price: tuple[float, ...] = ()
+    branching: bool = False
+    """Whether a tree is better than a chain."""
 
 
 def future_values(

@@ -162,7 +162,9 @@ class OptimalPlanner:
             rule = self._rule(view, context, bucket, (), ())
             reason = Reason(Binding.PROBE, numbers, "cold start")
             choice = Choice(min(ceiling, PROBE_DRAFT), rule, reason, bid)
-            return self._branch(view, context, bucket, decision, choice)
+            # Both kinds of blocks in turn: what either costs has to be known.
+            branching = context.calibration.blocks % 2 == 0
+            return self._branch(view, context, bucket, decision, choice, branching=branching)
         is_open = context.blocks % self._config.open_block_every == 0
         if is_open:
             self._open[view.request_id] = self._rule(
@@ -176,7 +178,9 @@ class OptimalPlanner:
             rule = self._rule(view, context, bucket, decision.keep_at, decision.draft_at)
         reason = Reason(_binding(depth, ceiling, view, context.has_confidence), numbers)
         choice = Choice(depth, rule, reason, bid)
-        return self._branch(view, context, bucket, decision, choice, is_open=is_open)
+        # Open blocks are chains: so a chain's cost stays known while trees are better.
+        branching = decision.branching and not is_open
+        return self._branch(view, context, bucket, decision, choice, branching=branching, is_open=is_open)
 
     def _branch(
         self,
@@ -186,10 +190,14 @@ class OptimalPlanner:
         decision: Decision,
         choice: Choice,
         *,
+        branching: bool,
         is_open: bool = False,
     ) -> Choice:
-        """The same choice with a tree instead of a chain where there may be one, as large as time allows."""
-        if not view.max_nodes:
+        """The same choice with a tree instead of a chain where there may be one, as large as time allows.
+
+        Not ``branching``, a tree holds the draft's first choices and looked-up text only.
+        """
+        if not view.max_nodes or not (branching or view.max_lookup):
             return choice
         depth = choice.max_draft
         nodes, verify_ms = fitting_nodes(self._cost, view, depth)
@@ -213,7 +221,10 @@ class OptimalPlanner:
             first_at=decision.first_at,
             lookup=lookup,
             open=is_open,
+            branching=branching,
         )
+        if branching:
+            choice.stop.step_ms = self._cost.tree_step_ms * self._cost.draft_upper.ratio
         choice.stop.verify_ms = verify_ms
         deepest = depth if lookup is None else max(depth, lookup.depth)
         return replace(choice, max_draft=deepest, tree=tree, max_nodes=nodes)
@@ -225,7 +236,7 @@ class OptimalPlanner:
         if not view.max_lookup:
             return Choice(0, StopRule(), reason, bid)
         rule = self._rule(view, context, bucket, (), ())
-        return self._branch(view, context, bucket, decision, Choice(0, rule, reason, bid))
+        return self._branch(view, context, bucket, decision, Choice(0, rule, reason, bid), branching=False)
 
     def forecast(self, view: CycleView) -> int:
         """The most that :meth:`choose` is likely to draft for this view; nothing is changed by asking."""
@@ -283,25 +294,53 @@ class OptimalPlanner:
         ``key`` is (ceiling, wanted, later passes, –, tokens not cached by target, by draft, 4 · shift, tokens
         matched by looked-up text).
         """
-        ceiling, wanted, later, _, width, behind, quarters, matched = key
+        ceiling, _, _, _, width, _, quarters, matched = key
         nodes = self._config.max_nodes
-        by_node = self._cost.verify_run_ms(width, max(ceiling, nodes))
+        cost = self._cost
+        by_node = cost.verify_run_ms(width, max(ceiling, nodes))
         hazards = self._acceptance.table(drafter, bucket).hazards(ceiling)
-        verify = by_node[: ceiling + 1]
-        if nodes:
-            hazards = context.branches.widened(hazards)
-            breadth = context.branches.breadth
-            verify = [by_node[min(round(level * breadth), len(by_node) - 1)] for level in range(ceiling + 1)]
         shift = quarters / 4.0
-        survive = survival(hazards, shift)
+        levels = by_node[: ceiling + 1]
+        if not nodes:
+            return self._solve(
+                context, key, theta, hazards, survival(hazards, shift), levels, cost.draft_step_ms
+            )
+        looked_up = self._looked_up(matched, bucket, ceiling) if matched else [0.0] * (ceiling + 1)
+        asked = 1.0 - looked_up[1]  # where text is found, the draft model is hardly asked
+        survive = list(map(max, survival(hazards, shift), looked_up))
+        chain = self._solve(context, key, theta, hazards, survive, levels, cost.draft_step_ms * asked)
+        widened = context.branches.widened(hazards)
+        breadth = context.branches.breadth
+        levels = [by_node[min(round(level * breadth), len(by_node) - 1)] for level in range(ceiling + 1)]
+        survive = list(map(max, survival(widened, shift), looked_up))
+        tree = self._solve(context, key, theta, widened, survive, levels, cost.tree_step_ms * asked)
+        better = tree if tree.value >= chain.value else chain
+        better.branching = better is tree
+        better.node_price = tuple([theta * (after - before) for before, after in pairwise(by_node)])
+        return better
+
+    def _solve(
+        self,
+        context: Context,
+        key: _Key,
+        theta: float,
+        hazards: Sequence[float],
+        survive: Sequence[float],
+        verify: Sequence[float],
+        step_ms: float,
+    ) -> Decision:
+        """The best τ for blocks that are accepted so and cost so.
+
+        ``survive`` is S_0 … S_ceiling, ``hazards`` what the rules' thresholds rest on; ``verify`` the
+        pass's time by the depth of the block, in ms.
+        """
+        ceiling, wanted, later, _, _, behind, quarters, _ = key
         # θ · cost of the pass over the context alone, then of each further draft position. Drafting at all
         # needs the draft's own prefill, once for all passes still to come.
-        step = self._cost.draft_step_ms
-        if matched:
-            looked_up = self._looked_up(matched, bucket, ceiling)
-            survive = list(map(max, survive, looked_up))
-            step *= 1.0 - looked_up[1]  # where text is found, the draft model is hardly asked
-        costs = [theta * verify[0], *[theta * (step + after - before) for before, after in pairwise(verify)]]
+        costs = [
+            theta * verify[0],
+            *[theta * (step_ms + after - before) for before, after in pairwise(verify)],
+        ]
         costs[1] += theta * self._cost.draft_start_ms
         costs[1] += theta * self._cost.draft_prefill_ms(behind - 1) / (later + 1)
         horizon = Horizon(wanted, later, self._end_hazard.survival(max(wanted, ceiling) + 2))
@@ -311,7 +350,8 @@ class OptimalPlanner:
         tau, value, plain = best_length(survive, worth, costs)
         depth = max(tau, 1)  # one adverse decision is not yet fallback
         if context.has_confidence and tau < ceiling:
-            depth = max(depth, best_length(survival(hazards, shift + EASY_SHIFT), worth, costs)[0])
+            easy = survival(hazards, quarters / 4.0 + EASY_SHIFT)
+            depth = max(depth, best_length(easy, worth, costs)[0])
         keep_at, draft_at = thresholds(hazards, worth, costs, verify, theta, depth)
         return Decision(
             tau,
@@ -324,10 +364,7 @@ class OptimalPlanner:
             keep_at,
             (0.0, *draft_at[1:]),  # position 1 of a chain is settled by the choice of τ
             first_at=draft_at[0],
-            worth=tuple(worth[1:]) if nodes else (),
-            node_price=tuple([theta * (after - before) for before, after in pairwise(by_node)])
-            if nodes
-            else (),
+            worth=tuple(worth[1:]) if self._config.max_nodes else (),
         )
 
     def _looked_up(self, matched: int, bucket: int, count: int) -> list[float]:

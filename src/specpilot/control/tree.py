@@ -49,7 +49,8 @@ class TreeRule:
     ``ranks`` holds (a_r, b_r) for r = 2, 3 … (the last stands for all later ones; empty: the draft is
     believed). With ``model_depth`` the draft model is asked for so many levels, a deeper block comes from
     ``lookup``. In an ``open`` block the main chain is kept whatever it costs. The model's first step is
-    made where what is looked up leaves at least ``first_at`` uncertain.
+    made where what is looked up leaves at least ``first_at`` uncertain. Not ``branching``, only the draft's
+    first choices are looked at, one node a step.
     """
 
     worth: tuple[float, ...] = ()
@@ -60,6 +61,7 @@ class TreeRule:
     first_at: float = 0.0
     lookup: LookupRule | None = None
     open: bool = False
+    branching: bool = True
 
     def chances(self, first: float, shares: Sequence[float]) -> list[float]:
         """P(right) of one position's candidates by rank; never rising.

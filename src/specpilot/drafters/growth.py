@@ -84,7 +84,7 @@ class Growth:
         price = self.rule.price(len(self.chosen) + 1)
         leaves = [index for index in self.chosen if self._can_expand(self.nodes[index], price)]
         leaves.sort(key=lambda index: -self._uncovered(index))
-        return leaves[: self.rule.width]
+        return leaves[: self.rule.width if self.rule.branching else 1]
 
     def goes_on(self, frontier: Sequence[int], elapsed_ms: float) -> bool:
         """Whether a draft step over ``frontier`` is worth its time and fits the deadline."""
@@ -151,6 +151,8 @@ class Growth:
 
     def choices_wanted(self, index: int, confidence: float) -> int:
         """How many choices of a node are worth looking at: one where a second could not pay for itself."""
+        if not self.rule.branching:
+            return 1
         node = None if index < 0 else self.nodes[index]
         depth = 1 if node is None else node.depth + 1
         left = self._uncovered(index) * (1.0 - first_chance(self.stop, depth, confidence))

@@ -370,7 +370,7 @@ def stop_digest(rule: StopRule, tree: TreeRule | None = None) -> int:
 
 
 def _add_tree(values: array[float], tree: TreeRule) -> None:
-    values.extend((tree.width, tree.model_depth, tree.first_at, tree.open))
+    values.extend((tree.width, tree.model_depth, tree.first_at, tree.open, tree.branching))
     parts = [tree.worth, tree.node_price, *tree.ranks]
     if tree.lookup is not None:
         parts += [tree.lookup.intercepts, (tree.lookup.slope, float(tree.lookup.depth))]
