@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,8 @@ _STEP_TOKENS = 2
 """A first pass over more than this is prefill and a step: after a full accept two tokens are fed (the
 last drafted one and the bonus token), and that still takes the time of a step."""
 LOOKUP = LookupDrafter.name
+_Times = tuple[float, float, int]
+"""``draft_ms``, ``prefill_ms``, ``prefill_tokens``, as a :class:`Draft` has them."""
 
 
 class _Growing(Protocol):
@@ -49,8 +51,8 @@ class _Growing(Protocol):
         """Whether to run another step, ``elapsed_ms`` into the cycle."""
         ...
 
-    def draft(self) -> Draft:
-        """The block, its times left out."""
+    def draft(self, times: _Times) -> Draft:
+        """The block, and what it took."""
         ...
 
 
@@ -97,9 +99,9 @@ class _Chain:
             and self.item.stop.draft_on(len(self.tokens) + 1, elapsed_ms)
         )
 
-    def draft(self) -> Draft:
+    def draft(self, times: _Times) -> Draft:
         q = np.asarray(self.rows, dtype=np.float32) if self.rows else None
-        return Draft(Block.chain(self.tokens), tuple(self.confidences), q)
+        return Draft(Block.chain(self.tokens), tuple(self.confidences), q, *times)
 
 
 @dataclass(slots=True)
@@ -148,7 +150,7 @@ class _Tree:
         self.frontier = self.growth.frontier()
         return self.growth.goes_on(self.frontier, elapsed_ms)
 
-    def draft(self) -> Draft:
+    def draft(self, times: _Times) -> Draft:
         growth = self.growth
         held = len(self.item.context)
         if self.parents:
@@ -158,10 +160,14 @@ class _Tree:
         block, nodes, lead = growth.block()
         if not growth.steps:  # all of it was looked up
             shares = tuple(node.share for node in nodes)
-            return Draft(block, shares, looked_up=self.looked_up, drafter=LOOKUP if nodes else None)
+            return Draft(
+                block, shares, None, *times, looked_up=self.looked_up, drafter=LOOKUP if nodes else None
+            )
         return Draft(
             block,
             tuple(growth.confidences[: lead + 1]),
+            None,
+            *times,
             main=lead,
             ranks=tuple(node.rank for node in nodes),
             shares=tuple(node.share for node in nodes),
@@ -303,9 +309,4 @@ class ModelDrafter:
             later = block.steps - 1
             step_ms = block.later_ms / later if later else self._step_ms
             prefill_ms = max(0.0, block.first_ms - step_ms)
-        return replace(
-            block.draft(),
-            draft_ms=block.first_ms + block.later_ms - prefill_ms,
-            prefill_ms=prefill_ms,
-            prefill_tokens=prefill_tokens,
-        )
+        return block.draft((block.first_ms + block.later_ms - prefill_ms, prefill_ms, prefill_tokens))
