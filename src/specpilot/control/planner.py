@@ -107,9 +107,8 @@ class OptimalPlanner:
         self._contexts: dict[tuple[str, int], Context] = {}
         self._ranks: dict[str, Calibration] = {}
         self._posteriors: dict[str, list[float]] = {}
-        self._matches: dict[
-            str, int
-        ] = {}  # of requests whose looked-up text was right so far: tokens matched
+        # Tokens matched, of requests whose looked-up text was right so far.
+        self._matches: dict[str, int] = {}
         self._open: dict[str, StopRule] = {}
         self._probing: set[str] = set()
         self._end_hazard = EndHazard()

@@ -36,8 +36,7 @@ class LookupRule:
 
     def chance(self, position: int, confidence: float) -> float:
         """P(the token at ``position`` (from 1) is right, given that those before it are)."""
-        at = self.intercepts[min(position, len(self.intercepts)) - 1]
-        return sigmoid(at + self.slope * logit(confidence))
+        return _calibrated(self.intercepts, self.slope, position, confidence)
 
 
 @dataclass(slots=True)
@@ -97,5 +96,9 @@ def first_chance(stop: StopRule, position: int, confidence: float) -> float:
     """α̂ of the draft's first choice at ``position`` (from 1), by the plan's stop rule."""
     if not stop.intercepts:
         return confidence
-    at = stop.intercepts[min(position, len(stop.intercepts)) - 1]
-    return sigmoid(at + stop.slope * logit(confidence))
+    return _calibrated(stop.intercepts, stop.slope, position, confidence)
+
+
+def _calibrated(intercepts: Sequence[float], slope: float, position: int, confidence: float) -> float:
+    """σ(intercept + slope · logit(confidence)); the last intercept stands for all later positions."""
+    return sigmoid(intercepts[min(position, len(intercepts)) - 1] + slope * logit(confidence))

@@ -81,8 +81,7 @@ class Growth:
         """The nodes to expand in the next draft step (−1: the root), best first."""
         if not self.steps:
             return [-1]
-        price = self.rule.price(len(self.chosen) + 1)
-        leaves = [index for index in self.chosen if self._can_expand(self.nodes[index], price)]
+        leaves = [index for index in self.chosen if self._can_expand(self.nodes[index])]
         leaves.sort(key=lambda index: -self._uncovered(index))
         return leaves[: self.rule.width if self.rule.branching else 1]
 
@@ -162,7 +161,7 @@ class Growth:
         """Whether one node more would be worth its price."""
         return self.rule.value(depth, reach) > self.rule.price(len(self.chosen) + 1)
 
-    def _can_expand(self, node: Node, price: float) -> bool:
+    def _can_expand(self, node: Node) -> bool:
         """Whether to ask the draft model what follows; its cache must hold what comes before."""
         if node.expanded or node.depth >= self.max_draft or node.token in self.ends:
             return False
@@ -170,7 +169,7 @@ class Growth:
             return False
         # What follows is no likelier than the node itself.
         forced = self.rule.open and node.main
-        return forced or (node.reach > self.floor and self.rule.value(node.depth + 1, node.reach) > price)
+        return forced or (node.reach > self.floor and self._pays(node.depth + 1, node.reach))
 
     def _uncovered(self, index: int) -> float:
         """The probability that what the draft model adds behind this node is asked for."""
