@@ -1,4 +1,4 @@
-"""The server under load: ``python benchmarks/serve_load.py [--seconds S] [--json FILE]``.
+"""The server under load: ``python benchmarks/serve_load.py [--seconds S] [--serve OPTIONS] [--json FILE]``.
 
 Starts ``specpilot serve`` on one core and sends from another: first a closed loop for the capacity, then an
 open loop at 0.1 (for the overhead), 0.4, 0.9, 1.5 and 5 times that capacity. Arrivals are bursty: gamma
@@ -7,7 +7,8 @@ inter-arrival times with a coefficient of variation of 2, about what public trac
 longer ones in sessions. The continuation cache is declined, so that every answer costs passes.
 
 Latency counts from the scheduled arrival. ``attained`` is over all arrivals: a refusal, an empty answer and
-a failure are misses. Exit status 1 if a promise is broken: p95 of the admitted above the SLO, passes above
+a failure are misses. ``tokens`` is per answer; ``in time, per arrival`` counts those of answers within the
+SLO; ``complete`` is the share of arrivals whose suggestion ran to its own end. Exit status 1 if a promise is broken: p95 of the admitted above the SLO, passes above
 the budget at any scrape, books that do not balance, refusals slower than 20 ms at the median.
 """
 
@@ -18,6 +19,7 @@ import asyncio
 import json
 import os
 import random
+import shlex
 import statistics
 import sys
 import time
@@ -156,7 +158,14 @@ def account(
         "passes_per_admitted": delta["specpilot_target_passes_total"] / max(1.0, admitted),
         "requests_per_physical_pass": delta["specpilot_target_passes_total"]
         / max(1.0, delta["specpilot_physical_passes_total"]),
-        "tokens_per_s": sum(answer["specpilot"]["verified_tokens"] for _, answer in answers),
+        "tokens_per_arrival": sum(
+            answer["specpilot"]["verified_tokens"]
+            for response, answer in answers
+            if response.latency_ms <= SLO_MS
+        )
+        / max(1, len(responses)),
+        "completed": sum(answer["specpilot"]["stop_cause"] in COMPLETE for _, answer in answers)
+        / max(1, len(responses)),
         "tokens_per_answer": statistics.fmean(
             [answer["specpilot"]["verified_tokens"] for _, answer in answers] or [0.0]
         ),
@@ -170,6 +179,7 @@ def account(
 
 
 OUTCOMES = ("finished", "cancelled", "failed", "refused")
+COMPLETE = ("eos", "stop", "max_tokens")
 
 
 def waited(answer: dict[str, Any]) -> float:
@@ -212,6 +222,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "passes",
         "per pass",
         "tokens",
+        "in time, per arrival",
+        "complete",
         "refusal ms",
         "overhead ms",
         "send lag p95 ms",
@@ -229,6 +241,8 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             f"{row['passes_per_admitted']:.2f}",
             f"{row['requests_per_physical_pass']:.2f}",
             f"{row['tokens_per_answer']:.1f}",
+            f"{row['tokens_per_arrival']:.1f}",
+            f"{row['completed']:.1%}",
             shown(row["refusal_p50_ms"], 1),
             shown(row["overhead_p50_ms"], 1),
             shown(row["lag_p95_ms"], 1),
@@ -262,15 +276,14 @@ def main() -> int:
     """Run and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=24.0, help="length of each level")
-    parser.add_argument("--max-batch", type=int, default=None, help="the server's --max-batch")
+    parser.add_argument("--serve", default="", help="further options of the server, in one argument")
     parser.add_argument("--levels", type=float, nargs="+", default=LEVELS, help="loads ÷ capacity")
     parser.add_argument("--json", type=Path, default=None, help="file for the results")
     arguments = parser.parse_args()
     at_server, at_client = cores()
     if at_client is not None:
         os.sched_setaffinity(0, {at_client})
-    options = [] if arguments.max_batch is None else ["--max-batch", str(arguments.max_batch)]
-    with server(options, at_server) as port:
+    with server(shlex.split(arguments.serve), at_server) as port:
         result = asyncio.run(measure(port, arguments.seconds, arguments.levels))
     print(f"Capacity {result['capacity_per_s']:.1f} requests/s.\n")
     print(table(result["levels"]))
