@@ -117,13 +117,13 @@ class Service:
                 self._on_the_pool()
 
     @property
-    def decisions(self) -> int:
-        """How many the planner has at hand; more after a ``plan`` that solved a new one."""
+    def solved(self) -> int:
+        """Changes with a ``plan`` that has solved a decision."""
         planner = self.controller.planner
         if not isinstance(planner, OptimalPlanner):
             raise TypeError(f"planner: {planner.name} keeps no decisions; time specpilot's own")
         contexts = cast("dict[object, Context]", planner.learned()["contexts"])
-        return sum(len(context.decisions) for context in contexts.values())
+        return sum(kept.until for context in contexts.values() for kept in context.decisions.values())
 
     def plan(self) -> None:
         """The decision."""
@@ -193,11 +193,11 @@ def measure(material: Material, cycles: int, warm_up: int, budget: float, nodes:
     clock = time.perf_counter
     for number in range(warm_up + cycles):
         service.ready()
-        at_hand = service.decisions
+        before = service.solved
         began = clock()
         service.plan()
         planning = clock() - began
-        solved = service.decisions > at_hand
+        solved = service.solved != before
         plan = service.planned
         if plan is None:
             continue

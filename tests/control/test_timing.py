@@ -54,7 +54,7 @@ def test_a_draft_fits_if_its_steps_and_the_pass_do(cost: CostModel) -> None:
     answers = [fitting_draft(cost, 8, 1, 1, 20, left) for left in (5.0, 11.9, 12.1, 19.0, 90.0)]
     assert [draft for draft, _ in answers] == [0, 0, 1, 4, 8]
     # The times are those of a pass with so long a draft.
-    assert [times and times.verify for _, times in answers] == [None, None, PASS_MS, PASS_MS, PASS_MS]
+    assert [times and times[4] for _, times in answers] == [None, None, PASS_MS, PASS_MS, PASS_MS]
     assert answers[3][1] == cost.pass_times(4, 1, 1, 20)
 
 

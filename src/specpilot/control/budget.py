@@ -112,7 +112,8 @@ class PassLedger:
 
     def own_passes(self, request_id: str) -> int:
         """Passes the request may still start whatever the others do."""
-        return self._account(request_id).own
+        account = self._accounts.get(request_id) or self._account(request_id)
+        return account.own
 
     def passes(self, request_id: str) -> tuple[int, int]:
         """(passes started, of which drawn from the pool)."""
@@ -145,7 +146,7 @@ class PassLedger:
         granted: dict[str, str] = {}
         asking: list[tuple[str, _Account]] = []
         for request_id in bids:
-            account = self._account(request_id)
+            account = self._accounts.get(request_id) or self._account(request_id)
             if account.reserved:
                 raise ValueError(
                     f"request_id: {request_id!r} has a pass reserved already; start or release it first"
@@ -156,7 +157,8 @@ class PassLedger:
                 asking.append((request_id, account))
         for request_id in granted:
             self._accounts[request_id].reserved = "own"
-        asking.sort(key=lambda pair: -bids[pair[0]])  # stable: ties stay in order
+        if asking:
+            asking.sort(key=lambda pair: -bids[pair[0]])  # stable: ties stay in order
         for request_id, account in asking:
             if bids[request_id] >= price and self._may_draw(account):
                 account.reserved = "pool"
@@ -264,6 +266,7 @@ class PassPrice:
         self._window = window
         self._recent: deque[tuple[float, int]] = deque()
         self._sorted: list[float] = []
+        self._quantile = 0.0
 
     def bid(self, tokens: float, inflow: int) -> None:
         """Record a bid and the ledger's total inflow (millicredits) at that time."""
@@ -272,13 +275,11 @@ class PassPrice:
             del self._sorted[bisect_left(self._sorted, oldest)]
         self._recent.append((tokens, inflow))
         insort(self._sorted, tokens)
+        count = len(self._recent)
+        if count >= 8:
+            served = min(1.0, (inflow - self._recent[0][1]) / CREDIT / (count - 1))
+            self._quantile = self._sorted[min(count - 1, int((1.0 - served) * count))]
 
     def price(self, fill: float) -> float:
         """λ in tokens for a pool that is ``fill`` (0…1) full; 0 until there are eight bids."""
-        count = len(self._recent)
-        if count < 8 or fill >= 1.0:
-            return 0.0
-        inflow = (self._recent[-1][1] - self._recent[0][1]) / CREDIT
-        served = min(1.0, inflow / (count - 1))
-        quantile = self._sorted[min(count - 1, int((1.0 - served) * count))]
-        return quantile * min(1.0, 2.0 * (1.0 - fill))
+        return 0.0 if fill >= 1.0 else self._quantile * min(1.0, 2.0 * (1.0 - fill))

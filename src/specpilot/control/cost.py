@@ -42,20 +42,13 @@ class CostProfile:
                 )
 
 
-@dataclass(slots=True)
-class PassTimes:
-    """What a pass takes by the upper quantiles, in ms; not to be changed.
+PassTimes = tuple[float, float, float, float, float]
+"""What a pass takes by the upper quantiles, in ms: (first, later, token, step, verify).
 
-    ``first`` is the pass at hand with nothing drafted, ``later`` a pass after it (each with a block's start),
-    ``token`` each drafted token with its verification. ``step`` is a draft step alone and ``verify`` the
-    target's pass over the longest block.
-    """
-
-    first: float
-    later: float
-    token: float
-    step: float
-    verify: float
+``first`` is the pass at hand with nothing drafted, ``later`` a pass after it (each with a block's start),
+``token`` each drafted token with its verification. ``step`` is a draft step alone and ``verify`` the
+target's pass over the longest block. (A plain tuple: an object takes a microsecond of every decision.)
+"""
 
 
 class UpperQuantile:
@@ -78,7 +71,9 @@ class CostCurve:
     """Milliseconds as a piecewise-linear, non-decreasing function of a width in tokens."""
 
     def __init__(self, values_ms: Sequence[float], gain: float = 0.1, clamp: float = 0.25) -> None:
-        self._values = list(values_ms)
+        self.values = list(values_ms)
+        """Milliseconds at ``KNOTS``."""
+        self._slopes = _slopes(self.values)
         self._seen = [0] * len(KNOTS)
         self._gain = gain
         self._clamp = clamp
@@ -86,24 +81,19 @@ class CostCurve:
 
     def at(self, width: float) -> float:
         """Cost of ``width`` tokens, extrapolated by the last segment's slope."""
-        values = self._values
         if width <= 1:
-            return values[0]
-        index = bisect_right(KNOTS, width, 0, _LAST)
-        low, high = KNOTS[index - 1], KNOTS[index]
-        return values[index - 1] + (values[index] - values[index - 1]) * (width - low) / (high - low)
+            return self.values[0]
+        index = bisect_right(KNOTS, width, 0, _LAST) - 1
+        return self.values[index] + self._slopes[index] * (width - KNOTS[index])
 
     def run(self, width: int, count: int) -> list[float]:
         """Costs of ``width``, ``width + 1`` … ``width + count`` tokens (``width`` ≥ 1)."""
-        values = self._values
+        values, slopes = self.values, self._slopes
         places = _PLACES[width - 1 : width + count]
         if len(places) <= count:
             # Beyond the last knot its segment goes on.
             beyond = range(max(width, KNOTS[-1]), width + count + 1)
             places += [(_LAST - 1, at - KNOTS[-2]) for at in beyond]
-        first, end = places[0][0], places[-1][0] + 1
-        rises = zip(values[first:end], values[first + 1 : end + 1], _GAPS[first:end], strict=True)
-        slopes = [0.0] * first + [(high - low) / gap for low, high, gap in rises]
         return [values[knot] + slopes[knot] * offset for knot, offset in places]
 
     def observe(self, width: float, observed_ms: float) -> None:
@@ -126,17 +116,18 @@ class CostCurve:
                 self._seen[knot] += 1
                 gain = max(self._gain, 1.0 / self._seen[knot])
                 step = gain * ratio * weight / (share**2 + (1.0 - share) ** 2)
-                self._values[knot] = max(LEAST_MS, self._values[knot] * max(0.1, 1.0 + step))
+                self.values[knot] = max(LEAST_MS, self.values[knot] * max(0.1, 1.0 + step))
         if 0 in self._seen:
             rescale = 1.0 + max(self._gain, 1.0 / self.observations) * ratio
             for knot, count in enumerate(self._seen):
                 if count == 0:
-                    self._values[knot] = max(LEAST_MS, self._values[knot] * rescale)
+                    self.values[knot] = max(LEAST_MS, self.values[knot] * rescale)
         self._make_monotone(index if share >= 0.5 else index - 1)
+        self._slopes = _slopes(self.values)
 
     def _make_monotone(self, anchor: int) -> None:
         """The knot just measured is believed; the others give way."""
-        values = self._values
+        values = self.values
         least = most = values[anchor]
         for knot in range(anchor + 1, len(values)):
             if values[knot] < least:
@@ -146,6 +137,11 @@ class CostCurve:
             if values[knot] > most:
                 values[knot] = most
             most = values[knot]
+
+
+def _slopes(values: Sequence[float]) -> list[float]:
+    """Of each segment between the knots, in ms per token."""
+    return [(high - low) / gap for low, high, gap in zip(values, values[1:], _GAPS, strict=False)]
 
 
 class ContextSlope:
@@ -228,6 +224,8 @@ class CostModel:
         self._context = ContextSlope()
         self.host_ms = 0.0
         self.verify_upper = UpperQuantile()
+        self.calibrated = False
+        """Whether enough passes were measured to refuse work on the strength of a prediction."""
 
     @property
     def draft_start_ms(self) -> float:
@@ -249,16 +247,13 @@ class CostModel:
         """Drafting's observed ÷ expected times."""
         return self._draft.upper
 
-    @property
-    def calibrated(self) -> bool:
-        """Whether enough passes were measured to refuse work on the strength of a prediction."""
-        return self._verify.observations >= 8
-
     def verify_ms(self, new_tokens: float, context_tokens: float = 0.0) -> float:
         """Expected time of one target pass of this width behind this much cached context."""
         return self._verify.at(new_tokens) + self._context.ms_per_token * context_tokens
 
-    def pass_times(self, draft: int, uncached: int, behind: int, context: int) -> PassTimes:
+    def pass_times(
+        self, draft: int, uncached: int, behind: int, context: int, plain_ms: float | None = None
+    ) -> PassTimes:
         """What a pass of at most ``draft`` ≥ 1 drafted tokens takes by the upper quantiles.
 
         Args:
@@ -266,17 +261,21 @@ class CostModel:
             uncached: context tokens that the target has not cached.
             behind: context tokens that the draft has not cached.
             context: all context tokens.
+            plain_ms: ``verify_ms`` of the pass with nothing drafted, where it is known already.
         """
-        drafting, verify = self._draft, self._verify.at
+        drafting, verify = self._draft, self._verify
         upper = self.verify_upper.ratio
-        step = drafting.step_ms * drafting.upper.ratio
-        start = drafting.start_ms * drafting.upper.ratio
+        drafting_upper = drafting.upper.ratio
+        step = drafting.step_ms * drafting_upper
+        start = drafting.start_ms * drafting_upper + self.host_ms
         per_token = self._context.ms_per_token
         behind_cache = per_token * (context - uncached)
-        plain, full = verify(uncached) + behind_cache, verify(uncached + draft) + behind_cache
-        return PassTimes(
-            (plain + self.draft_prefill_ms(behind - 1)) * upper + start + self.host_ms,
-            (verify(1) + per_token * context) * upper + start + self.host_ms,
+        plain = verify.at(uncached) + behind_cache if plain_ms is None else plain_ms
+        full = verify.at(uncached + draft) + behind_cache
+        first = plain if behind <= 1 else plain + self._draft_prefill.at(behind - 1)
+        return (
+            first * upper + start,
+            (verify.values[0] + per_token * context) * upper + start,
             step + (full - plain) / draft * upper,
             step,
             full * upper,
@@ -300,6 +299,7 @@ class CostModel:
             self._context.observe(context_tokens, error)
         context_ms = self._context.ms_per_token * context_tokens
         self._verify.observe(new_tokens, max(0.1 * verify_ms, verify_ms - context_ms))
+        self.calibrated = self._verify.observations >= 8
 
     def observe_draft(
         self, steps: int, draft_ms: float, prefill_tokens: int, prefill_ms: float, *, branching: bool = False

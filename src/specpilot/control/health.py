@@ -60,7 +60,7 @@ class Breaker:
 
     def allow(self) -> bool:
         """Whether this cycle may draft: always while closed, a trial now and then while open."""
-        return not self.open or self._backoff.due()
+        return self._faults < self._limit or self._backoff.due()
 
     def unused(self) -> None:
         """A cycle that was allowed to draft did not: a trial moves on to the next one."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, chain, islice
 from operator import mul
 
@@ -61,6 +61,13 @@ class Decision:
     node_price: tuple[float, ...] = ()
     branching: bool = False
     """Whether a tree is better than a chain."""
+    until: int = 0
+    """The context's age at which the decision is made anew."""
+    gain: float = field(init=False)
+    """What drafting is worth beside plain decoding, as a share of its value."""
+
+    def __post_init__(self) -> None:
+        self.gain = (self.value - self.plain) / max(abs(self.plain), 1.0)
 
 
 def future_values(

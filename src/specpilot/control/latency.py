@@ -85,9 +85,14 @@ class TimePrice:
 
     def price(self, waiting: int, left_ms: float) -> float:
         """θ in tokens per ms; ``waiting`` other requests are ready, ``left_ms`` remain to the deadline."""
-        pressure = self.utilisation**6
-        if waiting and self._cycles:
-            queue_ms = waiting * self._time_ms / self._cycles
+        time_ms, span_ms = self._time_ms, self._span_ms
+        if time_ms <= 0.0 or self._tokens <= 0.0:
+            return 0.0
+        pressure = (time_ms / span_ms) ** 6 if time_ms < span_ms else 1.0
+        if waiting:
+            queue_ms = waiting * time_ms / self._cycles
             pressing = (1.0 + STRAIN_PRESS * self.strain) * queue_ms / max(left_ms, 1.0)
             pressure = max(pressure, min(1.0 + STRAIN_ABOVE * self.strain, pressing))
-        return self.busy_rate * max(self._floor, pressure)
+        if pressure < self._floor:
+            pressure = self._floor
+        return self._tokens / time_ms * pressure

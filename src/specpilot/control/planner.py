@@ -6,12 +6,12 @@ what becomes of them: decisions (kept for a few cycles), open blocks, fallback a
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import accumulate, pairwise, repeat
+from math import exp, log
 from operator import mul
 from typing import Any
 
@@ -47,6 +47,8 @@ COLD_BLOCKS = 8
 """A drafter's first blocks, drafted at a static length without a confidence stop: neither the forecast nor
 the calibration nor θ* means anything before."""
 LEARNED = ("acceptance", "difficulty", "calibrations", "ranks", "contexts", "end_hazard")
+NO_PRICE = -(10**6)
+"""Stands for log 0 in a decision's key."""
 LOOKUP = "lookup"
 """The drafter under which looked-up text is calibrated."""
 
@@ -67,7 +69,7 @@ class Context:
     calibration: Calibration
     blocks: int = 0
     has_confidence: bool = True
-    age: int = 0
+    age: int = 0  # cycles observed
     decisions: dict[_Key, Decision] = field(default_factory=dict)
     forecasts: dict[_Key, Decision] = field(default_factory=dict)  # apart: to ask changes no plan
     branches: Branches = field(default_factory=Branches)
@@ -78,10 +80,26 @@ class Context:
 
     def forget_decisions(self) -> None:
         """Something that decisions rest on has changed."""
-        self.age = 0
         self.decisions.clear()
         self.forecasts.clear()
         self.forget_rules()
+
+    def keep(self, decision: Decision) -> Decision:
+        """Note until when a decision just made is kept."""
+        decision.until = self.age + (DECISION_CYCLES if self.blocks > LEARNING_BLOCKS else 1)
+        return decision
+
+    def grow_older(self) -> None:
+        """One more cycle of this context has been observed."""
+        self.age += 1
+        if self.blocks <= LEARNING_BLOCKS:
+            self.forget_decisions()
+        elif self.age % RULE_CYCLES == 0:
+            self.forget_rules()
+            if self.age % DECISION_CYCLES == 0:
+                for kept in (self.decisions, self.forecasts):
+                    for key in [key for key, decision in kept.items() if decision.until <= self.age]:
+                        del kept[key]
 
     def forget_rules(self) -> None:
         """Calibrations have moved."""
@@ -123,16 +141,16 @@ class OptimalPlanner:
         bucket = bucket_of(view.prompt_tokens)
         context = self._context(view.drafter, bucket)
         theta = self._time.price(view.waiting, view.time_left_ms)
-        key, price = self._key(view, bucket, theta)
+        key = self._key(view, bucket, theta)
         ceiling = key[0]
         if ceiling == 0:
             return self._plain(view)
         decision = context.decisions.get(key)
-        if decision is None:
-            decision = self._decide(context, view.drafter, bucket, key, price)
+        if decision is None or decision.until <= context.age:
+            decision = context.keep(self._decide(context, view.drafter, bucket, key))
             context.decisions[key] = decision
-        tau = decision.tau
-        gain = (decision.value - decision.plain) / max(abs(decision.plain), 1.0)
+        tau, gain = decision.tau, decision.gain
+        undone = view.remaining_tokens - max(1, view.own_passes) * decision.expected
         numbers = {
             "tau": float(tau),
             "S1": decision.first,
@@ -140,7 +158,7 @@ class OptimalPlanner:
             "gain": gain,
             "lambda": view.pass_price,
             # Feasibility: what the request's passes are expected to leave undone, whatever τ is.
-            "short": max(0.0, view.remaining_tokens - max(1, view.own_passes) * decision.expected),
+            "short": undone if undone > 0.0 else 0.0,
         }
         bid = decision.value
         if tau + 1 >= view.remaining_tokens:
@@ -161,6 +179,8 @@ class OptimalPlanner:
             rule = self._rule(view, context, bucket, (), ())
             reason = Reason(Binding.PROBE, numbers, "cold start")
             choice = Choice(min(ceiling, PROBE_DRAFT), rule, reason, bid)
+            if not view.max_nodes:
+                return choice
             # Both kinds of blocks in turn: what either costs has to be known.
             branching = context.calibration.blocks % 2 == 0
             return self._branch(view, context, bucket, decision, choice, branching=branching)
@@ -177,6 +197,8 @@ class OptimalPlanner:
             rule = self._rule(view, context, bucket, decision.keep_at, decision.draft_at)
         reason = Reason(_binding(depth, ceiling, view, context.has_confidence), numbers)
         choice = Choice(depth, rule, reason, bid)
+        if not view.max_nodes:
+            return choice
         # Open blocks are chains: so a chain's cost stays known while trees are better.
         branching = decision.branching and not is_open
         return self._branch(view, context, bucket, decision, choice, branching=branching, is_open=is_open)
@@ -196,7 +218,7 @@ class OptimalPlanner:
 
         Not ``branching``, a tree holds the draft's first choices and looked-up text only.
         """
-        if not view.max_nodes or not (branching or view.max_lookup):
+        if not (branching or view.max_lookup):
             return choice
         depth = choice.max_draft
         nodes, verify_ms = fitting_nodes(self._cost, view, depth)
@@ -245,25 +267,29 @@ class OptimalPlanner:
         context = self._contexts.get((view.drafter, bucket))
         if context is None or context.calibration.blocks < COLD_BLOCKS:
             return min(view.max_draft, PROBE_DRAFT)
-        key, theta = self._key(view, bucket, self._time.price(view.waiting, view.time_left_ms))
+        key = self._key(view, bucket, self._time.price(view.waiting, view.time_left_ms))
         if key[0] == 0:
             return 0
-        decision = context.decisions.get(key) or context.forecasts.get(key)
-        if decision is None:
-            decision = self._decide(context, view.drafter, bucket, key, theta)
+        decision = context.decisions.get(key)
+        if decision is None or decision.until <= context.age:
+            decision = context.forecasts.get(key)
+        if decision is None or decision.until <= context.age:
+            decision = context.keep(self._decide(context, view.drafter, bucket, key))
             context.forecasts[key] = decision
         if context.fallback.active and decision.tau == 0:
             return min(key[0], PROBE_DRAFT) if context.fallback.probe_next else 0
         is_open = (context.blocks + 1) % self._config.open_block_every == 0
         return min(key[0], max(decision.depth, decision.tau + 1 if is_open else 0))
 
-    def _key(self, view: CycleView, bucket: int, theta: float) -> tuple[_Key, float]:
-        """What a decision depends on, its ceiling on τ first, and the price of time on its grid.
+    def _key(self, view: CycleView, bucket: int, theta: float) -> _Key:
+        """What a decision depends on, its ceiling on τ first, the price of time on its grid.
 
         Prices, widths and shifts are on grids of a few per cent, so that requests alike share the few
         decisions that a context has just made.
         """
-        shift = self._quarters(view)
+        posterior = self._posteriors.get(view.request_id)
+        # How much easier this request is than others so far: logit units, four to one.
+        shift = round(self._difficulty[view.drafter].shift(posterior) * 4.0) if posterior else 0
         ceiling, own = shared_draft(
             self._cost,
             view,
@@ -271,29 +297,27 @@ class OptimalPlanner:
                 self._acceptance.table(view.drafter, bucket).hazards(view.max_draft), shift / 4.0
             ),
         )
-        later = own - (0 if view.from_pool else 1)
-        reach = max(ceiling, view.max_lookup) + 1
-        wanted = min(view.remaining_tokens, (later + 1) * reach + 1) if later > 0 else 0
-        if later >= view.remaining_tokens:
-            # A pass for each token: only time is scarce, and what lies beyond two blocks changes nothing.
-            wanted = later = min(wanted, 2 * reach + 1)
-        price = round(math.log(theta) * 10.0) if theta > 0.0 else -(10**6)
+        later = own if view.from_pool else own - 1
+        remaining = view.remaining_tokens
+        wanted = 0
+        if later > 0:
+            reach = max(ceiling, view.max_lookup) + 1
+            wanted = min(remaining, (later + 1) * reach + 1)
+            if later >= remaining:
+                # A pass for each token: only time is scarce, and what lies beyond two blocks changes nothing.
+                wanted = later = min(wanted, 2 * reach + 1)
+        price = round(log(theta) * 10.0) if theta > 0.0 else NO_PRICE
         width, behind = _grid(view.new_context_tokens), _grid(view.draft_behind_tokens)
-        key = (ceiling, wanted, later, price, width, behind, shift, self._matches.get(view.request_id, 0))
-        return key, math.exp(price / 10.0) if theta > 0.0 else 0.0
+        return ceiling, wanted, later, price, width, behind, shift, self._matches.get(view.request_id, 0)
 
-    def _quarters(self, view: CycleView) -> int:
-        """How much easier this request is than others so far: logit units, four to one."""
-        posterior = self._posteriors.get(view.request_id)
-        return round(self._difficulty[view.drafter].shift(posterior) * 4.0) if posterior else 0
-
-    def _decide(self, context: Context, drafter: str, bucket: int, key: _Key, theta: float) -> Decision:
+    def _decide(self, context: Context, drafter: str, bucket: int, key: _Key) -> Decision:
         """Solve one decision.
 
-        ``key`` is (ceiling, wanted, later passes, –, tokens not cached by target, by draft, 4 · shift, tokens
-        matched by looked-up text).
+        ``key`` is (ceiling, wanted, later passes, 10 · log θ, tokens not cached by target, by draft, 4 · shift,
+        tokens matched by looked-up text).
         """
-        ceiling, _, _, _, width, _, quarters, matched = key
+        ceiling, _, _, price, width, _, quarters, matched = key
+        theta = exp(price / 10.0) if price > NO_PRICE else 0.0
         nodes = self._config.max_nodes
         cost = self._cost
         by_node = cost.verify_run_ms(width, max(ceiling, nodes))
@@ -383,11 +407,7 @@ class OptimalPlanner:
         probe = view.request_id in self._probing
         self._probing.discard(view.request_id)
         context = self._context(view.drafter, bucket)
-        context.age += 1
-        if context.age >= (1 if context.blocks <= LEARNING_BLOCKS else DECISION_CYCLES):
-            context.forget_decisions()
-        elif context.age % RULE_CYCLES == 0:
-            context.forget_rules()
+        context.grow_older()
         if outcome.lookup_judged is not None:
             self._learn_lookup(view.request_id, bucket, outcome.lookup_judged)
         drafted = outcome.drafted if outcome.drafter in (None, view.drafter) else 0
@@ -503,27 +523,21 @@ class OptimalPlanner:
         keep_at: tuple[float, ...],
         draft_at: tuple[float, ...],
     ) -> StopRule:
-        times = view.times or self._cost.pass_times(
+        _, _, _, step_ms, verify_ms = view.times or self._cost.pass_times(
             view.max_draft, view.new_context_tokens, view.draft_behind_tokens, view.context_tokens
         )
         if not context.intercepts:
             context.intercepts = context.calibration.intercepts(bucket)
             context.slope = context.calibration.slope
         return StopRule(
-            intercepts=context.intercepts,
-            slope=context.slope,
-            keep_at=keep_at,
-            draft_at=draft_at,
-            time_limit_ms=view.time_left_ms,
-            step_ms=times.step,
-            verify_ms=times.verify,
+            context.intercepts, context.slope, keep_at, draft_at, view.time_left_ms, step_ms, verify_ms
         )
 
 
 @lru_cache(4096)
 def _grid(tokens: int) -> int:
     """A width on a grid of a tenth, exact up to 8."""
-    return tokens if tokens <= 8 else round(math.exp(round(math.log(tokens) * 10.0) / 10.0))
+    return tokens if tokens <= 8 else round(exp(round(log(tokens) * 10.0) / 10.0))
 
 
 class EndHazard:

@@ -23,7 +23,7 @@ from specpilot.control.health import Backoff, Breaker, Fallback
 from specpilot.control.latency import DeadlineTracker, TimePrice
 from specpilot.control.planner import Context, EndHazard
 
-VERSION = 3
+VERSION = 4
 
 BLANK: dict[str, Callable[[], object]] = {
     "AcceptanceModel": lambda: AcceptanceModel(0.5, 0.5, 1.0, 2),
@@ -51,7 +51,7 @@ BLANK: dict[str, Callable[[], object]] = {
 
 TRANSIENT = {
     "TimePrice": ("_last_s",),
-    "Context": ("decisions", "forecasts", "intercepts", "slope", "age", "ranks", "lookup"),
+    "Context": ("decisions", "forecasts", "intercepts", "slope", "ranks", "lookup"),
 }
 """Attributes that are not carried over: a clock reading, and what is derived from the rest."""
 

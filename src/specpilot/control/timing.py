@@ -18,7 +18,13 @@ TYPICAL_DRAFT = 4
 
 
 def fitting_draft(
-    cost: CostModel, cap: int, uncached: int, behind: int, context: int, left_ms: float
+    cost: CostModel,
+    cap: int,
+    uncached: int,
+    behind: int,
+    context: int,
+    left_ms: float,
+    plain_ms: float | None = None,
 ) -> tuple[int, PassTimes | None]:
     """The longest draft, up to ``cap``, with which this pass ends in time, and the times of such a pass.
 
@@ -31,13 +37,15 @@ def fitting_draft(
         behind: context tokens that the draft has not cached.
         context: all context tokens.
         left_ms: time to the request's internal deadline.
+        plain_ms: expected time of the pass with nothing drafted, where it is known already.
     """
     if cap <= 0:
         return 0, None
-    times = cost.pass_times(cap, uncached, behind, context)
+    times = cost.pass_times(cap, uncached, behind, context, plain_ms)
     if not cost.calibrated:
         return cap, times
-    fitting = int((left_ms - times.first) / times.token)
+    first, _, token, _, _ = times
+    fitting = int((left_ms - first) / token)
     if fitting >= cap:
         return cap, times
     return (fitting, cost.pass_times(fitting, uncached, behind, context)) if fitting > 0 else (0, None)
@@ -50,15 +58,15 @@ def fitting_nodes(cost: CostModel, view: CycleView, depth: int) -> tuple[int, fl
     """
     uncached, context = view.new_context_tokens, view.context_tokens
     most = max(depth, view.max_nodes)
-    times = cost.pass_times(most, uncached, view.draft_behind_tokens, context)
+    first, _, token, step, verify_ms = cost.pass_times(most, uncached, view.draft_behind_tokens, context)
     if cost.calibrated:
-        node = max(times.token - times.step, 1e-9)
-        spare = view.time_left_ms - times.first - depth * times.step
+        node = max(token - step, 1e-9)
+        spare = view.time_left_ms - first - depth * step
         if spare < most * node:
             nodes = max(depth, int(spare / node))
-            verify = cost.verify_ms(uncached + nodes, context - uncached)
-            return nodes, verify * cost.verify_upper.ratio
-    return most, times.verify
+            verify_ms = cost.verify_ms(uncached + nodes, context - uncached)
+            return nodes, verify_ms * cost.verify_upper.ratio
+    return most, verify_ms
 
 
 def shared_draft(
@@ -79,19 +87,22 @@ def shared_draft(
     own = view.own_passes
     if not cost.calibrated or cap <= 0:
         return cap, own
-    times = view.times or cost.pass_times(
+    first, later, token, _, _ = view.times or cost.pass_times(
         cap, view.new_context_tokens, view.draft_behind_tokens, view.context_tokens
     )
+    most = own + POOL_PASSES
+    if view.time_left_ms >= first + (most - 1) * later + most * cap * token:
+        return cap, own  # enough for more than can be had
     most = max(1, min(own + min(POOL_PASSES, view.pool_passes), SHARED_PASSES, view.remaining_tokens))
-    if view.time_left_ms >= times.first + (most - 1) * times.later + most * cap * times.token:
+    if view.time_left_ms >= first + (most - 1) * later + most * cap * token:
         return cap, own
     earned = list(accumulate(forecast()))
     best, answer = -math.inf, (cap, own)
     for passes in range(1, most + 1):
-        spare = view.time_left_ms - times.first - (passes - 1) * times.later
+        spare = view.time_left_ms - first - (passes - 1) * later
         if passes > 1 and spare < 0.0:
             break
-        each, over = divmod(min(max(0, int(spare / times.token)), passes * cap), passes)
+        each, over = divmod(min(max(0, int(spare / token)), passes * cap), passes)
         total = (passes - over) * earned[each] + (over * earned[each + 1] if over else 0.0)
         total = min(total, view.remaining_tokens) - view.pass_price * max(0, passes - own)
         if total > best:
