@@ -8,8 +8,9 @@ longer ones in sessions. The continuation cache is declined, so that every answe
 
 Latency counts from the scheduled arrival. ``attained`` is over all arrivals: a refusal, an empty answer and
 a failure are misses. ``tokens`` is per answer; ``in time, per arrival`` counts those of answers within the
-SLO; ``complete`` is the share of arrivals whose suggestion ran to its own end. Exit status 1 if a promise is broken: p95 of the admitted above the SLO, passes above
-the budget at any scrape, books that do not balance, refusals slower than 20 ms at the median.
+SLO; ``complete`` is the share of arrivals whose suggestion ran to its own end. Exit status 1 if a promise
+is broken: p95 of the admitted above the SLO, passes above the budget at any scrape, books that do not
+balance, refusals slower than 20 ms at the median.
 """
 
 from __future__ import annotations

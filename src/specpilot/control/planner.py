@@ -313,8 +313,8 @@ class OptimalPlanner:
     def _decide(self, context: Context, drafter: str, bucket: int, key: _Key) -> Decision:
         """Solve one decision.
 
-        ``key`` is (ceiling, wanted, later passes, 10 · log θ, tokens not cached by target, by draft, 4 · shift,
-        tokens matched by looked-up text).
+        ``key`` is (ceiling, wanted, later passes, 10 · log θ, tokens not cached by target, by draft, 4 ·
+        shift, tokens matched by looked-up text).
         """
         ceiling, _, _, price, width, _, quarters, matched = key
         theta = exp(price / 10.0) if price > NO_PRICE else 0.0
