@@ -8,7 +8,7 @@ import pytest
 
 from specpilot.control.cost import KNOTS, CostModel, CostProfile
 from specpilot.control.planning import CycleView
-from specpilot.control.timing import fitting_draft, shared_draft
+from specpilot.control.timing import ample_time, fitting_draft, shared_draft
 
 STEP_MS, PASS_MS = 2.0, 10.0
 
@@ -24,7 +24,9 @@ def cost() -> CostModel:
     return model
 
 
-def view(left_ms: float, own: int = 2, pool: int = 0, price: float = 0.0, wanted: int = 24) -> CycleView:
+def view(
+    cost: CostModel, left_ms: float, own: int = 2, pool: int = 0, price: float = 0.0, wanted: int = 24
+) -> CycleView:
     return CycleView(
         request_id="a",
         drafter="draft",
@@ -42,6 +44,7 @@ def view(left_ms: float, own: int = 2, pool: int = 0, price: float = 0.0, wanted
         waiting=0,
         pass_price=price,
         pool_passes=pool,
+        times=cost.pass_times(8, 1, 1, 20),
     )
 
 
@@ -59,21 +62,22 @@ def test_a_draft_fits_if_its_steps_and_the_pass_do(cost: CostModel) -> None:
 
 
 def test_time_enough_for_everything_is_not_shared_out(cost: CostModel) -> None:
-    def never() -> Sequence[float]:
-        raise AssertionError
-
-    assert shared_draft(cost, view(2 * (PASS_MS + 8 * STEP_MS) + 0.1), never) == (8, 2)
+    # Two own passes; two more from the pool are hoped for before it is asked what is in it.
+    each = PASS_MS + 8 * STEP_MS
+    assert ample_time(cost, view(cost, 4 * each + 0.1))
+    assert not ample_time(cost, view(cost, 4 * each - 0.1))
+    assert shared_draft(view(cost, 2 * each + 0.1), flat(0.5)) == (8, 2)
 
 
 def test_a_second_pass_is_worth_more_than_the_end_of_a_long_block(cost: CostModel) -> None:
     # 30 ms: one block of 8, Σ 0.5^j = 2.0 tokens; or two passes with 5 steps between them: 3 then 2 tokens
     # drafted, 1.875 + 1.75.
-    assert shared_draft(cost, view(30.1), lambda: flat(0.5)) == (3, 2)
+    assert shared_draft(view(cost, 30.1), flat(0.5)) == (3, 2)
 
 
 def test_sure_text_takes_one_long_block(cost: CostModel) -> None:
     # 22 ms: one block of 6 brings 7 tokens; two passes leave one step: 2 + 1.
-    assert shared_draft(cost, view(22.1), lambda: flat(1.0)) == (6, 1)
+    assert shared_draft(view(cost, 22.1), flat(1.0)) == (6, 1)
 
 
 @pytest.mark.parametrize(
@@ -85,9 +89,9 @@ def test_sure_text_takes_one_long_block(cost: CostModel) -> None:
     ],
 )
 def test_a_pass_from_the_pool_counts_at_its_price(cost: CostModel, pool: int, price: float, tau: int) -> None:
-    assert shared_draft(cost, view(40.1, pool=pool, price=price), lambda: flat(0.5)) == (tau, 2)
+    assert shared_draft(view(cost, 40.1, pool=pool, price=price), flat(0.5)) == (tau, 2)
 
 
 def test_more_passes_than_tokens_wanted_are_not_tried(cost: CostModel) -> None:
     # Two tokens wanted: the first block of (25 − 10) ÷ 2 sure steps brings them, a second adds nothing.
-    assert shared_draft(cost, view(25.0, own=10**6, wanted=2), lambda: flat(1.0)) == (7, 1)
+    assert shared_draft(view(cost, 25.0, own=10**6, wanted=2), flat(1.0)) == (7, 1)

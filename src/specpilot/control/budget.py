@@ -145,8 +145,9 @@ class PassLedger:
         """
         granted: dict[str, str] = {}
         asking: list[tuple[str, _Account]] = []
+        known = self._accounts
         for request_id in bids:
-            account = self._accounts.get(request_id) or self._account(request_id)
+            account = known.get(request_id) or self._account(request_id)
             if account.reserved:
                 raise ValueError(
                     f"request_id: {request_id!r} has a pass reserved already; start or release it first"
@@ -156,9 +157,10 @@ class PassLedger:
             else:
                 asking.append((request_id, account))
         for request_id in granted:
-            self._accounts[request_id].reserved = "own"
-        if asking:
-            asking.sort(key=lambda pair: -bids[pair[0]])  # stable: ties stay in order
+            known[request_id].reserved = "own"
+        if not asking:
+            return granted
+        asking.sort(key=lambda pair: -bids[pair[0]])  # stable: ties stay in order
         for request_id, account in asking:
             if bids[request_id] >= price and self._may_draw(account):
                 account.reserved = "pool"

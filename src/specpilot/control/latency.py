@@ -63,7 +63,8 @@ class TimePrice:
     @property
     def utilisation(self) -> float:
         """Share of recent time in which the engine was at work, 0…1."""
-        return min(1.0, self._time_ms / self._span_ms) if self._span_ms > 0.0 else 1.0
+        time_ms, span_ms = self._time_ms, self._span_ms
+        return time_ms / span_ms if time_ms < span_ms else 1.0
 
     def cycle(self, tokens: float, engine_ms: float, now: float) -> None:
         """A cycle that ended ``now`` earned ``tokens`` (net of λ for a pool pass) in ``engine_ms``."""
@@ -85,10 +86,10 @@ class TimePrice:
 
     def price(self, waiting: int, left_ms: float) -> float:
         """θ in tokens per ms; ``waiting`` other requests are ready, ``left_ms`` remain to the deadline."""
-        time_ms, span_ms = self._time_ms, self._span_ms
+        time_ms = self._time_ms
         if time_ms <= 0.0 or self._tokens <= 0.0:
             return 0.0
-        pressure = (time_ms / span_ms) ** 6 if time_ms < span_ms else 1.0
+        pressure = self.utilisation**6
         if waiting:
             queue_ms = waiting * time_ms / self._cycles
             pressing = (1.0 + STRAIN_PRESS * self.strain) * queue_ms / max(left_ms, 1.0)

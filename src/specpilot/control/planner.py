@@ -25,7 +25,7 @@ from specpilot.control.horizon import Decision, Horizon, best_length, increments
 from specpilot.control.latency import TimePrice
 from specpilot.control.planning import Choice, CycleView
 from specpilot.control.stop import StopRule
-from specpilot.control.timing import fitting_nodes, shared_draft
+from specpilot.control.timing import ample_time, fitting_nodes, shared_draft
 from specpilot.control.tree import RANKS, LookupRule, TreeRule
 from specpilot.control.types import Binding, CycleOutcome, Reason
 
@@ -124,6 +124,7 @@ class OptimalPlanner:
         self._calibrations: dict[str, Calibration] = {}
         self._contexts: dict[tuple[str, int], Context] = {}
         self._ranks: dict[str, Calibration] = {}
+        self._places: dict[str, tuple[int, Context]] = {}
         self._posteriors: dict[str, list[float]] = {}
         # Tokens matched, of requests whose looked-up text was right so far.
         self._matches: dict[str, int] = {}
@@ -138,8 +139,7 @@ class OptimalPlanner:
         """Plan one cycle."""
         if not view.speculation_allowed or view.max_draft == 0:
             return self._plain(view)
-        bucket = bucket_of(view.prompt_tokens)
-        context = self._context(view.drafter, bucket)
+        bucket, context = self._places.get(view.request_id) or self._place(view)
         theta = self._time.price(view.waiting, view.time_left_ms)
         key = self._key(view, bucket, theta)
         ceiling = key[0]
@@ -150,7 +150,7 @@ class OptimalPlanner:
             decision = context.keep(self._decide(context, view.drafter, bucket, key))
             context.decisions[key] = decision
         tau, gain = decision.tau, decision.gain
-        undone = view.remaining_tokens - max(1, view.own_passes) * decision.expected
+        undone = view.remaining_tokens - (view.own_passes or 1) * decision.expected
         numbers = {
             "tau": float(tau),
             "S1": decision.first,
@@ -195,7 +195,11 @@ class OptimalPlanner:
         else:
             depth = decision.depth
             rule = self._rule(view, context, bucket, decision.keep_at, decision.draft_at)
-        reason = Reason(_binding(depth, ceiling, view, context.has_confidence), numbers)
+        if depth < ceiling:
+            binding = Binding.CONFIDENCE if context.has_confidence else Binding.DRAFT_COST
+        else:
+            binding = _binding(ceiling, view)
+        reason = Reason(binding, numbers)
         choice = Choice(depth, rule, reason, bid)
         if not view.max_nodes:
             return choice
@@ -290,13 +294,10 @@ class OptimalPlanner:
         posterior = self._posteriors.get(view.request_id)
         # How much easier this request is than others so far: logit units, four to one.
         shift = round(self._difficulty[view.drafter].shift(posterior) * 4.0) if posterior else 0
-        ceiling, own = shared_draft(
-            self._cost,
-            view,
-            lambda: survival(
-                self._acceptance.table(view.drafter, bucket).hazards(view.max_draft), shift / 4.0
-            ),
-        )
+        ceiling, own = view.max_draft, view.own_passes
+        if not ample_time(self._cost, view):
+            hazards = self._acceptance.table(view.drafter, bucket).hazards(ceiling)
+            ceiling, own = shared_draft(view, survival(hazards, shift / 4.0))
         later = own if view.from_pool else own - 1
         remaining = view.remaining_tokens
         wanted = 0
@@ -399,14 +400,13 @@ class OptimalPlanner:
 
     def observe(self, view: CycleView, outcome: CycleOutcome, *, now: float) -> None:
         """Learn from a cycle."""
-        bucket = bucket_of(view.prompt_tokens)
+        bucket, context = self._places.get(view.request_id) or self._place(view)
         self._end_hazard.observe(
             outcome.emitted, outcome.ended is not None and outcome.ended.value in ("eos", "stop")
         )
         closed_rule = self._open.pop(view.request_id, None)
         probe = view.request_id in self._probing
         self._probing.discard(view.request_id)
-        context = self._context(view.drafter, bucket)
         context.grow_older()
         if outcome.lookup_judged is not None:
             self._learn_lookup(view.request_id, bucket, outcome.lookup_judged)
@@ -476,6 +476,7 @@ class OptimalPlanner:
 
     def finished(self, request_id: str, *, now: float) -> None:
         """Forget what belongs to the request alone."""
+        self._places.pop(request_id, None)
         self._posteriors.pop(request_id, None)
         self._matches.pop(request_id, None)
         self.discarded(request_id)
@@ -495,14 +496,16 @@ class OptimalPlanner:
         binding = Binding.LENGTH if view.remaining_tokens <= 1 else Binding.DEADLINE
         return Choice(0, StopRule(), Reason(binding, {"time_left_ms": view.time_left_ms}))
 
-    def _context(self, drafter: str, bucket: int) -> Context:
-        key = (drafter, bucket)
-        context = self._contexts.get(key)
+    def _place(self, view: CycleView) -> tuple[int, Context]:
+        """Where the request belongs, noted for its later cycles: its bucket and context."""
+        drafter, bucket = view.drafter, bucket_of(view.prompt_tokens)
+        context = self._contexts.get((drafter, bucket))
         if context is None:
             calibration = self._calibrations.setdefault(drafter, Calibration())
             context = Context(Fallback(self._config.probe_first, self._config.probe_max), calibration)
-            self._contexts[key] = context
-        return context
+            self._contexts[drafter, bucket] = context
+        self._places[view.request_id] = bucket, context
+        return bucket, context
 
     def _learn_difficulty(
         self, view: CycleView, hazards: Sequence[float], accepted: int, proposed: int
@@ -571,10 +574,8 @@ def _cut(rule: StopRule, confidences: Sequence[float]) -> int | None:
     return None
 
 
-def _binding(depth: int, ceiling: int, view: CycleView, has_confidence: bool) -> Binding:
-    """What kept the block from being longer."""
-    if depth < ceiling:
-        return Binding.CONFIDENCE if has_confidence else Binding.DRAFT_COST
+def _binding(ceiling: int, view: CycleView) -> Binding:
+    """What kept a block of the longest τ from being longer."""
     if ceiling < view.max_draft:
         return Binding.DEADLINE
     return Binding.LENGTH if ceiling >= view.remaining_tokens - 1 else Binding.MAX

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 
 from specpilot.control.cost import CostModel, PassTimes
@@ -69,34 +69,35 @@ def fitting_nodes(cost: CostModel, view: CycleView, depth: int) -> tuple[int, fl
     return most, verify_ms
 
 
-def shared_draft(
-    cost: CostModel, view: CycleView, forecast: Callable[[], Sequence[float]]
-) -> tuple[int, int]:
+def ample_time(cost: CostModel, view: CycleView) -> bool:
+    """Whether the longest drafts fit into every pass that the request may get."""
+    passes = view.own_passes + POOL_PASSES
+    times = view.times
+    if times is None or not cost.calibrated:
+        return True
+    return view.time_left_ms >= times[0] + (passes - 1) * times[1] + passes * view.max_draft * times[2]
+
+
+def shared_draft(view: CycleView, survive: Sequence[float]) -> tuple[int, int]:
     """(τ, own passes that will fit): how to share the request's time so that it earns the most tokens.
 
-    Drafting up to the deadline leaves no time for a later pass; one more pass costs its verification. Each
-    number of passes that the request may get is tried with an equal share of the drafting that then fits;
-    one from the pool has to be worth its price besides.
+    For a view without :func:`ample_time`. Drafting up to the deadline leaves no time for a later pass; one more
+    pass costs its verification. Each number of passes that the request may get is tried with an equal share of
+    the drafting that then fits; one from the pool has to be worth its price besides.
 
     Args:
-        cost: the engine's costs.
-        view: the cycle.
-        forecast: gives S_0 … S_τ for τ up to ``view.max_draft``; asked only where time is short.
+        view: the cycle, with its times.
+        survive: S_0 … S_τ for τ up to ``view.max_draft``.
     """
     cap = view.max_draft
     own = view.own_passes
-    if not cost.calibrated or cap <= 0:
+    if view.times is None:
         return cap, own
-    first, later, token, _, _ = view.times or cost.pass_times(
-        cap, view.new_context_tokens, view.draft_behind_tokens, view.context_tokens
-    )
-    most = own + POOL_PASSES
-    if view.time_left_ms >= first + (most - 1) * later + most * cap * token:
-        return cap, own  # enough for more than can be had
+    first, later, token, _, _ = view.times
     most = max(1, min(own + min(POOL_PASSES, view.pool_passes), SHARED_PASSES, view.remaining_tokens))
     if view.time_left_ms >= first + (most - 1) * later + most * cap * token:
         return cap, own
-    earned = list(accumulate(forecast()))
+    earned = list(accumulate(survive))
     best, answer = -math.inf, (cap, own)
     for passes in range(1, most + 1):
         spare = view.time_left_ms - first - (passes - 1) * later
