@@ -81,9 +81,9 @@ def ample_time(cost: CostModel, view: CycleView) -> bool:
 def shared_draft(view: CycleView, survive: Sequence[float]) -> tuple[int, int]:
     """(τ, own passes that will fit): how to share the request's time so that it earns the most tokens.
 
-    For a view without :func:`ample_time`. Drafting up to the deadline leaves no time for a later pass; one more
-    pass costs its verification. Each number of passes that the request may get is tried with an equal share of
-    the drafting that then fits; one from the pool has to be worth its price besides.
+    For a view without :func:`ample_time`. Drafting up to the deadline leaves no time for a later pass; one
+    more pass costs its verification. Each number of passes that the request may get is tried with an equal
+    share of the drafting that then fits; one from the pool has to be worth its price besides.
 
     Args:
         view: the cycle, with its times.
