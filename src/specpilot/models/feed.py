@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from specpilot.models.base import ContextLimitError, FloatArray, ForwardItem
+from specpilot.models.base import ContextLimitError, ForwardItem
 
 IntArray = npt.NDArray[np.int64]
 
@@ -88,29 +88,39 @@ def check_path(length: int, rows: Sequence[int], held: int) -> None:
         before = row
 
 
-def ancestors(parents: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """Whom each node sees among the new tokens: its ancestors and itself; shape (T, T), row i for node i."""
-    seen = np.zeros((len(parents), len(parents)), dtype=np.bool_)
-    for index, parent in enumerate(parents):
-        if parent >= 0:
-            seen[index] = seen[parent]
-        seen[index, index] = True
-    return seen
+def tree_layout(parents: Sequence[int], trunk: int, width: int) -> tuple[npt.NDArray[np.bool_], IntArray]:
+    """What a tree's last ``width`` nodes do not see, and where they are.
 
+    A node sees the ``trunk``, its ancestors and itself. Only the path from each of these nodes up to the
+    chain that the tree may begin with is walked.
 
-def tree_mask(parents: Sequence[int], trunk: int, width: int) -> FloatArray:
-    """Additive mask of a tree's last ``width`` nodes behind ``trunk`` rows, shape (width, trunk + T)."""
-    mask = np.zeros((width, trunk + len(parents)), dtype=np.float32)
-    mask[:, trunk:][~ancestors(parents)[-width:]] = MASKED
-    return mask
-
-
-def tree_positions(parents: Sequence[int], trunk: int, width: int) -> IntArray:
-    """Absolute positions of a tree's last ``width`` nodes, shape (width,): the predecessor's plus one."""
-    positions: list[int] = []
-    for parent in parents:
-        positions.append(trunk if parent < 0 else positions[parent] + 1)
-    return np.array(positions[-width:], dtype=np.int64)
+    Returns:
+        Hidden, (width, T), row i for the i-th of these nodes and a column for each of the T nodes; absolute
+        positions, (width,): the predecessor's plus one.
+    """
+    size = len(parents)
+    first = size - width
+    chain = 0  # nodes that lead the tree one after the other: the context that is not cached yet
+    while chain < size and parents[chain] == chain - 1:
+        chain += 1
+    straight = min(max(0, chain - first), width)
+    # ``lead``: the last node of the chain that a node sees.
+    lead = list(range(first, first + straight))
+    positions = [trunk + node for node in lead]
+    rows: list[int] = []
+    columns: list[int] = []
+    for row in range(straight, width):
+        above = first + row
+        seen = len(columns)
+        while above >= chain:
+            rows.append(row)
+            columns.append(above)
+            above = parents[above]
+        lead.append(above)
+        positions.append(trunk + above + len(columns) - seen)
+    hidden = np.arange(size) > np.array(lead)[:, np.newaxis]
+    hidden[rows, columns] = False
+    return hidden, np.array(positions, dtype=np.int64)
 
 
 def _check_parents(parents: Sequence[int], size: int) -> bool:
