@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specpilot.models.feed import tree_layout
+from specpilot.models.feed import MASKED, tree_layout
 
 
 @given(st.data())
@@ -23,6 +23,10 @@ def test_a_node_sees_its_ancestors_and_itself(data: st.DataObject) -> None:
             seen[node] = seen[parent]
         seen[node, node] = True
         depths.append(0 if parent < 0 else depths[parent] + 1)
-    hidden, positions = tree_layout(parents, trunk, width)
-    assert (hidden == ~seen[-width:]).all()
+    more = data.draw(st.integers(0, 2))
+    mask, positions = tree_layout(parents, trunk, width, trunk + size + more)
+    assert mask.shape == (width, trunk + size + more)
+    assert (mask[:, :trunk] == 0.0).all()
+    assert (mask[:, trunk : trunk + size] == np.where(seen[-width:], 0.0, MASKED)).all()
+    assert (mask[:, trunk + size :] == MASKED).all()
     assert positions.tolist() == [trunk + depth for depth in depths[-width:]]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from specpilot.models.base import ContextLimitError, ForwardItem
+from specpilot.models.base import ContextLimitError, FloatArray, ForwardItem
 
 IntArray = npt.NDArray[np.int64]
 
@@ -88,39 +88,41 @@ def check_path(length: int, rows: Sequence[int], held: int) -> None:
         before = row
 
 
-def tree_layout(parents: Sequence[int], trunk: int, width: int) -> tuple[npt.NDArray[np.bool_], IntArray]:
-    """What a tree's last ``width`` nodes do not see, and where they are.
+def tree_layout(parents: Sequence[int], trunk: int, width: int, columns: int) -> tuple[FloatArray, IntArray]:
+    """What a tree's last ``width`` nodes see, and where they are.
 
     A node sees the ``trunk``, its ancestors and itself. Only the path from each of these nodes up to the
     chain that the tree may begin with is walked.
 
     Returns:
-        Hidden, (width, T), row i for the i-th of these nodes and a column for each of the T nodes; absolute
-        positions, (width,): the predecessor's plus one.
+        The additive mask, (width, columns) with ``columns`` ≥ trunk + T: row i for the i-th of these nodes,
+        columns for the trunk, the T nodes, and any more rows that nobody sees; absolute positions, (width,):
+        the predecessor's plus one.
     """
     size = len(parents)
     first = size - width
     chain = 0  # nodes that lead the tree one after the other: the context that is not cached yet
     while chain < size and parents[chain] == chain - 1:
         chain += 1
-    straight = min(max(0, chain - first), width)
-    # ``lead``: the last node of the chain that a node sees.
-    lead = list(range(first, first + straight))
-    positions = [trunk + node for node in lead]
-    rows: list[int] = []
-    columns: list[int] = []
+    straight = max(0, chain - first)
+    mask = np.zeros((width, columns), dtype=np.float32)
+    mask[:, trunk + max(0, min(first, chain)) :] = MASKED
+    positions = list(range(trunk + first, trunk + first + straight))
+    if straight:
+        mask[:straight, trunk + first : trunk + chain][np.tri(straight, dtype=np.bool_)] = 0.0
     for row in range(straight, width):
-        above = first + row
-        seen = len(columns)
-        while above >= chain:
-            rows.append(row)
-            columns.append(above)
-            above = parents[above]
-        lead.append(above)
-        positions.append(trunk + above + len(columns) - seen)
-    hidden = np.arange(size) > np.array(lead)[:, np.newaxis]
-    hidden[rows, columns] = False
-    return hidden, np.array(positions, dtype=np.int64)
+        node = first + row
+        depth = 0
+        while node >= chain:
+            mask[row, trunk + node] = 0.0
+            node = parents[node]
+            depth += 1
+        # ``node`` is now the last one of the chain that this one sees.
+        if chain:
+            mask[row, trunk : trunk + node + 1] = 0.0
+            mask[row, trunk + node + 1 : trunk + chain] = MASKED
+        positions.append(trunk + node + depth)
+    return mask, np.array(positions, dtype=np.int64)
 
 
 def _check_parents(parents: Sequence[int], size: int) -> bool:
