@@ -19,14 +19,11 @@ from specpilot.control.tree import LookupRule, TreeRule, first_chance
 FLAT = CostProfile(0.3, tuple(6.0 + 0.001 * n for n in range(12)))
 
 
-def test_chances_go_down_the_ranks() -> None:
-    """By hand: the second is right with 0.4·0.5, the third with 0.4·0.5·0.5."""
-    assert TreeRule().chances(0.6, [0.5, 0.5]) == pytest.approx([0.6, 0.2, 0.1])
-    # Calibrated with a = ln 3, b = 0 a choice is right with 3/4, given that none before it was.
-    rule = TreeRule(ranks=((math.log(3.0), 0.0),))
-    assert rule.chances(0.6, [0.5, 0.5]) == pytest.approx([0.6, 0.3, 0.075])
-    # A later choice never goes before an earlier one.
-    assert rule.chances(0.2, [0.5]) == pytest.approx([0.2, 0.2])
+def test_a_later_choice_is_calibrated_by_its_rank() -> None:
+    """By hand: σ(ln 3) = 3/4 for the second choice, σ(−ln 3 + 2 · logit(1/2)) = 1/4 for all later ones."""
+    assert [TreeRule().right(rank, 0.3) for rank in (2, 3)] == [0.3, 0.3]
+    rule = TreeRule(ranks=((math.log(3.0), 0.0), (-math.log(3.0), 2.0)))
+    assert [rule.right(rank, 0.5) for rank in (2, 3, 4)] == pytest.approx([0.75, 0.25, 0.25])
 
 
 def test_worth_and_price_of_a_node() -> None:
@@ -54,7 +51,11 @@ def test_branches_by_hand() -> None:
     branches.observe(failed=True, rescued=True, nodes=12, levels=3)
     assert branches.rescue == pytest.approx((0.5 + 1.0) / (2.0 + 1.0))
     assert branches.breadth == pytest.approx((4.0 + 12.0) / (2.0 + 3.0))
-    assert branches.widened([0.4, 1.0]) == pytest.approx([0.4 + 0.6 * 0.5, 1.0])
+    # A branch goes on with 1 − 1/2: S is 0.4, 0.2, B is 0.6·0.5 = 0.3, then 0.3·0.5 + 0.4·0.5·0.5 = 0.25.
+    assert branches.run == 2.0
+    assert branches.widened([0.4, 0.5]) == pytest.approx([0.7, 0.45 / 0.7])
+    branches.observe(failed=True, rescued=True, nodes=3, levels=3, run=4)
+    assert branches.run == pytest.approx((8.0 * 0.5 + 4.0) / (4.0 * 0.5 + 1.0))
     before = branches.rescue
     branches.observe(failed=False, rescued=True, nodes=3, levels=3)
     assert branches.rescue == before
@@ -127,15 +128,16 @@ def test_ranks_are_learnt() -> None:
     controller = Controller(ControllerConfig(max_nodes=24), profile=FLAT)
     last = serve(controller, 300, 1)[-1].tree
     assert last is not None
-    untaught = TreeRule().chances(0.6, [0.7])[1]
-    assert last.chances(0.6, [0.7])[1] > 1.3 * untaught
+    assert last.right(2, 0.7) > 1.3 * TreeRule().right(2, 0.7)
 
 
 def test_a_node_is_dear_where_verification_is_not_parallel() -> None:
     """On a busy engine 16 nodes cost θ times what they make the pass longer: 16 ms or 0.16 ms."""
     longer_ms = {}
     for node_ms in (0.01, 1.0):
-        plan = serve(Controller(ControllerConfig(max_nodes=16)), 300, 1, node_ms=node_ms)[-1]
+        plans = serve(Controller(ControllerConfig(max_nodes=16)), 300, 1, node_ms=node_ms)
+        # The last tree: where nodes are dear, chains are planned beside it.
+        plan = [plan for plan in plans if plan.tree is not None][-1]
         assert plan.tree is not None
         longer_ms[node_ms] = sum(plan.tree.node_price[:16]) / plan.reason.numbers["theta"]
     assert longer_ms[0.01] < 4.0  # widths that never occur keep some of the first guess
@@ -182,7 +184,7 @@ def test_learnt_branches_survive_a_snapshot() -> None:
     two.admit(RequestInfo("next", 40, 24, slo_ms=1e9), now=2e3)
     tree = two.plan(["next"], now=2e3).cycles[0].tree
     assert tree is not None
-    assert tree.chances(0.6, [0.7])[1] > TreeRule().chances(0.6, [0.7])[1]
+    assert tree.right(2, 0.7) > TreeRule().right(2, 0.7)
 
 
 @pytest.mark.parametrize(("nodes", "lookup"), [(-1, 0), (65, 0), (4, 5)])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from specpilot.decoding.acceptance import Coupled, Deterministic, Greedy, Rejection, make_rule
-from specpilot.decoding.distribution import draw, probabilities, top_token
+from specpilot.decoding.distribution import draw, probabilities, top_token, top_tokens
 from specpilot.decoding.types import Block, SamplingParams
 from specpilot.models.base import FloatArray
 
@@ -26,6 +26,28 @@ def test_temperature() -> None:
     assert probabilities(HALVES, SamplingParams(1e-300)) == pytest.approx([1.0, 0.0, 0.0, 0.0])
     with pytest.raises(ValueError, match="temperature"):
         probabilities(HALVES, SamplingParams(0.0))
+
+
+@pytest.mark.parametrize("scale", [1.0, 80.0])
+def test_rows_together_are_rows_one_by_one(scale: float) -> None:
+    """To the last bit, and where a softmax without its maximum taken off would overflow."""
+    rows = np.random.default_rng(1).standard_normal((5, 999)).astype(np.float32) * np.float32(scale)
+    tokens, confidences = top_tokens(rows)
+    assert list(zip(tokens, confidences, strict=True)) == [top_token(row) for row in rows]
+    one_by_one = [Greedy().look(row, 7 + place) for place, row in enumerate(rows)]
+    assert Greedy().look_all(rows, range(7, 12)) == one_by_one
+
+
+def test_choices_are_the_likeliest_with_their_shares() -> None:
+    """By hand: 1/2, then 1/4 of the half that is left, then 1/8 of a quarter."""
+    row = HALVES[[2, 0, 3, 1]]  # two are alike: the earlier goes first
+    rule = Greedy()
+    found = list(rule.choices(rule.look(row, 0), row, 3))
+    assert [token for token, _ in found] == [1, 3, 0]
+    assert [share for _, share in found] == pytest.approx([0.5, 0.5, 0.5])
+    assert len(list(rule.choices(rule.look(row, 0), row, 9))) == 4
+    sampled = Deterministic(SamplingParams(1.0, top_k=2))
+    assert [token for token, _ in sampled.choices(sampled.look(row, 0), row, 2)] == [1, 3]
 
 
 def test_top_k_and_top_p() -> None:

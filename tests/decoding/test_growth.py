@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,6 +52,33 @@ def test_a_node_must_be_worth_its_price() -> None:
     kept = Growth(TreeRule(node_price=(0.7,), open=True), StopRule(), 3, 9)
     step(kept, {-1: ROOT})
     assert [kept.nodes[index].token for index in kept.chosen] == [1]
+
+
+def test_no_choice_is_looked_for_that_cannot_pay() -> None:
+    """With 0.4·0.25 = 0.1 left after the second, nothing that costs 0.1 can pay."""
+    asked: list[int] = []
+
+    def offered() -> Iterator[tuple[int, float]]:
+        for token, share in [*ROOT, (4, 0.5), (5, 0.5)]:
+            asked.append(token)
+            yield token, share
+
+    growth = Growth(TreeRule(node_price=(0.1,)), StopRule(), 3, 9)
+    growth.expand(-1, offered())
+    growth.step_done()
+    assert [growth.nodes[index].token for index in growth.chosen] == [1, 2]
+    assert asked == [1, 2]
+    cheap = Growth(TreeRule(node_price=(0.01,)), StopRule(), 3, 9)
+    asked.clear()
+    cheap.expand(-1, offered())
+    assert asked == [1, 2, 3, 4, 5]
+
+
+def test_a_later_choice_never_goes_before_an_earlier_one() -> None:
+    """The second is right with 0.8·0.5 = 0.4 where the first is with 0.2: both count as 0.2."""
+    growth = Growth(TreeRule(), StopRule(), 3, 9)
+    step(growth, {-1: [(1, 0.2), (2, 0.5)]})
+    assert [node.reach for node in growth.nodes] == [0.2, 0.2]
 
 
 def test_drafting_stops_by_the_thresholds_the_deadline_and_the_depth() -> None:

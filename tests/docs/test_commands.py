@@ -26,6 +26,7 @@ SMALL = {
     "benchmarks/bench_decision.py": ["--cycles", "50", "--warm-up", "20"],
     "benchmarks/live_equals_replay.py": ["--requests", "3"],
     "benchmarks/trees.py": ["--per-class", "1"],
+    "benchmarks/draft_step.py": ["--rounds", "1"],
     "benchmarks/suite.py": ["--requests", "20", "--only", "steady"],
     "benchmarks/no_ledger.py": ["--requests", "20"],
     "simulate": ["--requests", "40", "--slo-p95-ms", "60000"],

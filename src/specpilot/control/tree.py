@@ -62,24 +62,12 @@ class TreeRule:
     open: bool = False
     branching: bool = True
 
-    def chances(self, first: float, shares: Sequence[float]) -> list[float]:
-        """P(right) of one position's candidates by rank; never rising.
-
-        Args:
-            first: α̂ of the draft's first choice.
-            shares: of the second, third … candidate.
-        """
-        result = [first]
-        left = 1.0 - first
-        for place, share in enumerate(shares):
-            right = share
-            if self.ranks:
-                intercept, slope = self.ranks[min(place, len(self.ranks) - 1)]
-                right = sigmoid(intercept + slope * logit(share))
-            # A later choice never goes before an earlier one: siblings are taken in the draft's order.
-            result.append(min(left * right, result[-1]))
-            left *= 1.0 - right
-        return result
+    def right(self, rank: int, share: float) -> float:
+        """P(the draft's ``rank``-th choice (from 2) is right, given that none before it is)."""
+        if not self.ranks:
+            return share
+        intercept, slope = self.ranks[min(rank - 2, len(self.ranks) - 1)]
+        return sigmoid(intercept + slope * logit(share))
 
     def value(self, depth: int, reach: float) -> float:
         """What a node at ``depth`` (from 1) whose path is accepted with probability ``reach`` is worth."""

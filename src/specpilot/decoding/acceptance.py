@@ -23,13 +23,13 @@ A rule belongs to one request: those that draw hold its random state.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from specpilot.decoding.distribution import DoubleArray, draw, probabilities, top_token
+from specpilot.decoding.distribution import DoubleArray, draw, probabilities, top_token, top_tokens
 from specpilot.decoding.types import Acceptance, Block, SamplingParams
 from specpilot.models.base import FloatArray
 
@@ -60,14 +60,19 @@ class AcceptanceRule(Protocol):
         """The draft's distribution at an absolute position, from its ``logits`` (vocab,)."""
         ...
 
+    def look_all(self, logits: FloatArray, positions: Sequence[int]) -> list[DraftStep]:
+        """:meth:`look` at each row of ``logits`` (n, vocab): the nodes of a tree's draft step."""
+        ...
+
     def draw(self, step: DraftStep) -> int:
         """The drafter's token for that position."""
         ...
 
-    def choices(self, step: DraftStep, logits: FloatArray, count: int) -> list[tuple[int, float]]:
+    def choices(self, step: DraftStep, logits: FloatArray, count: int) -> Iterator[tuple[int, float]]:
         """The likeliest ``count`` tokens of that position, the one that :meth:`draw` gives first.
 
         With each its share: its probability among those not listed before it (of the first: its confidence).
+        Who needs fewer stops asking: each is looked for when it is asked for, where the rule allows it.
         """
         ...
 
@@ -95,17 +100,22 @@ class Greedy:
         top, confidence = top_token(logits)
         return DraftStep(position, top, confidence)
 
+    def look_all(self, logits: FloatArray, positions: Sequence[int]) -> list[DraftStep]:
+        """All rows at once: numpy's calls are dear beside what they do for one row."""
+        return list(map(DraftStep, positions, *top_tokens(logits)))
+
     def draw(self, step: DraftStep) -> int:
         """The draft's likeliest token."""
         return step.top
 
-    def choices(self, step: DraftStep, logits: FloatArray, count: int) -> list[tuple[int, float]]:
-        """The likeliest tokens by the raw softmax."""
-        if count == 1:
-            return [(step.top, step.confidence)]
-        tokens = _best(logits, count)
-        chances = step.confidence * np.exp(logits[tokens] - logits[step.top])
-        return _shares(tokens, chances.tolist(), step.confidence)
+    def choices(self, step: DraftStep, logits: FloatArray, count: int) -> Iterator[tuple[int, float]]:
+        """The likeliest tokens by the raw softmax, one after the other."""
+        peak = logits[step.top]
+        best = _best(logits, count, step.top)
+        return _shares(
+            ((token, float(step.confidence * np.exp(logits[token] - peak))) for token in best),
+            step.confidence,
+        )
 
     def accept(
         self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
@@ -132,11 +142,15 @@ class Rejection:
         """The shaped distribution and its maximum."""
         return _shaped(logits, position, self._params)
 
+    def look_all(self, logits: FloatArray, positions: Sequence[int]) -> list[DraftStep]:
+        """Row by row."""
+        return list(map(self.look, logits, positions))
+
     def draw(self, step: DraftStep) -> int:
         """A sample of q."""
         return draw(_drawn_from(step), self._rng.random())
 
-    def choices(self, step: DraftStep, logits: FloatArray, count: int) -> list[tuple[int, float]]:
+    def choices(self, step: DraftStep, logits: FloatArray, count: int) -> Iterator[tuple[int, float]]:
         """Not to be had.
 
         Raises:
@@ -199,16 +213,20 @@ class Coupled:
         """The shaped distribution and its maximum."""
         return _shaped(logits, position, self._params)
 
+    def look_all(self, logits: FloatArray, positions: Sequence[int]) -> list[DraftStep]:
+        """Row by row."""
+        return list(map(self.look, logits, positions))
+
     def draw(self, step: DraftStep) -> int:
         """Argmax of q under the noise of the step's position."""
         return self._pick(_drawn_from(step), step.position)
 
-    def choices(self, step: DraftStep, logits: FloatArray, count: int) -> list[tuple[int, float]]:
+    def choices(self, step: DraftStep, logits: FloatArray, count: int) -> Iterator[tuple[int, float]]:
         """The tokens that come first under the noise of the position; shares by q ÷ noise."""
         scores = _drawn_from(step) / self._noise_at(step.position, logits.size)
-        tokens = _best(scores, count)
+        tokens = list(_best(scores, count))
         listed = scores[tokens]
-        return _shares(tokens, (listed / listed.sum()).tolist(), step.confidence)
+        return _shares(zip(tokens, (listed / listed.sum()).tolist(), strict=True), step.confidence)
 
     def accept(
         self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
@@ -260,15 +278,18 @@ class Deterministic:
         """The shaped distribution and its maximum."""
         return _shaped(logits, position, self._params)
 
+    def look_all(self, logits: FloatArray, positions: Sequence[int]) -> list[DraftStep]:
+        """Row by row."""
+        return list(map(self.look, logits, positions))
+
     def draw(self, step: DraftStep) -> int:
         """The draft's likeliest token: it has the best chance to be what the target draws."""
         return step.top
 
-    def choices(self, step: DraftStep, logits: FloatArray, count: int) -> list[tuple[int, float]]:
+    def choices(self, step: DraftStep, logits: FloatArray, count: int) -> Iterator[tuple[int, float]]:
         """The likeliest tokens of the shaped distribution."""
         q = _drawn_from(step)
-        tokens = _best(q, count)
-        return _shares(tokens, q[tokens].tolist(), step.confidence)
+        return _shares(((token, float(q[token])) for token in _best(q, count)), step.confidence)
 
     def accept(
         self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
@@ -323,24 +344,33 @@ def _follow(block: Block, choose: Callable[[int, int], int]) -> Acceptance:
         node = child
 
 
-def _best(scores: npt.NDArray[np.floating[Any]], count: int) -> npt.NDArray[np.intp]:
-    """The tokens of the ``count`` highest scores, best first."""
-    if count >= scores.size:
-        return np.argsort(-scores, kind="stable")
-    found = np.argpartition(scores, -count)[-count:]
-    return found[np.argsort(-scores[found], kind="stable")]
+def _best(scores: npt.NDArray[np.floating[Any]], count: int, top: int | None = None) -> Iterator[int]:
+    """The tokens of the ``count`` highest scores, best first; fewer where the vocabulary has fewer.
+
+    Each is a search for a maximum: a few of them take less time than a partition. ``top``, if given, is the
+    first, and known.
+    """
+    token = int(scores.argmax()) if top is None else top
+    yield token
+    left = scores.copy() if count > 1 else scores
+    for _ in range(min(count, scores.size) - 1):
+        left[token] = -np.inf
+        token = int(left.argmax())
+        if left[token] == -np.inf:
+            return
+        yield token
 
 
-def _shares(
-    tokens: npt.NDArray[np.intp], chances: Sequence[float], confidence: float
-) -> list[tuple[int, float]]:
-    """Tokens with their shares of what is not listed before them; the first with its confidence."""
-    result: list[tuple[int, float]] = []
+def _shares(candidates: Iterable[tuple[int, float]], confidence: float) -> Iterator[tuple[int, float]]:
+    """From tokens and their probabilities, best first, to tokens with their shares of what is not listed
+    before them; the first with its confidence.
+    """
     left = 1.0
-    for token, chance in zip(tokens.tolist(), chances, strict=True):
-        result.append((token, min(1.0, chance / left) if result else confidence))
+    first = True
+    for token, chance in candidates:
+        yield token, confidence if first else min(1.0, chance / left)
+        first = False
         left = max(left - chance, 1e-9)
-    return result
 
 
 def _shaped(logits: FloatArray, position: int, params: SamplingParams) -> DraftStep:

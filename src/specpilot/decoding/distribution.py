@@ -33,6 +33,19 @@ def top_token(logits: FloatArray) -> tuple[int, float]:
     return top, 1.0 / float(np.add.reduce(np.exp(logits - peak)))
 
 
+def top_tokens(logits: FloatArray) -> tuple[list[int], list[float]]:
+    """:func:`top_token` of each row of ``logits`` (n, vocab), to the last bit."""
+    if len(logits) == 1:
+        token, confidence = top_token(logits[0])
+        return [token], [confidence]
+    tops = logits.argmax(axis=1).tolist()
+    if not all(-_SAFE < logits.item(row, top) < _SAFE for row, top in enumerate(tops)):
+        return tops, [top_token(row)[1] for row in logits]
+    weights = np.exp(logits)
+    sums = np.add.reduce(weights, axis=1).tolist()
+    return tops, [weights.item(row, top) / sums[row] for row, top in enumerate(tops)]
+
+
 def probabilities(logits: FloatArray, params: SamplingParams) -> DoubleArray:
     """The distribution that ``params`` makes of ``logits`` (both of shape (vocab,)).
 

@@ -7,7 +7,7 @@ that a later step's good paths displace an earlier one's poor ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from specpilot.control.stop import StopRule
@@ -63,6 +63,11 @@ class Growth:
     chosen: list[int] = field(default_factory=list)
     fresh: list[int] = field(default_factory=list)
     """Candidates that have not been weighed yet; one that was weighed and not chosen is out for good."""
+    least: float = 0.0
+    """The price of the cheapest node: what is worth no more is never chosen."""
+
+    def __post_init__(self) -> None:
+        self.least = min(self.rule.node_price, default=0.0)
 
     def look_up(self, tokens: Sequence[int], confidence: float) -> None:
         """Take text that followed the same words before as a path; before the first level."""
@@ -82,7 +87,8 @@ class Growth:
         if not self.steps:
             return [-1]
         leaves = [index for index in self.chosen if self._can_expand(self.nodes[index])]
-        leaves.sort(key=lambda index: -self._uncovered(index))
+        if len(leaves) > 1:
+            leaves.sort(key=lambda index: -self._uncovered(index))
         return leaves[: self.rule.width if self.rule.branching else 1]
 
     def goes_on(self, frontier: Sequence[int], elapsed_ms: float) -> bool:
@@ -96,29 +102,43 @@ class Growth:
             return False
         return self.stop.draft_on(step, elapsed_ms)
 
-    def expand(self, index: int, candidates: Sequence[tuple[int, float]]) -> None:
-        """Add a node's candidates, (token, confidence) for the first and (token, share) for the others."""
+    def expand(self, index: int, candidates: Iterable[tuple[int, float]]) -> None:
+        """Add a node's candidates, best first: (token, confidence) for the first, (token, share) for the
+        others. No more of them are asked for than can be worth their price.
+        """
         if index < 0:
             depth, reach, covered, main = 1, 1.0, self.root_covered, True
         else:
             parent = self.nodes[index]
             depth, reach, covered, main = parent.depth + 1, parent.reach, parent.covered, parent.main
             parent.expanded = True
-        confidence = candidates[0][1]
-        if main:
-            self.confidences.append(confidence)
-        shares = [share for _, share in candidates[1:]]
-        chances = self.rule.chances(first_chance(self.stop, depth, confidence), shares)
-        for rank, ((token, share), chance) in enumerate(zip(candidates, chances, strict=True), 1):
+        rule, floor, least = self.rule, self.floor, self.least
+        chance = left = 1.0  # of the choice before; that none of them is right
+        for rank, (token, share) in enumerate(candidates, 1):
+            if rank == 1:
+                chance = first_chance(self.stop, depth, share)
+                left -= chance
+                if main:
+                    self.confidences.append(share)
+            else:
+                right = rule.right(rank, share)
+                # A later choice never goes before an earlier one: siblings are taken in the draft's order.
+                chance = min(left * right, chance)
+                left *= 1.0 - right
             known = self.children.get((index, token))
-            own = reach * chance * (1.0 - covered)
-            if known is None:
-                if own > self.floor or (main and rank == 1):
-                    self._add(Node(token, index, depth, own, rank, share, main and rank == 1))
-            else:  # what was looked up is the draft's choice as well
+            leads = main and rank == 1
+            if known is not None:  # what was looked up is the draft's choice as well
                 node = self.nodes[known]
-                node.rank, node.share, node.main = rank, share, main and rank == 1
+                node.rank, node.share, node.main = rank, share, leads
                 node.reach = max(node.reach, reach * chance)
+                continue
+            own = reach * chance * (1.0 - covered)
+            if leads or (own > floor and rule.value(depth, own) > least):
+                self._add(Node(token, index, depth, own, rank, share, leads))
+            if not covered:  # nothing was looked up here, and what comes next is no likelier than this
+                most = reach * min(left, chance)
+                if most <= floor or rule.value(depth, most) <= least:
+                    break
 
     def step_done(self) -> None:
         """All nodes of a draft step are expanded."""
@@ -181,23 +201,26 @@ class Growth:
     def _choose(self) -> None:
         """Settle which candidates are nodes: best first, parents first, while worth their price."""
         rule, nodes = self.rule, self.nodes
-        value = rule.value
-        ranked = [*self.chosen, *self.fresh]
+        worth, prices = rule.worth, rule.node_price
+        deepest, dearest = len(worth) - 1, len(prices) - 1
+        # Of candidates alike the earlier goes first.
+        ranked = [
+            (not (rule.open and node.main), -node.reach, node.depth, node.rank, at)
+            for at in (*self.chosen, *self.fresh)
+            for node in (nodes[at],)
+        ]
+        ranked.sort()
         self.fresh.clear()
-        if rule.open:
-            ranked.sort(
-                key=lambda at: (not nodes[at].main, -nodes[at].reach, nodes[at].depth, nodes[at].rank)
-            )
-        else:
-            ranked.sort(key=lambda at: (-nodes[at].reach, nodes[at].depth, nodes[at].rank))
         chosen: list[int] = []
         taken = {-1}
-        for index in ranked:
-            node = nodes[index]
-            if node.parent not in taken:
+        for optional, against, depth, _, index in ranked:
+            if nodes[index].parent not in taken:
                 continue
-            if not (rule.open and node.main) and value(node.depth, node.reach) <= rule.price(len(chosen) + 1):
-                continue
+            if optional:
+                # TreeRule.value and TreeRule.price written out: this runs for every candidate of every step.
+                value = -against * worth[min(depth - 1, deepest)] if worth else -against
+                if value <= (prices[min(len(chosen), dearest)] if prices else 0.0):
+                    continue
             chosen.append(index)
             taken.add(index)
             if len(chosen) >= self.max_nodes:

@@ -115,6 +115,7 @@ class _Tree:
     looked_up: tuple[tuple[int, ...], float] | None = None
     frontier: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)  # of the rows behind the context's
+    straight: bool = True  # whether those rows are a chain
     fed: int = 0
     first_ms: float = 0.0
     later_ms: float = 0.0
@@ -128,22 +129,25 @@ class _Tree:
             feed = catch_up(self.cache, self.item.context)
             self.fed = len(feed)
             return ForwardItem(self.cache, feed, logits_from=len(feed) - 1)
-        nodes = self.growth.nodes
+        nodes, rows = self.growth.nodes, self.parents
         for index in self.frontier:
             parent = nodes[index].parent
-            nodes[index].row = len(self.parents)
-            self.parents.append(-1 if parent < 0 else nodes[parent].row)
+            above = -1 if parent < 0 else nodes[parent].row
+            nodes[index].row = len(rows)
+            self.straight = self.straight and above == len(rows) - 1
+            rows.append(above)
         tokens = [nodes[index].token for index in self.frontier]
-        return ForwardItem(self.cache, tokens, tuple(self.parents), trunk=len(self.item.context))
+        if self.straight:  # no mask to be made: it costs what a chain's step does
+            return ForwardItem(self.cache, tokens)
+        return ForwardItem(self.cache, tokens, tuple(rows), trunk=len(self.item.context))
 
     def take(self, logits: FloatArray) -> bool:
-        rule, context = self.item.rule, len(self.item.context)
-        for index, row in zip(self.frontier, logits, strict=True):
-            depth = 0 if index < 0 else self.growth.nodes[index].depth
-            step = rule.look(row, context + depth)
-            count = self.growth.choices_wanted(index, step.confidence)
-            self.growth.expand(index, rule.choices(step, row, count))
-        self.growth.step_done()
+        rule, growth, context = self.item.rule, self.growth, len(self.item.context)
+        positions = [context + (growth.nodes[index].depth if index >= 0 else 0) for index in self.frontier]
+        looks = rule.look_all(logits, positions)
+        for index, step, row in zip(self.frontier, looks, logits, strict=True):
+            growth.expand(index, rule.choices(step, row, growth.choices_wanted(index, step.confidence)))
+        growth.step_done()
         return True
 
     def goes_on(self, elapsed_ms: float) -> bool:

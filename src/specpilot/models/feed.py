@@ -88,29 +88,41 @@ def check_path(length: int, rows: Sequence[int], held: int) -> None:
         before = row
 
 
-def ancestors(parents: Sequence[int]) -> npt.NDArray[np.bool_]:
-    """Whom each node sees among the new tokens: its ancestors and itself; shape (T, T), row i for node i."""
-    seen = np.zeros((len(parents), len(parents)), dtype=np.bool_)
-    for index, parent in enumerate(parents):
-        if parent >= 0:
-            seen[index] = seen[parent]
-        seen[index, index] = True
-    return seen
+def tree_layout(parents: Sequence[int], trunk: int, width: int, columns: int) -> tuple[FloatArray, IntArray]:
+    """What a tree's last ``width`` nodes see, and where they are.
 
+    A node sees the ``trunk``, its ancestors and itself. Only the path from each of these nodes up to the
+    chain that the tree may begin with is walked.
 
-def tree_mask(parents: Sequence[int], trunk: int, width: int) -> FloatArray:
-    """Additive mask of a tree's last ``width`` nodes behind ``trunk`` rows, shape (width, trunk + T)."""
-    mask = np.zeros((width, trunk + len(parents)), dtype=np.float32)
-    mask[:, trunk:][~ancestors(parents)[-width:]] = MASKED
-    return mask
-
-
-def tree_positions(parents: Sequence[int], trunk: int, width: int) -> IntArray:
-    """Absolute positions of a tree's last ``width`` nodes, shape (width,): the predecessor's plus one."""
-    positions: list[int] = []
-    for parent in parents:
-        positions.append(trunk if parent < 0 else positions[parent] + 1)
-    return np.array(positions[-width:], dtype=np.int64)
+    Returns:
+        The additive mask, (width, columns) with ``columns`` ≥ trunk + T: row i for the i-th of these nodes,
+        columns for the trunk, the T nodes, and any more rows that nobody sees; absolute positions, (width,):
+        the predecessor's plus one.
+    """
+    size = len(parents)
+    first = size - width
+    chain = 0  # nodes that lead the tree one after the other: the context that is not cached yet
+    while chain < size and parents[chain] == chain - 1:
+        chain += 1
+    straight = max(0, chain - first)
+    mask = np.zeros((width, columns), dtype=np.float32)
+    mask[:, trunk + max(0, min(first, chain)) :] = MASKED
+    positions = list(range(trunk + first, trunk + first + straight))
+    if straight:
+        mask[:straight, trunk + first : trunk + chain][np.tri(straight, dtype=np.bool_)] = 0.0
+    for row in range(straight, width):
+        node = first + row
+        depth = 0
+        while node >= chain:
+            mask[row, trunk + node] = 0.0
+            node = parents[node]
+            depth += 1
+        # ``node`` is now the last one of the chain that this one sees.
+        if chain:
+            mask[row, trunk : trunk + node + 1] = 0.0
+            mask[row, trunk + node + 1 : trunk + chain] = MASKED
+        positions.append(trunk + node + depth)
+    return mask, np.array(positions, dtype=np.int64)
 
 
 def _check_parents(parents: Sequence[int], size: int) -> bool:

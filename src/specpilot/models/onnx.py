@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from specpilot.models.base import FloatArray, ForwardItem
-from specpilot.models.feed import check_distinct, check_item, tree_mask, tree_positions
+from specpilot.models.feed import check_distinct, check_item, tree_layout
 from specpilot.models.llama_config import read_config
 from specpilot.models.llama_graph import BATCH_SLOTS
 from specpilot.models.onnx_batch import OnnxBatch, Rows
@@ -143,13 +143,10 @@ class OnnxCausalLM:
             mask = self._zero_mask(width * total)
         else:
             trunk = held if item.trunk is None else item.trunk
-            positions = tree_positions(item.parents, trunk, width)
-            mask = tree_mask(item.parents, trunk, width)
-            if not held:
-                # Where S = T the attention takes positions to be 0, 1, 2, …; one row more that nobody sees
-                # (``last_row`` ends before it) makes it read them.
-                mask = np.pad(mask, ((0, 0), (0, 1)))
-                total += 1
+            # Where S = T the attention takes positions to be 0, 1, 2, …; one row more that nobody sees
+            # (``last_row`` ends before it) makes it read them.
+            total += not held
+            mask, positions = tree_layout(item.parents, trunk, width, total)
         return Rows(item, cache, width, total, positions, mask.reshape(1, 1, width, total))
 
     def _run(self, part: Rows) -> FloatArray:

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from specpilot.models.base import FloatArray, ForwardItem
-from specpilot.models.feed import ancestors, check_distinct, check_item, tree_positions
+from specpilot.models.feed import check_distinct, check_item, tree_layout
 from specpilot.models.torch_cache import TorchCache, as_tensor, pass_cache
 
 _NEEDED = ("attention_mask", "position_ids", "past_key_values")
@@ -127,7 +127,9 @@ class TransformersCausalLM:
                 positions[row, : widths[row]] = np.arange(held, held + widths[row])
             else:
                 trunk = held if item.trunk is None else item.trunk
-                positions[row, : widths[row]] = tree_positions(item.parents, trunk, widths[row])
+                positions[row, : widths[row]] = tree_layout(
+                    item.parents, trunk, widths[row], held + widths[row]
+                )[1]
         device = self._model.device
         keep = {"logits_to_keep": width - first} if self._keeps_logits else {}
         output = self._model(
@@ -156,13 +158,16 @@ class TransformersCausalLM:
         visible[:, :, :, 0] = True
         for row, (item, cache, chain) in enumerate(parts):
             held, own = len(cache.tokens), len(item.token_ids)
-            trunk = held if item.trunk is None else item.trunk
-            visible[row, 0, :own, :trunk] = True
-            seen = np.tri(own, dtype=np.bool_) if chain or item.parents is None else ancestors(item.parents)
-            visible[row, 0, :own, trunk : held + own] = seen[-own:]
+            if chain or item.parents is None:
+                visible[row, 0, :own, :held] = True
+                visible[row, 0, :own, held : held + own] = np.tri(own, dtype=np.bool_)
+            else:
+                trunk = held if item.trunk is None else item.trunk
+                mask, _ = tree_layout(item.parents, trunk, own, held + own)
+                visible[row, 0, :own, : held + own] = mask == 0.0
         dtype = self._model.dtype
-        mask = torch.zeros(visible.shape, dtype=dtype, device=self._model.device)
-        return mask.masked_fill_(~as_tensor(visible, mask.device), torch.finfo(dtype).min)
+        added = torch.zeros(visible.shape, dtype=dtype, device=self._model.device)
+        return added.masked_fill_(~as_tensor(visible, added.device), torch.finfo(dtype).min)
 
 
 def _groups(widths: Sequence[int]) -> list[list[int]]:

@@ -88,7 +88,7 @@ class Recorder:
         if ended is None and len(output) == max_tokens:
             ended = "max_tokens"
         first = Greedy()
-        choices = [first.choices(first.look(row, 0), row, RANKS) for row in draft_rows]
+        choices = [list(first.choices(first.look(row, 0), row, RANKS)) for row in draft_rows]
         trace = AgreementTrace(
             request=request,
             prompt_tokens=len(prompt),
