@@ -15,11 +15,11 @@ import sys
 from dataclasses import replace
 
 from specpilot.control import ControllerConfig
+from specpilot.control.config import TREE_LOOKUP, TREE_NODES
 from specpilot.demo.live import LiveRun, live_equals_replay, lossless
 from specpilot.demo.pair_engine import load_engine
 from specpilot.demo.runner import DemoConfig, record_prompts
 from specpilot.demo.workload import bundled_prompts, make_arrivals
-from specpilot.pair import LOOKUP_DEPTH, MAX_NODES
 
 POLICIES = ("specpilot", "static-4", "static-16", "trees", "trees+lookup")
 
@@ -40,8 +40,8 @@ def main() -> int:
     requests = material.requests(arrivals, config.max_tokens, rate=math.inf)
     # No deadline, and four passes a request: more cycles to compare than the promises would allow.
     promises = ControllerConfig(pass_budget=4.0, slo_p95_ms=60_000.0)
-    with_trees = {"trees": replace(promises, max_nodes=MAX_NODES)}
-    with_trees["trees+lookup"] = replace(with_trees["trees"], lookup_depth=LOOKUP_DEPTH)
+    with_trees = {"trees": replace(promises, max_nodes=TREE_NODES)}
+    with_trees["trees+lookup"] = replace(with_trees["trees"], lookup_depth=TREE_LOOKUP)
     report = {}
     for name in POLICIES:
         policy = "specpilot" if name in with_trees else name

@@ -15,7 +15,7 @@ import json
 import sys
 from pathlib import Path
 
-from specpilot.simulation.compare import GAP, Row, bounds_markdown, compare, markdown
+from specpilot.simulation.compare import GAP, Row, bounds_markdown, compare, giving_way_markdown, markdown
 from specpilot.simulation.scenarios import DEVELOPMENT_SEEDS, EVALUATION_SEEDS, SCENARIOS, VERSION, scenario
 from specpilot.simulation.suite import LOADS, WARM_UP, Job, label, run_all
 
@@ -45,7 +45,9 @@ def main() -> int:
         "What can be had: bayes knows the population but not the request, oracle the future. Shares of "
         f"their gap over the best static; bayes after {WARM_UP} requests, where its gap is above {GAP:.0%}."
         "\n\n"
-        f"{bounds_markdown(table)}"
+        f"{bounds_markdown(table)}\n\n"
+        "With `give_way`, where a request is sure of one pass and not of ⌊B⌋:\n\n"
+        f"{giving_way_markdown(table)}"
     )
     print(text)
     if options.markdown:

@@ -29,9 +29,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.paired import Account, ratio
 
 from specpilot.control import ControllerConfig
+from specpilot.control.config import TREE_LOOKUP, TREE_NODES
 from specpilot.demo.workload import Prompt, bundled_prompts
 from specpilot.models.base import CausalLM, ForwardItem
-from specpilot.pair import LOOKUP_DEPTH, MAX_NODES, Completion, Pair, load_pair
+from specpilot.pair import Completion, Pair, load_pair
 from specpilot.simulation.drive import PausableClock
 from specpilot.simulation.oracle import run_of_ones
 from specpilot.simulation.record import Recorder
@@ -68,7 +69,7 @@ def make_pairs(
     configs = {
         "chain": chain,
         "tree": tree,
-        "tree+lookup": replace(tree, lookup_depth=min(nodes, LOOKUP_DEPTH)),
+        "tree+lookup": replace(tree, lookup_depth=min(nodes, TREE_LOOKUP)),
     }
     return {
         name: Pair(
@@ -106,7 +107,7 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=2.0, help="target passes a request")
     parser.add_argument("--max-tokens", type=int, default=24)
     parser.add_argument("--slo-ms", type=float, default=250.0)
-    parser.add_argument("--nodes", type=int, default=MAX_NODES, help="most nodes of a tree")
+    parser.add_argument("--nodes", type=int, default=TREE_NODES, help="most nodes of a tree")
     parser.add_argument("--loop", choices=("open", "closed"), default="open")
     parser.add_argument(
         "--mixed", action="store_true", help="all classes in one stream, not one after the other"

@@ -15,6 +15,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 from specpilot.control import BatchPlan, Controller, ControllerConfig, RequestSummary, StopCause
+from specpilot.control.config import TREE_LOOKUP, TREE_NODES
 from specpilot.control.types import RequestInfo
 from specpilot.decoding.acceptance import make_rule
 from specpilot.decoding.caches import CacheStore
@@ -39,10 +40,6 @@ if TYPE_CHECKING:
 ENGINES = ("onnx", "transformers")
 DRAFTERS = ("model", "lookup", "both")
 """A draft model, the text so far (prompt lookup), or both in one tree."""
-MAX_NODES = 32
-"""Most nodes of a tree where both propose and the configuration does not say."""
-LOOKUP_DEPTH = 24
-"""Most looked-up tokens in a tree, likewise."""
 DRAFT_TIMEOUT_MS = 2_000.0
 """A draft that has not answered by then is left alone; only a hang takes that long (or a long cold prompt
 on a slow machine: then the cycle decodes plainly and the next one finds the cache warm)."""
@@ -317,8 +314,8 @@ def load_pair(
 
 def with_lookup(config: ControllerConfig) -> ControllerConfig:
     """``config`` with room for looked-up text in its trees, where it does not say how much."""
-    nodes = config.max_nodes or MAX_NODES
-    return replace(config, max_nodes=nodes, lookup_depth=config.lookup_depth or min(LOOKUP_DEPTH, nodes))
+    nodes = config.max_nodes or TREE_NODES
+    return replace(config, max_nodes=nodes, lookup_depth=config.lookup_depth or min(TREE_LOOKUP, nodes))
 
 
 def place(given: str | Path | None, role: str) -> str:

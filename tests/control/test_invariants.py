@@ -53,6 +53,7 @@ class LedgerMachine(RuleBasedStateMachine):
         answer = self.controller.plan(names, now=self.now)
         assert {c.request_id for c in answer.cycles} | {s.request_id for s in answer.stops} == set(names)
         for stop in answer.stops:
+            assert stop.cause is not StopCause.POLICY, "I2: without give_way nobody gives way"
             if stop.cause is StopCause.BUDGET:
                 assert self.passes[stop.request_id] >= int(self.budget), "I2: its own passes were denied"
             self._finish(stop.request_id, stop.cause)

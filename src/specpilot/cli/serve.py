@@ -10,7 +10,7 @@ import typer
 
 from specpilot.cli.options import DraftOption, LookupDepthOption, MaxNodesOption, TargetOption
 from specpilot.control import ControllerConfig
-from specpilot.control.config import Mode
+from specpilot.control.config import TREE_LOOKUP, TREE_NODES, Mode
 
 DEFAULTS = ControllerConfig()
 
@@ -44,8 +44,16 @@ def run(
         int, typer.Option(help="Most tokens in the continuation cache; 0: off.")
     ] = 1_000_000,
     cache_mb: Annotated[int, typer.Option(help="Most MiB of KV caches kept per model.")] = 256,
-    max_nodes: MaxNodesOption = DEFAULTS.max_nodes,
-    lookup_depth: LookupDepthOption = DEFAULTS.lookup_depth,
+    max_nodes: MaxNodesOption = TREE_NODES,
+    lookup_depth: LookupDepthOption = TREE_LOOKUP,
+    give_way: Annotated[
+        bool,
+        typer.Option(
+            "--give-way",
+            help="Under pressure end a suggestion that can be shown where its next pass is worth less than "
+            "the time of those who wait: a request is then sure of one pass only.",
+        ),
+    ] = False,
     draft_timeout_ms: Annotated[float, typer.Option(help="After this a draft counts as hung.")] = 100.0,
     snapshot: Annotated[
         Path | None, typer.Option(help="File for the learned state between runs.", show_default=False)
@@ -80,7 +88,8 @@ def run(
         mode=Mode(mode),
         tenant_pool_cap=tenant_pool_cap,
         max_nodes=max_nodes,
-        lookup_depth=lookup_depth,
+        lookup_depth=min(lookup_depth, max_nodes),
+        give_way=give_way,
     )
     config = ServerConfig(
         host=host,

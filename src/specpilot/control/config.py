@@ -18,6 +18,10 @@ class Mode(StrEnum):
     """The planner."""
 
 
+TREE_NODES = 32
+"""``max_nodes`` where token trees are used and nobody says how large."""
+TREE_LOOKUP = 24
+"""``lookup_depth``, likewise."""
 PROMISES = (
     "pass_budget",
     "slo_p95_ms",
@@ -29,6 +33,7 @@ PROMISES = (
     "max_batch",
     "max_nodes",
     "lookup_depth",
+    "give_way",
 )
 """Fields that say what to do and not how to learn: a snapshot may be taken up under other ones."""
 
@@ -85,6 +90,10 @@ class ControllerConfig:
     lookup_depth: int = 0
     """Most tokens that are taken from looked-up text beside the draft model's; needs ``max_nodes``. 0:
     none."""
+    give_way: bool = False
+    """Under pressure a request that has something to show ends (cause ``policy``) where its next pass is
+    worth less than the time it takes from those who wait. More arrivals meet the SLO; a request is then
+    sure of one pass, not of ⌊B⌋ (I2)."""
 
     def __post_init__(self) -> None:
         self._require(

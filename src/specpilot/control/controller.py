@@ -15,7 +15,7 @@ from specpilot.control.budget import PassLedger, PassPrice
 from specpilot.control.config import PROMISES, ControllerConfig, Mode
 from specpilot.control.cost import CostModel, CostProfile
 from specpilot.control.health import Breaker
-from specpilot.control.latency import DeadlineTracker, TimePrice
+from specpilot.control.latency import GIVING_WAY, PRESSING, DeadlineTracker, TimePrice
 from specpilot.control.planner import OptimalPlanner
 from specpilot.control.planning import Choice, CycleView, Planner, static_choice
 from specpilot.control.sharing import Work, share_pass
@@ -95,7 +95,8 @@ class Controller:
         self.config = config or ControllerConfig()
         self.ledger = PassLedger(self.config.pass_budget, self.config.burst, self.config.tenant_pool_cap)
         self.cost = CostModel(profile)
-        self.time_price = TimePrice(self.config.idle_price)
+        pressing = GIVING_WAY if self.config.give_way else PRESSING
+        self.time_price = TimePrice(self.config.idle_price, pressing=pressing)
         self.pass_price = PassPrice()
         self.deadlines = DeadlineTracker(self.config.miss_target)
         self.planner: Planner = planner or OptimalPlanner(self.config, self.cost, self.time_price)

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
-STRAIN_TARGET = 0.04
-"""Share of arrivals that may miss the SLO, refusals among them, before the queue presses harder."""
+from dataclasses import dataclass
+
 STRAIN_STEP = 0.1
-STRAIN_PRESS = 8.0
-STRAIN_ABOVE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Pressing:
+    """How hard the queue may press.
+
+    Above a share ``misses`` of the arrivals, refusals among them, it presses harder: up to ``1 + harder``
+    times on θ, which may then rise to ``1 + above`` times θ*.
+    """
+
+    misses: float
+    harder: float
+    above: float
+
+
+PRESSING = Pressing(0.04, 8.0, 0.5)
+"""Every request takes its own passes: much more would cost tokens and help few."""
+GIVING_WAY = Pressing(0.035, 24.0, 3.0)
+"""Requests may give way: pressure frees time."""
 
 
 class DeadlineTracker:
@@ -38,13 +55,14 @@ class TimePrice:
     * utilisation⁶: next to nothing at a load of 0.4, an eighth at 0.7, all at saturation;
     * the share of this request's remaining time that the queue's work would take: a burst has to be
       worked off before its deadlines whatever the average load is. The more arrivals miss the SLO, the
-      harder the queue presses: :attr:`strain` multiplies its share by up to ``1 + STRAIN_PRESS`` and lets
-      it go up to ``1 + STRAIN_ABOVE`` times θ*, for a refusal is worse than the tokens it loses;
+      harder the queue presses (:class:`Pressing`, in proportion to :attr:`strain`), for a refusal is worse
+      than the tokens it loses;
 
     and never below ``floor`` · θ*, which stops drafting that is sheer waste.
     """
 
-    def __init__(self, floor: float, memory: float = 0.99) -> None:
+    def __init__(self, floor: float, memory: float = 0.99, pressing: Pressing = PRESSING) -> None:
+        self.pressing = pressing
         self._floor = floor
         self._memory = memory
         self._tokens = 0.0
@@ -79,9 +97,9 @@ class TimePrice:
     def arrival(self, in_time: bool) -> None:
         """An arrival was answered within its SLO, or not (late, or refused because of the queue).
 
-        Pinball steps: the strain rises while more than ``STRAIN_TARGET`` of the arrivals miss.
+        Pinball steps: the strain rises while more than ``pressing.misses`` of the arrivals miss.
         """
-        move = -STRAIN_TARGET if in_time else 1.0 - STRAIN_TARGET
+        move = -self.pressing.misses if in_time else 1.0 - self.pressing.misses
         self.strain = min(1.0, max(0.0, self.strain + STRAIN_STEP * move))
 
     def price(self, waiting: int, left_ms: float) -> float:
@@ -92,8 +110,9 @@ class TimePrice:
         pressure = self.utilisation**6
         if waiting:
             queue_ms = waiting * time_ms / self._cycles
-            pressing = (1.0 + STRAIN_PRESS * self.strain) * queue_ms / max(left_ms, 1.0)
-            pressure = max(pressure, min(1.0 + STRAIN_ABOVE * self.strain, pressing))
+            strain, how = self.strain, self.pressing
+            share = (1.0 + how.harder * strain) * queue_ms / max(left_ms, 1.0)
+            pressure = max(pressure, min(1.0 + how.above * strain, share))
         if pressure < self._floor:
             pressure = self._floor
         return self._tokens / time_ms * pressure

@@ -49,6 +49,8 @@ the calibration nor θ* means anything before."""
 LEARNED = ("acceptance", "difficulty", "calibrations", "ranks", "contexts", "end_hazard")
 NO_PRICE = -(10**6)
 """Stands for log 0 in a decision's key."""
+GIVE_WAY_TOKENS = 0.5
+"""With ``give_way``: what a later pass must earn above its price while others wait."""
 LOOKUP = "lookup"
 """The drafter under which looked-up text is calibrated."""
 
@@ -163,6 +165,9 @@ class OptimalPlanner:
         bid = decision.value
         if tau + 1 >= view.remaining_tokens:
             bid += self._config.finish_bonus_tokens * decision.reach
+        if self._config.give_way and view.waiting and view.emitted_tokens and bid < GIVE_WAY_TOKENS:
+            reason = Reason(Binding.DEADLINE, numbers, "gives way")
+            return Choice(0, StopRule(), reason, bid, True)
         # Once the draft has caught up with a request, drafting for it may pay where starting to does not:
         # that says nothing of the context's next request.
         behind = view.draft_behind_tokens > 2

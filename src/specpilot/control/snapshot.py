@@ -50,7 +50,7 @@ BLANK: dict[str, Callable[[], object]] = {
 """The classes that a snapshot may hold, each with a way to make one that is then filled in."""
 
 TRANSIENT = {
-    "TimePrice": ("_last_s",),
+    "TimePrice": ("_last_s", "pressing"),
     "Context": ("decisions", "forecasts", "intercepts", "slope", "ranks", "lookup"),
 }
 """Attributes that are not carried over: a clock reading, and what is derived from the rest."""

@@ -16,11 +16,11 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from specpilot.control import ControllerConfig
+from specpilot.control.config import TREE_LOOKUP, TREE_NODES
 from specpilot.demo.engine import Engine
 from specpilot.demo.live import LiveRun, Material, live_equals_replay, lossless
 from specpilot.demo.outcome import DemoOutcome
 from specpilot.demo.workload import Arrival, bundled_prompts, make_arrivals
-from specpilot.pair import LOOKUP_DEPTH, MAX_NODES
 from specpilot.simulation.baselines import STATIC_NAMES
 from specpilot.simulation.costs import EngineCosts
 from specpilot.simulation.measure import measure_costs
@@ -52,7 +52,7 @@ class DemoConfig:
     block: int = 40
     """Requests that one policy serves before the other takes its turn."""
     promises: ControllerConfig = field(
-        default_factory=lambda: ControllerConfig(max_nodes=MAX_NODES, lookup_depth=LOOKUP_DEPTH)
+        default_factory=lambda: ControllerConfig(max_nodes=TREE_NODES, lookup_depth=TREE_LOOKUP)
     )
 
     def __post_init__(self) -> None:

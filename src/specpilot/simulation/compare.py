@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from specpilot.simulation.baselines import RULES, STATIC_NAMES
+from specpilot.simulation.policies import GIVING_WAY
 from specpilot.simulation.results import PolicyResult
 
 Row = dict[str, float | str]
@@ -30,23 +31,33 @@ def compare(results: Sequence[Mapping[str, PolicyResult]]) -> Row:
     def warm(name: str) -> float:
         return float(sum(result[name].extra[WARM] for result in results)) / len(results)
 
+    def attained(name: str) -> float:
+        return sum(result[name].slo_attainment for result in results) / len(results)
+
     best = max(STATIC_NAMES, key=goodput)
     base = max(goodput(best), 1e-9)
     own = [result["specpilot"] for result in results]
+    giving = [result[GIVING_WAY] for result in results if GIVING_WAY in result]
     headroom = goodput("oracle") - base
     row: Row = {
         "best_static": best,
         **{name: goodput(name) / base for name in ("specpilot", "oracle", *RULES)},
         "headroom_share": (goodput("specpilot") - base) / headroom if headroom > 0.0 else math.nan,
-        "slo_attainment": sum(r.slo_attainment for r in own) / len(own),
-        "best_slo_attainment": max(
-            sum(r[name].slo_attainment for r in results) / len(results) for name in STATIC_NAMES
-        ),
+        "slo_attainment": attained("specpilot"),
+        "static_slo_attainment": attained(best),
+        "best_slo_attainment": max(map(attained, STATIC_NAMES)),
         "passes": sum(r.target_passes_per_request for r in own) / len(own),
         "tokens_per_arrival": sum(r.tokens_per_arrival for r in own) / len(own),
         "completion": sum(r.completion_share for r in own) / len(own),
         "violations": float(sum(r.budget_violations for r in own)),
     }
+    if giving:
+        row |= {
+            GIVING_WAY: goodput(GIVING_WAY) / base,
+            "giving_way_slo_attainment": attained(GIVING_WAY),
+            "giving_way_passes": sum(r.target_passes_per_request for r in giving) / len(giving),
+            "giving_way_completion": sum(r.completion_share for r in giving) / len(giving),
+        }
     if all("bayes" in result for result in results):
         warm_base = max(1e-9, *map(warm, STATIC_NAMES))
         gap = warm("bayes") / warm_base - 1.0
@@ -70,18 +81,40 @@ def markdown(table: Mapping[str, Row]) -> str:
     lines = [
         "| scenario, load | best static | "
         + " | ".join(names)
-        + " | in SLO | most of any static | passes | tokens/arrival |",
-        "| --- " * (len(names) + 6) + "|",
+        + " | in SLO | of that static | most of any static | passes | tokens/arrival | complete |",
+        "| --- " * (len(names) + 8) + "|",
     ]
     for key, values in table.items():
         cells = " | ".join(f"{values[name]:.3f}" for name in names)
         lines.append(
             f"| {key} | {values['best_static']} | {cells} | {values['slo_attainment']:.1%} "
-            f"| {values['best_slo_attainment']:.1%} | {values['passes']:.2f} "
-            f"| {values['tokens_per_arrival']:.2f} |"
+            f"| {values['static_slo_attainment']:.1%} | {values['best_slo_attainment']:.1%} "
+            f"| {values['passes']:.2f} | {values['tokens_per_arrival']:.2f} | {values['completion']:.0%} |"
         )
     means = [geometric_mean([float(values[name]) for values in table.values()]) for name in names]
-    lines.append("| **geometric mean** | | " + " | ".join(f"{mean:.3f}" for mean in means) + " | | | | |")
+    lines.append("| **geometric mean** | | " + " | ".join(f"{mean:.3f}" for mean in means) + " |" * 7)
+    return "\n".join(lines)
+
+
+def giving_way_markdown(table: Mapping[str, Row]) -> str:
+    """What ``give_way`` changes: goodput over the best static τ, attainment, passes, complete outputs."""
+    shown = {key: values for key, values in table.items() if GIVING_WAY in values}
+    lines = [
+        "| scenario, load | goodput | giving way | in SLO | giving way | passes, giving way "
+        "| complete | giving way |",
+        "| --- " * 8 + "|",
+    ]
+    lines += [
+        f"| {key} | {values['specpilot']:.3f} | {values[GIVING_WAY]:.3f} | {values['slo_attainment']:.1%} "
+        f"| {values['giving_way_slo_attainment']:.1%} | {values['giving_way_passes']:.2f} "
+        f"| {values['completion']:.0%} | {values['giving_way_completion']:.0%} |"
+        for key, values in shown.items()
+    ]
+    own, giving = (
+        geometric_mean([float(values[name]) for values in shown.values()]) if shown else math.nan
+        for name in ("specpilot", GIVING_WAY)
+    )
+    lines.append(f"| **geometric mean** | {own:.3f} | {giving:.3f} " + "| " * 5 + "|")
     return "\n".join(lines)
 
 

@@ -23,7 +23,9 @@ POLICY_NAMES = ("specpilot", *STATIC_NAMES, *RULES, "oracle")
 """Policies that need nothing but a trace."""
 TREE_NAMES = ("specpilot-chain", "oracle-tree")
 """Beside them where token trees are on: specpilot without, and the clairvoyant of trees."""
-SIMULATED_NAMES = (*POLICY_NAMES, "bayes")
+GIVING_WAY = "specpilot-giving-way"
+"""specpilot with ``give_way`` on, beside itself with its promises as they are."""
+SIMULATED_NAMES = (*POLICY_NAMES, GIVING_WAY, "bayes")
 """And the one that needs to know what the requests were drawn from."""
 
 
@@ -43,7 +45,8 @@ def check_policy(name: str, names: Sequence[str] = POLICY_NAMES) -> str:
         ValueError: if there is no such policy.
     """
     if name not in names:
-        known = ("specpilot", "static-0…static-16", *(n for n in names if n in (*RULES, "oracle", "bayes")))
+        others = (*RULES, "oracle", "bayes", *TREE_NAMES, GIVING_WAY)
+        known = ("specpilot", "static-0…static-16", *(other for other in others if other in names))
         raise ValueError(f"policy: {name!r} is not known; choose one of {', '.join(known)}")
     return name
 
@@ -54,8 +57,8 @@ def make_planner(name: str, requests: Sequence[ReplayRequest]) -> Planner | None
     Raises:
         ValueError: if there is no such policy.
     """
-    check_policy(name, (*POLICY_NAMES, *TREE_NAMES))
-    if name in ("specpilot", "specpilot-chain"):
+    check_policy(name, (*POLICY_NAMES, *TREE_NAMES, GIVING_WAY))
+    if name in ("specpilot", "specpilot-chain", GIVING_WAY):
         return None
     if name in ("oracle", "oracle-tree"):
         return Oracle(
@@ -96,9 +99,11 @@ def replay_policy(
     config = config or ControllerConfig()
     if name == "specpilot-chain":
         config = replace(config, max_nodes=0, lookup_depth=0)
+    if name == GIVING_WAY:
+        config = replace(config, give_way=True)
     if name == "oracle-tree":
         requests = [replace(request, trace=_any_choice(request.trace)) for request in requests]
-    if name == "specpilot" and config.max_nodes:
+    if name in ("specpilot", GIVING_WAY) and config.max_nodes:
         for request in requests:
             if request.trace.shares is None:
                 raise ValueError(
