@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specpilot.control import Controller, ControllerConfig, CycleOutcome, RequestInfo, StopCause
@@ -68,6 +68,7 @@ def test_a_pass_worth_less_than_the_time_it_takes_is_left_to_those_who_wait(give
         one_pass(controller, answer.cycles[0], now)
 
 
+@settings(deadline=None)
 @given(seed=st.integers(0, 10_000), load=st.floats(5.0, 60.0), budget=st.sampled_from([1.0, 1.5, 2.0, 3.0]))
 def test_who_gives_way_has_something_to_show_and_the_budget_holds(
     seed: int, load: float, budget: float

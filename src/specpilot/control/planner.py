@@ -230,7 +230,7 @@ class OptimalPlanner:
         if not (branching or view.max_lookup):
             return choice
         depth = choice.max_draft
-        nodes, verify_ms = fitting_nodes(self._cost, view, depth)
+        nodes, verify_ms = fitting_nodes(self._cost, view, depth, branching=branching)
         if not context.ranks:
             calibration = self._ranks.setdefault(view.drafter, Calibration())
             slope = calibration.slope
