@@ -189,7 +189,8 @@ def subject(fault: str, seed: int) -> LocalSubject:
     return LocalSubject(
         LiveExecutor(target, ModelDrafter(draft_model, clock=time), clock=time),
         Controller(ControllerConfig(pass_budget=float("inf"), slo_p95_ms=3.6e6)),
-        TableLM("alone", target_tables, SimTime(), cost),
+        TableLM("target alone", target_tables, SimTime(), cost),
+        TableLM("draft alone", draft_tables, SimTime(), cost),
         Letters(),
         encode,
         rng=rng,

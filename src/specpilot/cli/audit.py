@@ -143,6 +143,7 @@ def _local(
         LiveExecutor(ModelTarget(pair.target), ModelDrafter(pair.draft)),
         Controller(ControllerConfig(pass_budget=float("inf"), slo_p95_ms=3_600_000.0)),
         pair.target,
+        pair.draft,
         pair.tokenizer,
         pair.encode,
         rng=np.random.default_rng(seed),
