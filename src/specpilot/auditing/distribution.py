@@ -1,4 +1,4 @@
-"""Sampled tokens against the target's own distribution: a bet against the engine whose odds of error are exact.
+"""Sampled tokens against the target's own distribution: a bet against the engine, with exact odds of error.
 
 Each token is drawn, if the engine is right, from p after its prefix, whatever was drafted. For any other law
 p', fixed before the token is seen, the product of p'(token) / p(token) over all tokens is then a martingale
@@ -86,7 +86,6 @@ class Evidence:
         """The numbers, and which law explains the tokens best if p does not."""
         detail: dict[str, Any] = {
             "tokens": self.tokens,
-            "evidence_nats": self.nats,
             "p_value": min(1.0, math.exp(-self.nats)),
             "false_alarm_odds": FALSE_ALARM,
             "visible_share": self._moments.visible(),
@@ -94,10 +93,10 @@ class Evidence:
         }
         if self.forbidden:
             detail["forbidden_tokens"] = self.forbidden
-        if self.wrong:
+        elif self.wrong:
             fault, share = np.unravel_index(int(self._directed.argmax()), self._directed.shape)
             known = self._directed.max() + DIRECTED >= self._learned.max() + LEARNED
-            detail["looks_like"] = {"fault": FAULTS[fault], "share": SHARES[share]} if known else "no known fault"
+            detail["looks_like"] = {FAULTS[fault]: SHARES[share]} if known else "no known fault"
         return detail
 
 

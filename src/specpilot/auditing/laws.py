@@ -1,4 +1,4 @@
-"""What a faulty engine would emit: the distribution of a token under each usual fault of sampling, from p and q.
+"""What a faulty engine would emit: the law of a token under each usual fault of sampling, from p and q.
 
 p and q are the target's and the draft's distributions after the same prefix, shaped by the request. With both
 at hand the law of the emitted token is exact: under speculative sampling (Leviathan et al. 2023) a proposal
@@ -54,7 +54,9 @@ def context(target: FloatArray, draft: FloatArray, params: SamplingParams) -> Co
     if not _cut_is_clear(target, params):
         return None
     p = probabilities(target, params)
-    return Context(p, faulty_laws(p, probabilities(draft, params), probabilities(target, SamplingParams(1.0))))
+    return Context(
+        p, faulty_laws(p, probabilities(draft, params), probabilities(target, SamplingParams(1.0)))
+    )
 
 
 def faulty_laws(p: DoubleArray, q: DoubleArray, unshaped: DoubleArray) -> DoubleArray:
@@ -62,11 +64,11 @@ def faulty_laws(p: DoubleArray, q: DoubleArray, unshaped: DoubleArray) -> Double
     kept = np.minimum(p, q)
     accept = np.divide(kept, q, out=np.zeros_like(q), where=q > 0.0)
     residual = p - kept
-    left = residual.sum()
+    left = float(residual.sum())
     residual = residual / left if left > 0.0 else p
 
     def proposed(law: DoubleArray) -> DoubleArray:
-        taken = law * accept
+        taken: DoubleArray = law * accept
         return taken + (1.0 - taken.sum()) * residual
 
     return np.stack(

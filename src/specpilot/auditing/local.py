@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
@@ -13,9 +14,11 @@ import numpy as np
 from specpilot.auditing.checks import Answer, Check, Subject
 from specpilot.auditing.reference import ModelReference
 from specpilot.auditing.sampled import check_distribution
+from specpilot.control import Controller, ControllerConfig
+from specpilot.control.config import Mode
 from specpilot.decoding.acceptance import make_rule
 from specpilot.decoding.cycle import LiveExecutor
-from specpilot.decoding.loop import ControllerLike, ServeLoop
+from specpilot.decoding.loop import ServeLoop
 from specpilot.decoding.request import DecodingRequest, fit_prompt
 from specpilot.decoding.text import Detokenizer
 from specpilot.decoding.types import SamplingParams
@@ -28,11 +31,13 @@ GREEDY_DRAFTS: tuple[int | None, ...] = (None, 1, 4, 12)
 
 
 class LocalSubject:
-    """An engine's executor under a controller, without promises that could cut an output.
+    """An engine's executor under the policy, without promises that could cut an output.
+
+    Where a ``max_draft`` is asked for, so many tokens are drafted in every cycle, whether it pays or not: the
+    policy would leave much of the engine's code unused.
 
     Args:
         executor: the engine.
-        controller: decides τ where no ``max_draft`` is asked for.
         target: the model alone, for the reference, its context limit and its EOS tokens.
         draft: the draft model alone: what faults of sampling would emit depends on it.
         tokenizer: text to tokens and back.
@@ -44,7 +49,6 @@ class LocalSubject:
     def __init__(
         self,
         executor: LiveExecutor,
-        controller: ControllerLike,
         target: CausalLM,
         draft: CausalLM,
         tokenizer: Detokenizer,
@@ -62,7 +66,7 @@ class LocalSubject:
         self.draft = draft
         self.encode = encode
         self._executor = executor
-        self._controller = controller
+        self._controllers: dict[int | None, Controller] = {}
         self._tokenizer = tokenizer
         self._rng = rng
         self._make = make_request
@@ -91,8 +95,6 @@ class LocalSubject:
         max_draft: int | None = None,
     ) -> Answer:
         """One completion, alone in the engine."""
-        from dataclasses import replace
-
         params = SamplingParams(temperature, top_k, top_p, seed)
         tokens = self.fit(prompt, max_tokens)
         request = self._make(
@@ -106,8 +108,13 @@ class LocalSubject:
             rule=make_rule(params, rng=self._rng),
         )
         self._executor.add(request)
-        loop = ServeLoop(self._controller, self._executor, self._clock)
-        loop.submit(replace(request.info(), max_draft=max_draft))
+        controller = self._controllers.get(max_draft)
+        if controller is None:
+            fixed: dict[str, Any] = {} if max_draft is None else {"mode": Mode.OFF, "static_draft": max_draft}
+            config = ControllerConfig(pass_budget=math.inf, slo_p95_ms=3_600_000.0, **fixed)
+            controller = self._controllers[max_draft] = Controller(config)
+        loop = ServeLoop(controller, self._executor, self._clock)
+        loop.submit(request.info())
         while loop.step():
             pass
         cause = None if request.ended is None else request.ended.value

@@ -1,4 +1,4 @@
-"""A model alone, without any of the cycle's code: each answer from a fresh cache, so that no rollback can be wrong."""
+"""A model alone, without the cycle's code: each answer from a fresh cache, so no rollback can be wrong."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ModelReference:
         self._model = model
 
     def rows(self, tokens: Sequence[int], since: int) -> FloatArray:
-        """(len(tokens) − since + 1, vocab): after ``tokens[:since]``, and after each later token. One pass."""
+        """(len(tokens) − since + 1, vocab), in one pass: after ``tokens[:since]`` and each later token."""
         item = ForwardItem(self._model.new_cache(), list(tokens), logits_from=since - 1)
         return self._model.forward([item])[0]
 

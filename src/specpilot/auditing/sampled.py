@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -18,16 +17,16 @@ if TYPE_CHECKING:
 
 SAMPLINGS = (SamplingParams(1.0), SamplingParams(0.7, top_k=20), SamplingParams(0.9, top_p=0.9))
 SAMPLED_TOKENS = 6
-DRAFTS = (2, 5)
-"""Draft lengths, in turn: with bonus tokens, and without."""
+DRAFTS = (2, 5, None)
+"""Draft lengths, in turn: with bonus tokens, without, and the policy's own."""
 ROUND = 20
 """Samples per prompt and setting between two looks."""
-SUSPICION = math.log(2.0)
-"""Nats of evidence after the first samples that call for more of them."""
+SUSPICION = -1.0
+"""Nats of evidence after the first samples that call for more; a right engine's bets lose."""
 MOST = 4
 """Times the first samples, at most."""
 POWER_EVERY = 8
-"""Power is computed from the prefixes of every so manieth sample."""
+"""Power is computed from the prefixes of every so many-th sample."""
 
 
 class Scorer:
@@ -80,9 +79,7 @@ def check_distribution(subject: LocalSubject, prompts: Sequence[str], count: int
     cases = [(list(texts.items())[index], params) for index in chosen for params in SAMPLINGS]
     evidence = Evidence()
     drawn = 0
-    while not evidence.wrong and (
-        drawn < samples or (drawn < MOST * samples and evidence.nats >= SUSPICION)
-    ):
+    while not evidence.wrong and (drawn < samples or (drawn < MOST * samples and evidence.nats >= SUSPICION)):
         number = min(ROUND, samples - drawn) if drawn < samples else ROUND
         for case, ((text, tokens), params) in enumerate(cases):
             for sample in range(drawn, drawn + number):
