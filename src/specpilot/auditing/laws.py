@@ -69,7 +69,7 @@ def faulty_laws(p: DoubleArray, q: DoubleArray, unshaped: DoubleArray) -> Double
 
     def proposed(law: DoubleArray) -> DoubleArray:
         taken: DoubleArray = law * accept
-        return taken + (1.0 - taken.sum()) * residual
+        return taken + (1.0 - float(taken.sum())) * residual
 
     return np.stack(
         [
