@@ -1,6 +1,7 @@
 """Does `specpilot audit` see every fault that changes the output, and pass the healthy engine?
 
     python benchmarks/audit_faults.py --healthy 100 --runs 10
+    python benchmarks/audit_faults.py --limits --runs 10
 
 Engines as in faulty_engine.py (the package's own cycle on small made-up models), each drawn anew from its
 seed; a fault is put in with a drawn strength, the share of the places at which it strikes. Faults of the
@@ -40,11 +41,10 @@ from benchmarks.faulty_engine import (
 )
 
 from specpilot.auditing import Check, LocalSubject, audit_pair, verdict
-from specpilot.control import Controller, ControllerConfig
 from specpilot.decoding.acceptance import AcceptanceRule, Coupled, DraftStep, Rejection
 from specpilot.decoding.cycle import LiveExecutor
 from specpilot.decoding.request import DecodingRequest
-from specpilot.decoding.types import SamplingParams
+from specpilot.decoding.types import Acceptance, SamplingParams
 from specpilot.drafters.model import ModelDrafter
 from specpilot.models.base import FloatArray
 from specpilot.targets.model import ModelTarget
@@ -63,6 +63,9 @@ CHANGES_OUTPUT = (
     "eos_missed_in_block",
     "seed_depends_on_draft",
 )
+MILD = ("draft_temperature", "rejection_on_fixed_tokens")
+RARELY = (0.1, 0.05, 0.02, 0.01)
+"""Shares of the drafted tokens at which a mild fault strikes, where the limit is looked for."""
 SPEED_ONLY = ("draft_rollback", "unfed_bonus_token", "lost_bonus_token", "permuted_vocabulary")
 
 
@@ -79,24 +82,39 @@ def encode(text: str) -> list[int]:
     return [ord(letter) - FIRST_LETTER for letter in text]
 
 
+class SometimesWrong(Rejection):
+    """Another rule of rejection sampling at a share of draws and blocks; the right one at the rest."""
+
+    def __init__(
+        self, wrong: Rejection, params: SamplingParams, rng: np.random.Generator, share: float
+    ) -> None:
+        super().__init__(params, rng)
+        self._wrong, self._chance, self._share = wrong, rng, share
+
+    def _rule(self) -> Rejection | None:
+        return self._wrong if self._chance.random() < self._share else None
+
+    def draw(self, step: DraftStep) -> int:
+        """The fault's token, or the right one."""
+        rule = self._rule()
+        return rule.draw(step) if rule is not None else super().draw(step)
+
+    def accept(
+        self, block: Any, q: FloatArray | None, target_logits: FloatArray, position: int
+    ) -> Acceptance:
+        """The fault's judgement, or the right one."""
+        rule = self._rule()
+        if rule is not None:
+            return rule.accept(block, q, target_logits, position)
+        return super().accept(block, q, target_logits, position)
+
+
 class FixedTokens(Rejection):
     """Fault: the draft's likeliest token is proposed and judged as if it were drawn from q."""
 
     def draw(self, step: DraftStep) -> int:
         """No draw at all."""
         return step.top
-
-
-class Unshaped(Rejection):
-    """Fault: temperature, top-k and top-p shape the draft's distribution and not the target's."""
-
-    def __init__(self, params: SamplingParams, rng: np.random.Generator) -> None:
-        super().__init__(params, rng)
-        self._plain = Rejection(SamplingParams(1.0), rng)
-
-    def accept(self, block: Any, q: FloatArray | None, target_logits: FloatArray, position: int) -> Any:
-        """Judged by the raw p."""
-        return self._plain.accept(block, q, target_logits, position)
 
 
 class DriftingNoise(Coupled):
@@ -130,11 +148,12 @@ class Blockwise(DecodingRequest):
         return super().emit(tokens)
 
 
-def subject(fault: str, seed: int) -> LocalSubject:
-    """An engine with a fault, of drawn models and strength."""
+def subject(fault: str, seed: int, share: float | None = None) -> LocalSubject:
+    """An engine with a fault, of drawn models; it strikes at a drawn share of the places, or at this one."""
     chance = random.Random(seed)
     draw = chance.uniform
-    strength = draw(0.2, 1.0)
+    strength = draw(0.2, 1.0) if share is None else share
+    factor = chance.choice((0.0, 0.4, 2.5))
     setup = Setup(seed=seed, draft_noise=draw(0.4, 1.2), sharpness=draw(2.0, 6.0), spread=draw(0.0, 0.3))
     time = SimTime()
     target_tables, draft_tables = tables(setup)
@@ -170,7 +189,7 @@ def subject(fault: str, seed: int) -> LocalSubject:
     rng = np.random.default_rng(seed)
 
     def make(name: str, prompt: Sequence[int], max_tokens: int, **settings: Any) -> DecodingRequest:
-        rule = faulty_rule(fault, settings["params"], strength, chance, rng)
+        rule = faulty_rule(fault, settings["params"], strength, factor, chance, rng)
         if rule is not None:
             settings["rule"] = rule
         kinds: dict[str, Callable[..., DecodingRequest]] = {
@@ -188,8 +207,8 @@ def subject(fault: str, seed: int) -> LocalSubject:
 
     return LocalSubject(
         LiveExecutor(target, ModelDrafter(draft_model, clock=time), clock=time),
-        Controller(ControllerConfig(pass_budget=float("inf"), slo_p95_ms=3.6e6)),
-        TableLM("alone", target_tables, SimTime(), cost),
+        TableLM("target alone", target_tables, SimTime(), cost),
+        TableLM("draft alone", draft_tables, SimTime(), cost),
         Letters(),
         encode,
         rng=rng,
@@ -199,9 +218,17 @@ def subject(fault: str, seed: int) -> LocalSubject:
 
 
 def faulty_rule(
-    fault: str, params: SamplingParams, strength: float, chance: random.Random, rng: np.random.Generator
+    fault: str,
+    params: SamplingParams,
+    strength: float,
+    factor: float,
+    chance: random.Random,
+    rng: np.random.Generator,
 ) -> AcceptanceRule | None:
-    """The rule of acceptance with the fault; ``None`` for the right one."""
+    """The rule of acceptance with the fault; ``None`` for the right one.
+
+    ``factor``: of the draft's temperature.
+    """
     greedy = params.temperature == 0.0
     if fault == "non_prefix_accept" and greedy:
         return AcceptMatches(strength, chance)
@@ -210,16 +237,20 @@ def faulty_rule(
     if greedy or params.seed is not None:
         drifting = fault == "seed_depends_on_draft" and params.seed is not None
         return DriftingNoise(params) if drifting else None
+    wrong: Rejection
     if fault == "draft_temperature":
-        return OtherTemperature(params, chance.choice((0.0, 0.4, 2.5)), rng)
-    if fault == "rejection_on_fixed_tokens":
-        return FixedTokens(params, rng)
-    if fault == "target_ignores_top_k":
-        return Unshaped(params, rng)
-    return None
+        wrong = OtherTemperature(params, factor, rng)
+    elif fault == "rejection_on_fixed_tokens":
+        wrong = FixedTokens(params, rng)
+    elif fault == "target_ignores_top_k":
+        # Temperature, top-k and top-p shape the draft's distribution and not the target's.
+        wrong = Rejection(SamplingParams(1.0), rng)
+    else:
+        return None
+    return SometimesWrong(wrong, params, rng, strength)
 
 
-def audit(task: tuple[str, int, int]) -> tuple[str, int, str, list[Check]]:
+def audit(task: tuple[str, int, int], share: float | None = None) -> tuple[str, int, str, list[Check]]:
     """One audit: (fault, seed, verdict, checks)."""
     fault, seed, samples = task
     chance = random.Random(seed + 5)
@@ -227,50 +258,72 @@ def audit(task: tuple[str, int, int]) -> tuple[str, int, str, list[Check]]:
         "".join(chr(FIRST_LETTER + chance.randrange(1, VOCAB)) for _ in range(chance.randint(3, 12)))
         for _ in range(24)
     ]
-    checks = audit_pair(subject(fault, seed), prompts, max_tokens=20, samples=samples)
+    checks = audit_pair(subject(fault, seed, share), prompts, max_tokens=20, samples=samples)
     return fault, seed, verdict(checks), checks
+
+
+def limits(runs: int, seed: int, samples: int) -> None:
+    """How often faults are seen that strike rarely; a table."""
+    print(f"| strikes at | {' | '.join(f'`{fault}`' for fault in MILD)} |\n| --- |{' --- |' * len(MILD)}")
+    for row, share in enumerate(RARELY):
+        seen = []
+        for column, fault in enumerate(MILD):
+            first = seed + 100_000 + 1000 * (row * len(MILD) + column)
+            wrong = sum(audit((fault, first + run, samples), share)[2] == "wrong" for run in range(runs))
+            low, high = wilson(wrong, runs)
+            seen.append(f"{wrong} of {runs} ({low:.0%}–{high:.0%})")
+        print(f"| {share:.0%} of the drafted tokens | {' | '.join(seen)} |", flush=True)
+
+
+def report(kind: str, runs: Sequence[tuple[str, int, str, list[Check]]]) -> bool:
+    """Print a row of the table; whether every run was judged rightly."""
+    changes = kind in CHANGES_OUTPUT
+    wrong = 0
+    by: Counter[str] = Counter()
+    for _, seed, answer, checks in runs:
+        failed = [check for check in checks if check.status == "fail"]
+        by.update(check.name for check in failed)
+        wrong += answer == "wrong"
+        if (answer == "wrong") != changes:
+            print(f"{kind}, seed {seed}: {answer}: {failed}", file=sys.stderr)
+    low, high = wilson(wrong, len(runs)) if runs else (0.0, 1.0)
+    names = ", ".join(f"{name} {times}" for name, times in by.most_common())
+    print(
+        f"| `{kind}` | {'yes' if changes else 'no'} | {len(runs)} | {wrong} ({low:.0%}–{high:.0%}) "
+        f"| {names or '–'} |",
+        flush=True,
+    )
+    return wrong == (len(runs) if changes else 0)
 
 
 def main() -> int:
     """Run and print; exit status 1 if a fault that changes the output passes, or a healthy engine fails."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--healthy", type=int, default=100)
-    parser.add_argument("--runs", type=int, default=10, help="per fault")
+    parser.add_argument("--runs", type=int, default=10, help="per fault; twice as many of the mild ones")
     parser.add_argument("--only", action="append", choices=("healthy", *CHANGES_OUTPUT, *SPEED_ONLY))
-    parser.add_argument("--seed", type=int, default=700_000)
-    parser.add_argument("--samples", type=int, default=800, help="per prompt and sampling setting")
+    parser.add_argument("--seed", type=int, default=910_000)
+    parser.add_argument("--samples", type=int, default=300, help="per prompt and sampling setting, at first")
+    parser.add_argument(
+        "--limits", action="store_true", help="instead: how rarely may a mild fault strike and still be seen?"
+    )
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
+    if options.limits:
+        limits(options.runs, options.seed, options.samples)
+        return 0
     kinds = options.only or ["healthy", *CHANGES_OUTPUT, *SPEED_ONLY]
-    tasks = [
-        (kind, options.seed + 1000 * place + run, options.samples)
-        for place, kind in enumerate(kinds)
-        for run in range(options.healthy if kind == "healthy" else options.runs)
-    ]
-    seen: dict[str, list[tuple[str, list[Check]]]] = {kind: [] for kind in kinds}
-    with ProcessPoolExecutor(options.processes) as pool:
-        for fault, seed, answer, checks in pool.map(audit, tasks):
-            seen[fault].append((answer, checks))
-            right = (answer == "wrong") == (fault in CHANGES_OUTPUT)
-            if not right:
-                failed = [check for check in checks if check.status == "fail"]
-                print(f"{fault}, seed {seed}: {answer}: {failed}", file=sys.stderr)
     print(
-        "| put in | changes the output | runs | called wrong (95 %) | by |\n| --- | --- | --- | --- | --- |"
+        "| put in | changes the output | runs | called wrong (95 %) | by |\n| --- | --- | --- | --- | --- |",
+        flush=True,
     )
     fine = True
-    for kind in kinds:
-        runs = seen[kind]
-        changes = kind in CHANGES_OUTPUT
-        wrong = sum(answer == "wrong" for answer, _ in runs)
-        fine &= wrong == (len(runs) if changes else 0)
-        low, high = wilson(wrong, len(runs)) if runs else (0.0, 1.0)
-        by = Counter(check.name for _, checks in runs for check in checks if check.status == "fail")
-        names = ", ".join(f"{name} {times}" for name, times in by.most_common())
-        print(
-            f"| `{kind}` | {'yes' if changes else 'no'} | {len(runs)} | {wrong} ({low:.0%}–{high:.0%}) "
-            f"| {names or '–'} |"
-        )
+    with ProcessPoolExecutor(options.processes) as pool:
+        for place, kind in enumerate(kinds):
+            count = options.healthy if kind == "healthy" else options.runs * (2 if kind in MILD else 1)
+            first = options.seed + 1000 * place
+            tasks = [(kind, first + run, options.samples) for run in range(count)]
+            fine &= report(kind, list(pool.map(audit, tasks)))
     return 0 if fine else 1
 
 

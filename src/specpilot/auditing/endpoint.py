@@ -13,9 +13,11 @@ from typing import Any
 import openai
 
 from specpilot.auditing.checks import Answer, Check, Subject
-from specpilot.auditing.distribution import FALSE_ALARM, LEAST_EXPECTED
+from specpilot.auditing.distribution import FALSE_ALARM
 
 SAMPLED_TOKENS = 3
+LEAST_EXPECTED = 5.0
+"""Beginnings that are expected less often share one bin."""
 TIMEOUT_S = 60.0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import time
+import math
 from collections.abc import Callable, Sequence
 from itertools import count
 from pathlib import Path
@@ -12,65 +12,34 @@ from typing import Any
 import numpy as np
 
 from specpilot.auditing.checks import Answer, Check, Subject
-from specpilot.auditing.distribution import judge, judge_cells
+from specpilot.auditing.reference import ModelReference
+from specpilot.auditing.sampled import check_distribution
+from specpilot.control import Controller, ControllerConfig
+from specpilot.control.config import Mode
 from specpilot.decoding.acceptance import make_rule
 from specpilot.decoding.cycle import LiveExecutor
-from specpilot.decoding.distribution import DoubleArray, probabilities
-from specpilot.decoding.loop import ControllerLike, ServeLoop
+from specpilot.decoding.loop import ServeLoop
 from specpilot.decoding.request import DecodingRequest, fit_prompt
 from specpilot.decoding.text import Detokenizer
 from specpilot.decoding.types import SamplingParams
-from specpilot.models.base import CausalLM, FloatArray, ForwardItem, common_prefix
+from specpilot.models.base import CausalLM, common_prefix
 from specpilot.models.tokenizer import Tokenizer, check_same_vocabulary
 from specpilot.trace.agreement import NEAR_TIE_MARGIN
 
 GREEDY_DRAFTS: tuple[int | None, ...] = (None, 1, 4, 12)
 """Draft lengths of the greedy check: the policy's own, and fixed ones."""
-SAMPLINGS = (SamplingParams(1.0), SamplingParams(0.7, top_k=20), SamplingParams(0.9, top_p=0.9))
-SAMPLED_TOKENS = 4
-
-
-class TargetReference:
-    """The target alone: each token from a fresh cache, so that no rollback can be wrong."""
-
-    def __init__(self, target: CausalLM) -> None:
-        self._target = target
-        self._rows: dict[tuple[int, ...], FloatArray] = {}
-
-    def logits(self, tokens: Sequence[int]) -> FloatArray:
-        """(vocab,) after all of ``tokens``."""
-        key = tuple(tokens)
-        row = self._rows.get(key)
-        if row is None:
-            item = ForwardItem(self._target.new_cache(), list(key), logits_from=len(key) - 1)
-            row = self._rows[key] = self._target.forward([item])[0][0]
-        return row
-
-    def greedy(self, prompt: Sequence[int], max_tokens: int) -> tuple[list[int], list[float]]:
-        """Tokens up to EOS, and by how much each was preferred (top-1 minus top-2 logits)."""
-        output: list[int] = []
-        margins: list[float] = []
-        while len(output) < max_tokens:
-            row = self.logits([*prompt, *output])
-            two = np.partition(row, -2)[-2:]
-            margins.append(float(two[1] - two[0]))
-            output.append(int(row.argmax()))
-            if output[-1] in self._target.eos_token_ids:
-                break
-        return output, margins
-
-    def distribution(self, tokens: Sequence[int], params: SamplingParams) -> DoubleArray:
-        """P (vocab,) after ``tokens``, shaped."""
-        return probabilities(self.logits(tokens), params)
 
 
 class LocalSubject:
-    """An engine's executor under a controller, without promises that could cut an output.
+    """An engine's executor under the policy, without promises that could cut an output.
+
+    Where a ``max_draft`` is asked for, so many tokens are drafted in every cycle, whether it pays or not: the
+    policy would leave much of the engine's code unused.
 
     Args:
         executor: the engine.
-        controller: decides τ where no ``max_draft`` is asked for.
-        target: for its context limit and its EOS tokens.
+        target: the model alone, for the reference, its context limit and its EOS tokens.
+        draft: the draft model alone: what faults of sampling would emit depends on it.
         tokenizer: text to tokens and back.
         rng: of sampling without a seed; the same state gives the same audit.
         make_request: how requests are made (for engines under test).
@@ -80,8 +49,8 @@ class LocalSubject:
     def __init__(
         self,
         executor: LiveExecutor,
-        controller: ControllerLike,
         target: CausalLM,
+        draft: CausalLM,
         tokenizer: Detokenizer,
         encode: Callable[[str], Sequence[int]],
         *,
@@ -94,14 +63,24 @@ class LocalSubject:
 
         self.name = name
         self.target = target
+        self.draft = draft
         self.encode = encode
         self._executor = executor
-        self._controller = controller
+        self._controllers: dict[int | None, Controller] = {}
         self._tokenizer = tokenizer
         self._rng = rng
         self._make = make_request
         self._clock = clock or RealClock()
         self._numbers = count(1)
+
+    def fit(self, prompt: str, max_tokens: int) -> Sequence[int]:
+        """The prompt's tokens as the engine is given them."""
+        return fit_prompt(
+            self.encode(prompt),
+            max_tokens,
+            context_limit=self.target.context_limit,
+            start_token=min(self.target.eos_token_ids, default=None),
+        )
 
     def complete(
         self,
@@ -116,15 +95,8 @@ class LocalSubject:
         max_draft: int | None = None,
     ) -> Answer:
         """One completion, alone in the engine."""
-        from dataclasses import replace
-
         params = SamplingParams(temperature, top_k, top_p, seed)
-        tokens = fit_prompt(
-            self.encode(prompt),
-            max_tokens,
-            context_limit=self.target.context_limit,
-            start_token=min(self.target.eos_token_ids, default=None),
-        )
+        tokens = self.fit(prompt, max_tokens)
         request = self._make(
             f"audit-{next(self._numbers)}",
             tokens,
@@ -136,8 +108,13 @@ class LocalSubject:
             rule=make_rule(params, rng=self._rng),
         )
         self._executor.add(request)
-        loop = ServeLoop(self._controller, self._executor, self._clock)
-        loop.submit(replace(request.info(), max_draft=max_draft))
+        controller = self._controllers.get(max_draft)
+        if controller is None:
+            fixed: dict[str, Any] = {} if max_draft is None else {"mode": Mode.OFF, "static_draft": max_draft}
+            config = ControllerConfig(pass_budget=math.inf, slo_p95_ms=3_600_000.0, **fixed)
+            controller = self._controllers[max_draft] = Controller(config)
+        loop = ServeLoop(controller, self._executor, self._clock)
+        loop.submit(request.info())
         while loop.step():
             pass
         cause = None if request.ended is None else request.ended.value
@@ -177,7 +154,6 @@ def audit_pair(
     max_tokens: int = 24,
     samples: int = 400,
     sampled_prompts: int = 2,
-    deadline_s: float | None = None,
     advance: Callable[[str], None] = lambda name: None,
 ) -> list[Check]:
     """All checks of a pair; greedy equality first.
@@ -186,21 +162,19 @@ def audit_pair(
         subject: the engine.
         prompts: at least one.
         max_tokens: of each greedy output.
-        samples: per prompt and sampling setting.
+        samples: per prompt and sampling setting, at first; more where these leave a suspicion.
         sampled_prompts: how many of the prompts are sampled.
-        deadline_s: stop sampling after this long; what was drawn is judged.
         advance: called with each check's name before it.
     """
     if not prompts:
         raise ValueError("prompts: there are none; give at least one")
-    reference = TargetReference(subject.target)
+    reference = ModelReference(subject.target)
     plain = {prompt: reference.greedy(subject.encode(prompt), max_tokens) for prompt in prompts}
-    sampled = prompts[:sampled_prompts]
     makers: dict[str, Callable[[], Check]] = {
         "greedy_equality": lambda: _greedy(subject, plain, max_tokens),
         "stop_and_eos": lambda: _ends(subject, plain, max_tokens),
         "seeds": lambda: _seeds(subject, prompts[: max(4, sampled_prompts)]),
-        "distribution": lambda: _distribution(subject, reference, sampled, samples, deadline_s),
+        "distribution": lambda: check_distribution(subject, prompts, sampled_prompts, samples),
     }
     checks = []
     for name, make in makers.items():
@@ -279,43 +253,3 @@ def _seeds(subject: Subject, prompts: Sequence[str]) -> Check:
                 different.append({"prompt": prompt[-60:], "seed": seed})
     detail = {"seeded": 3 * len(prompts), "different": len(different), "distinct_outputs": len(texts)}
     return Check("seeds", "fail" if different or len(texts) < 2 else "pass", detail)
-
-
-def _distribution(
-    subject: LocalSubject,
-    reference: TargetReference,
-    prompts: Sequence[str],
-    samples: int,
-    deadline_s: float | None,
-) -> Check:
-    """Sampled tokens against p, at three settings of temperature, top-k and top-p."""
-    began = time.monotonic()
-    drawn: list[list[tuple[int, ...]]] = []
-    cases: list[tuple[Sequence[int], SamplingParams]] = []
-    for params in SAMPLINGS:
-        for prompt in prompts:
-            outputs = []
-            for number in range(samples):
-                if deadline_s is not None and time.monotonic() - began > deadline_s:
-                    break
-                answer = subject.complete(
-                    prompt,
-                    SAMPLED_TOKENS,
-                    temperature=params.temperature,
-                    top_k=params.top_k,
-                    top_p=params.top_p,
-                    max_draft=2 if number % 2 else 3,
-                )
-                outputs.append(answer.token_ids or ())
-            drawn.append(outputs)
-            cases.append((subject.encode(prompt), params))
-
-    def p(case: int, prefix: tuple[int, ...]) -> DoubleArray:
-        tokens, params = cases[case]
-        return reference.distribution([*tokens, *prefix], params)
-
-    cells = judge_cells(drawn, p)
-    if not cells:
-        return Check("distribution", "skipped", {"why": f"fewer than 40 of {samples} samples share a prefix"})
-    fine, detail = judge(cells)
-    return Check("distribution", "pass" if fine else "fail", detail)

@@ -126,7 +126,6 @@ def _local(
     import numpy as np
 
     from specpilot.auditing import LocalSubject, audit_pair, audit_tokenizers
-    from specpilot.control import Controller, ControllerConfig
     from specpilot.decoding.cycle import LiveExecutor
     from specpilot.drafters.model import ModelDrafter
     from specpilot.pair import load_pair, place
@@ -141,8 +140,8 @@ def _local(
     pair = load_pair(target, draft, engine)
     subject = LocalSubject(
         LiveExecutor(ModelTarget(pair.target), ModelDrafter(pair.draft)),
-        Controller(ControllerConfig(pass_budget=float("inf"), slo_p95_ms=3_600_000.0)),
         pair.target,
+        pair.draft,
         pair.tokenizer,
         pair.encode,
         rng=np.random.default_rng(seed),
