@@ -62,6 +62,9 @@ def compare(results: Sequence[Mapping[str, PolicyResult]]) -> Row:
         warm_base = max(1e-9, *map(warm, STATIC_NAMES))
         gap = warm("bayes") / warm_base - 1.0
         lead = warm("specpilot") / warm_base - 1.0
+        if giving:
+            lead_giving = warm(GIVING_WAY) / warm_base - 1.0
+            row["giving_way_bayes_share"] = lead_giving / gap if gap > GAP else math.nan
         row |= {
             "bayes": goodput("bayes") / base,
             "bayes_gap": gap,
@@ -121,12 +124,13 @@ def giving_way_markdown(table: Mapping[str, Row]) -> str:
 def bounds_markdown(table: Mapping[str, Row]) -> str:
     """How far specpilot is from what can be had: the belief-state optimum's gap and the oracle's headroom."""
     lines = [
-        "| scenario, load | bayes ÷ best static, warm | specpilot's share | oracle ÷ best static "
-        "| specpilot's share |",
-        "| --- " * 5 + "|",
+        "| scenario, load | bayes ÷ best static, warm | specpilot's share | giving way "
+        "| oracle ÷ best static | specpilot's share |",
+        "| --- " * 6 + "|",
     ]
     lines += [
         f"| {key} | {1.0 + float(values['bayes_gap']):.3f} | {_share(values['bayes_share'])} "
+        f"| {_share(values.get('giving_way_bayes_share', math.nan))} "
         f"| {values['oracle']:.3f} | {_share(values['headroom_share'])} |"
         for key, values in table.items()
         if "bayes_gap" in values
