@@ -110,7 +110,7 @@ class OptimalPlanner:
         # Tokens matched, of requests whose looked-up text was right so far.
         self._matches: dict[str, int] = {}
         self._open: dict[str, StopRule] = {}
-        self._probing: set[str] = set()
+        self._probing: dict[str, Context] = {}
         self._end_hazard = EndHazard()
 
     def admitted(self, request_id: str, prompt_tokens: int, *, now: float) -> None:
@@ -149,11 +149,12 @@ class OptimalPlanner:
         # that says nothing of the context's next request.
         behind = view.draft_behind_tokens > 2
         if (behind or not tau) and context.fallback.decide(gain if tau else min(gain, 0.0)):
-            if not context.fallback.probe_due():
+            # A request that draws its pass from the pool may not get it, and a probe would be lost with it.
+            if view.from_pool or not context.fallback.probe_due():
                 return self._fall_back(
                     view, context, bucket, decision, Reason(Binding.DRAFT_COST, numbers, "fallback"), bid
                 )
-            self._probing.add(view.request_id)
+            self._probing[view.request_id] = context
             rule = self._rule(view, context, bucket, (), ())
             return Choice(min(ceiling, PROBE_DRAFT), rule, Reason(Binding.PROBE, numbers), bid)
         context.blocks += 1
@@ -380,8 +381,7 @@ class OptimalPlanner:
             outcome.emitted, outcome.ended is not None and outcome.ended.value in ("eos", "stop")
         )
         closed_rule = self._open.pop(view.request_id, None)
-        probe = view.request_id in self._probing
-        self._probing.discard(view.request_id)
+        probe = self._probing.pop(view.request_id, None) is not None
         context = self._context(view.drafter, bucket)
         context.age += 1
         if context.age >= (1 if context.blocks <= LEARNING_BLOCKS else DECISION_CYCLES):
@@ -452,13 +452,16 @@ class OptimalPlanner:
     def discarded(self, request_id: str) -> None:
         """The choice just made for this request will not be run (shadow mode)."""
         self._open.pop(request_id, None)
-        self._probing.discard(request_id)
+        self._probing.pop(request_id, None)
 
     def finished(self, request_id: str, *, now: float) -> None:
         """Forget what belongs to the request alone."""
         self._posteriors.pop(request_id, None)
         self._matches.pop(request_id, None)
-        self.discarded(request_id)
+        self._open.pop(request_id, None)
+        context = self._probing.pop(request_id, None)
+        if context is not None:
+            context.fallback.retry()  # it ended before its probe: the next cycle probes instead
 
     def learned(self) -> dict[str, object]:
         """The estimates by name, for a snapshot: what belongs to no single request."""
