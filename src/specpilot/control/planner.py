@@ -24,6 +24,7 @@ from specpilot.control.health import Fallback
 from specpilot.control.horizon import Decision, Horizon, best_length, increments, thresholds
 from specpilot.control.latency import TimePrice
 from specpilot.control.planning import Choice, CycleView
+from specpilot.control.sharing import Forecast
 from specpilot.control.stop import StopRule
 from specpilot.control.timing import fitting_nodes, shared_draft
 from specpilot.control.tree import RANKS, LookupRule, TreeRule
@@ -56,7 +57,7 @@ def bucket_of(prompt_tokens: int) -> int:
     return bisect_left(BUCKET_EDGES, prompt_tokens)
 
 
-_Key = tuple[int, int, int, int, int, int, int, int]
+_Key = tuple[int, int, int, int, int, int, int, int, int, int]
 
 
 @dataclass(slots=True)
@@ -238,25 +239,34 @@ class OptimalPlanner:
         rule = self._rule(view, context, bucket, (), ())
         return self._branch(view, context, bucket, decision, Choice(0, rule, reason, bid), branching=False)
 
-    def forecast(self, view: CycleView) -> int:
-        """The most that :meth:`choose` is likely to draft for this view; nothing is changed by asking."""
-        if not view.speculation_allowed:
-            return 0
+    def forecast(self, view: CycleView) -> Forecast:
+        """What :meth:`choose` is likely to ask for in this view; nothing is changed by asking."""
+        theta = self._time.price(view.waiting, view.time_left_ms)
+        if not view.speculation_allowed or view.max_draft <= 0:
+            return Forecast(0, theta)
         bucket = bucket_of(view.prompt_tokens)
         context = self._contexts.get((view.drafter, bucket))
         if context is None or context.calibration.blocks < COLD_BLOCKS:
-            return min(view.max_draft, PROBE_DRAFT)
-        key, theta = self._key(view, bucket, self._time.price(view.waiting, view.time_left_ms))
-        if key[0] == 0:
-            return 0
+            probe = min(view.max_draft, PROBE_DRAFT)
+            return Forecast(probe, theta, probe)
+        key, price = self._key(view, bucket, theta)
+        ceiling = key[0]
+        if ceiling == 0:
+            return Forecast(0, theta)
         decision = context.decisions.get(key) or context.forecasts.get(key)
         if decision is None:
-            decision = self._decide(context, view.drafter, bucket, key, theta)
+            decision = self._decide(context, view.drafter, bucket, key, price)
             context.forecasts[key] = decision
         if context.fallback.active and decision.tau == 0:
-            return min(key[0], PROBE_DRAFT) if context.fallback.probe_next else 0
-        is_open = (context.blocks + 1) % self._config.open_block_every == 0
-        return min(key[0], max(decision.depth, decision.tau + 1 if is_open else 0))
+            due = not view.from_pool and context.fallback.due_within(view.sharing)
+            probe = min(ceiling, PROBE_DRAFT) if due else 0
+            return Forecast(probe, theta, probe)
+        # Every so many-th block is open. Where others have to wait for a longer draft it is made in every so
+        # many-th pass only.
+        every = self._config.open_block_every * view.sharing
+        is_open = context.blocks % every + view.sharing >= every
+        wanted = min(ceiling, max(decision.depth, decision.tau + 1 if is_open else 0))
+        return Forecast(wanted, theta, gains=decision.gains, explores=is_open)
 
     def _key(self, view: CycleView, bucket: int, theta: float) -> tuple[_Key, float]:
         """What a decision depends on, its ceiling on τ first, and the price of time on its grid.
@@ -280,7 +290,9 @@ class OptimalPlanner:
             wanted = later = min(wanted, 2 * reach + 1)
         price = round(math.log(theta) * 10.0) if theta > 0.0 else -(10**6)
         width, behind = _grid(view.new_context_tokens), _grid(view.draft_behind_tokens)
-        key = (ceiling, wanted, later, price, width, behind, shift, self._matches.get(view.request_id, 0))
+        matched = self._matches.get(view.request_id, 0)
+        beside, sharing = _grid(view.beside_tokens), _grid(view.sharing)
+        key = (ceiling, wanted, later, price, width, behind, shift, matched, beside, sharing)
         return key, math.exp(price / 10.0) if theta > 0.0 else 0.0
 
     def _quarters(self, view: CycleView) -> int:
@@ -292,12 +304,12 @@ class OptimalPlanner:
         """Solve one decision.
 
         ``key`` is (ceiling, wanted, later passes, –, tokens not cached by target, by draft, 4 · shift, tokens
-        matched by looked-up text).
+        matched by looked-up text, tokens of others in the pass, requests in it).
         """
-        ceiling, _, _, _, width, _, quarters, matched = key
+        ceiling, _, _, _, width, _, quarters, matched, beside, sharing = key
         nodes = self._config.max_nodes
         cost = self._cost
-        by_node = cost.verify_run_ms(width, max(ceiling, nodes))
+        by_node = cost.verify_run_ms(width, max(ceiling, nodes), beside, sharing)
         hazards = self._acceptance.table(drafter, bucket).hazards(ceiling)
         shift = quarters / 4.0
         levels = by_node[: ceiling + 1]
@@ -334,7 +346,7 @@ class OptimalPlanner:
         ``survive`` is S_0 … S_ceiling, ``hazards`` what the rules' thresholds rest on; ``verify`` the
         pass's time by the depth of the block, in ms.
         """
-        ceiling, wanted, later, _, _, behind, quarters, _ = key
+        ceiling, wanted, later, _, _, behind, quarters, _, _, sharing = key
         # θ · cost of the pass over the context alone, then of each further draft position. Drafting at all
         # needs the draft's own prefill, once for all passes still to come.
         costs = [
@@ -345,7 +357,8 @@ class OptimalPlanner:
         costs[1] += theta * self._cost.draft_prefill_ms(behind - 1) / (later + 1)
         horizon = Horizon(wanted, later, self._end_hazard.survival(max(wanted, ceiling) + 2))
         # A later pass has one new context token instead of the prompt; positions cost alike.
-        later_costs = [theta * (self._cost.verify_ms(1) + self._cost.host_ms), *costs[1:]] if later else costs
+        later_ms = self._cost.verify_ms(sharing) / sharing + self._cost.host_ms
+        later_costs = [theta * later_ms, *costs[1:]] if later else costs
         worth = increments(survive, horizon, later_costs, ceiling)
         tau, value, plain = best_length(survive, worth, costs)
         depth = max(tau, 1)  # one adverse decision is not yet fallback
@@ -365,6 +378,12 @@ class OptimalPlanner:
             (0.0, *draft_at[1:]),  # position 1 of a chain is settled by the choice of τ
             first_at=draft_at[0],
             worth=tuple(worth[1:]) if self._config.max_nodes else (),
+            gains=tuple(
+                [
+                    s * w - theta * (after - before)
+                    for s, w, before, after in zip(survive[1:], worth[1:], verify, verify[1:], strict=False)
+                ]
+            ),
         )
 
     def _looked_up(self, matched: int, bucket: int, count: int) -> list[float]:
