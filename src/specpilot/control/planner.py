@@ -112,6 +112,7 @@ class OptimalPlanner:
         self._matches: dict[str, int] = {}
         self._open: dict[str, StopRule] = {}
         self._probing: dict[str, Context] = {}
+        self._latest: dict[str, Decision] = {}
         self._end_hazard = EndHazard()
 
     def admitted(self, request_id: str, prompt_tokens: int, *, now: float) -> None:
@@ -132,6 +133,7 @@ class OptimalPlanner:
         if decision is None:
             decision = self._decide(context, view.drafter, bucket, key, price)
             context.decisions[key] = decision
+        self._latest[view.request_id] = decision
         tau = decision.tau
         gain = (decision.value - decision.plain) / max(abs(decision.plain), 1.0)
         numbers = {
@@ -240,7 +242,10 @@ class OptimalPlanner:
         return self._branch(view, context, bucket, decision, Choice(0, rule, reason, bid), branching=False)
 
     def forecast(self, view: CycleView) -> Forecast:
-        """What :meth:`choose` is likely to ask for in this view; nothing is changed by asking."""
+        """What :meth:`choose` is likely to ask for in this view; nothing is changed by asking.
+
+        The request's last decision stands for its next one: this is asked for every request in every pass.
+        """
         theta = self._time.price(view.waiting, view.time_left_ms)
         if not view.speculation_allowed or view.max_draft <= 0:
             return Forecast(0, theta)
@@ -249,14 +254,17 @@ class OptimalPlanner:
         if context is None or context.calibration.blocks < COLD_BLOCKS:
             probe = min(view.max_draft, PROBE_DRAFT)
             return Forecast(probe, theta, probe)
-        key, price = self._key(view, bucket, theta)
-        ceiling = key[0]
-        if ceiling == 0:
-            return Forecast(0, theta)
-        decision = context.decisions.get(key) or context.forecasts.get(key)
+        ceiling = view.max_draft
+        decision = self._latest.get(view.request_id)
         if decision is None:
-            decision = self._decide(context, view.drafter, bucket, key, price)
-            context.forecasts[key] = decision
+            key, price = self._key(view, bucket, theta)
+            ceiling = key[0]
+            if ceiling == 0:
+                return Forecast(0, theta)
+            decision = context.decisions.get(key) or context.forecasts.get(key)
+            if decision is None:
+                decision = self._decide(context, view.drafter, bucket, key, price)
+                context.forecasts[key] = decision
         if context.fallback.active and decision.tau == 0:
             due = not view.from_pool and context.fallback.due_within(view.sharing)
             probe = min(ceiling, PROBE_DRAFT) if due else 0
@@ -478,6 +486,7 @@ class OptimalPlanner:
         self._posteriors.pop(request_id, None)
         self._matches.pop(request_id, None)
         self._open.pop(request_id, None)
+        self._latest.pop(request_id, None)
         context = self._probing.pop(request_id, None)
         if context is not None:
             context.fallback.retry()  # it ended before its probe: the next cycle probes instead

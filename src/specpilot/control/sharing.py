@@ -62,8 +62,8 @@ class Forecast:
 
     ``wanted`` is τ at most, of which ``needed`` tokens are for learning (a cold start, a probe that is due)
     and to be drafted whatever they cost. ``gains`` are the tokens that positions 1, 2 … earn, the cost of
-    drafting them not taken off, ``price`` is θ in tokens per ms. ``explores``: the block is to go one position further than
-    pays.
+    drafting them not taken off, ``price`` is θ in tokens per ms. ``explores``: the block is to go one
+    position further than pays.
     """
 
     wanted: int
