@@ -31,6 +31,7 @@ from specpilot.control import Controller, ControllerConfig
 from specpilot.control.planning import Planner
 from specpilot.demo.workload import bundled_prompts
 from specpilot.trace import EndRecord, TracedController, TraceRecord
+from specpilot.vllm.config import PROFILE
 from specpilot.vllm.pilot import Pilot
 
 MAX_DRAFT = 6
@@ -131,7 +132,7 @@ class SteeredEngine:
     def steer(self, planner: Planner | None = None, **config: Any) -> None:
         """A fresh controller, for an idle engine."""
         values: dict[str, Any] = {"slo_p95_ms": 1e9, "max_draft": MAX_DRAFT, **config}
-        self.controller = Controller(ControllerConfig(**values), planner)
+        self.controller = Controller(ControllerConfig(**values), planner, PROFILE)
         self.records = []
         self.scheduler.pilot = Pilot(self.controller, TracedController(self.controller, self.records.append))
         self.count = Count(self.controller.config.pass_budget)

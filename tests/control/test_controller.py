@@ -340,7 +340,7 @@ def test_expected_draft_is_what_the_next_plan_asks_for_and_changes_nothing() -> 
             short += cycle > 0 and plan.max_draft > expected
             for controller in (asked, silent):
                 controller.begin([plan.cycle_id], now=now)
-            expected = asked.expected_draft(name, now=now)
+            expected = asked.expected_draft([name], now=now)
             accepted = min(plan.max_draft, 2)
             for controller in (asked, silent):
                 controller.observe([outcome(plan, plan.max_draft, accepted)], now=now + 0.008)
@@ -355,7 +355,7 @@ def test_nothing_is_drafted_for_a_request_without_a_further_pass() -> None:
     controller.admit(RequestInfo("a", 40, 24, prefill_drafts=False), now=0.0)
     plan = controller.plan(["a"], now=0.0).cycles[0]
     controller.begin([plan.cycle_id], now=0.0)
-    assert controller.expected_draft("a", now=0.0) == 0
+    assert controller.expected_draft(["a"], now=0.0) == 0
 
 
 # --- engines that share passes, and budgets without end -------------------------------------------

@@ -18,7 +18,7 @@ from specpilot.control.health import Breaker
 from specpilot.control.latency import GIVING_WAY, PRESSING, DeadlineTracker, TimePrice
 from specpilot.control.planner import OptimalPlanner
 from specpilot.control.planning import Choice, CycleView, Planner, static_choice
-from specpilot.control.sharing import Work, share_pass
+from specpilot.control.sharing import Forecast, Work, joint_draft, share_pass
 from specpilot.control.snapshot import adopt, check_kinds, dump, load
 from specpilot.control.stop import StopRule
 from specpilot.control.timing import fitting_draft, shared_cost, work_ms
@@ -148,8 +148,10 @@ class Controller:
         stops: list[PlannedStop] = []
         wanting: list[tuple[_Request, CycleView, Choice]] = []
         waiting = max(0, self._ready - len(request_ids))
-        for request_id in request_ids:
-            request = self._request(request_id)
+        requests = [self._request(request_id) for request_id in request_ids]
+        sharing = len(requests)
+        tokens = sum([request.uncached for request in requests]) if sharing > 1 else 0
+        for request_id, request in zip(request_ids, requests, strict=True):
             if request.cycle_id is not None:
                 raise ValueError(
                     f"request_ids: {request_id!r} has cycle {request.cycle_id} open; observe or abort it"
@@ -160,7 +162,8 @@ class Controller:
             if stop:
                 stops.append(stop)
                 continue
-            view = self._view(request, waiting, now, plain_ms)
+            beside = tokens - request.uncached if sharing > 1 else 0
+            view = self._view(request, waiting, now, plain_ms, sharing, beside)
             choice = self._choose(request, view, now)
             if not choice.max_draft and view.speculation_allowed:
                 self._breaker(view.drafter).unused()
@@ -258,26 +261,32 @@ class Controller:
             self._ready += 1
             del self._cycles[cycle_id]
 
-    def expected_draft(self, request_id: str, *, now: float) -> int:
-        """The τ that the plan *after* the request's running cycle is likely to ask for at most.
+    def expected_draft(self, request_ids: Sequence[str], *, now: float) -> int:
+        """The draft length to make for the plans *after* the running cycles of these requests.
 
-        For engines that draft a cycle's block before the cycle before it is observed (vLLM). Reads only:
-        whether it is asked or not, the plans are the same. It takes the running pass to emit one token.
+        For engines that draft a cycle's block before the cycle before it is observed, and equally many tokens
+        for all requests of a batch (vLLM). For one request it is the τ that its plan is likely to ask for at
+        most; of several, a length that only a few want is drafted if they gain more by it than all lose by
+        waiting. Reads only: asked or not, the plans are the same. A running pass is taken to emit one token.
 
         Raises:
             ValueError: for an unknown request.
         """
-        request = self._request(request_id)
-        if request.ended is not None or not self.ledger.may_start_pass(request_id):
-            return 0
-        view = self._view(request, 0, now, emitting=1)
-        if view.max_draft <= 0:
-            return 0
-        if self._mode is not Mode.ON:
-            return min(self.config.static_draft, view.max_draft)
-        if isinstance(self.planner, OptimalPlanner):
+        sharing = len(request_ids)
+        forecasts = []
+        for request_id in request_ids:
+            request = self._request(request_id)
+            if request.ended is not None or not self.ledger.may_start_pass(request_id):
+                continue
+            view = self._view(request, 0, now, None, sharing, sharing - 1, emitting=1)
+            forecasts.append(self._forecast(view))
+        return joint_draft(self.cost, forecasts) if forecasts else 0
+
+    def _forecast(self, view: CycleView) -> Forecast:
+        if self._mode is Mode.ON and isinstance(self.planner, OptimalPlanner):
             return self.planner.forecast(view)
-        return view.max_draft
+        fixed = view.max_draft if self._mode is Mode.ON else min(self.config.static_draft, view.max_draft)
+        return Forecast(fixed, 0.0, fixed)
 
     def finish(self, request_id: str, cause: StopCause, *, now: float) -> RequestSummary:
         """The request has ended; settles its account and returns it.
@@ -407,11 +416,19 @@ class Controller:
     # --- cycles -----------------------------------------------------------------------------------
 
     def _view(
-        self, request: _Request, waiting: int, now: float, plain_ms: float | None = None, emitting: int = 0
+        self,
+        request: _Request,
+        waiting: int,
+        now: float,
+        plain_ms: float | None,
+        sharing: int,
+        beside: int,
+        emitting: int = 0,
     ) -> CycleView:
         """What the planner may look at; ``emitting`` tokens of a running pass count as emitted.
 
-        ``plain_ms`` is the pass's time with nothing drafted, where it is known.
+        ``plain_ms`` is the pass's time with nothing drafted, where it is known; ``sharing`` requests are
+        planned for the same pass, the others with ``beside`` context tokens that are not cached.
         """
         info, ledger, config = request.info, self.ledger, self.config
         own = ledger.own_passes(info.request_id)
@@ -458,6 +475,8 @@ class Controller:
             times,
             nodes,
             lookup,
+            sharing,
+            beside,
         )
 
     def _choose(self, request: _Request, view: CycleView, now: float) -> Choice:

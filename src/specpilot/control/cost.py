@@ -281,9 +281,20 @@ class CostModel:
             full * upper,
         )
 
-    def verify_run_ms(self, new_tokens: int, count: int) -> list[float]:
-        """Expected times of passes of ``new_tokens`` … ``new_tokens + count`` tokens, no cached context."""
-        return self._verify.run(new_tokens, count)
+    def verify_run_ms(self, new_tokens: int, count: int, beside: int = 0, sharing: int = 1) -> list[float]:
+        """A request's part in passes with ``new_tokens`` … ``new_tokens + count`` tokens of its own, in ms.
+
+        No cached context is counted. Of a pass that ``sharing`` requests share, with ``beside`` tokens of
+        the others, a request bears as much as it brings tokens; each further token of its block is taken to
+        be one in everybody's block, borne by all alike. So a draft is priced at the width of the passes that
+        it will be verified in, where the curve may be steeper or flatter than at the width of one request.
+        """
+        if sharing <= 1:
+            return self._verify.run(new_tokens, count)
+        width = beside + new_tokens
+        times = [self._verify.at(width + sharing * more) for more in range(count + 1)]
+        own = times[0] * new_tokens / width
+        return [own + (time - times[0]) / sharing for time in times]
 
     def draft_prefill_ms(self, tokens: float) -> float:
         """Expected time for the draft's cache to catch up with this many tokens (0 for none)."""

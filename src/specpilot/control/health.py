@@ -25,10 +25,9 @@ class Backoff:
         self._left = self._interval
         return True
 
-    @property
-    def next_due(self) -> bool:
-        """Whether :meth:`due` is going to answer with True."""
-        return self._left <= 1
+    def due_within(self, cycles: int) -> bool:
+        """Whether :meth:`due` is going to answer with True once in so many cycles."""
+        return self._left <= cycles
 
     def reset(self) -> None:
         """Start over at the first interval."""
@@ -109,10 +108,9 @@ class Fallback:
         """Count one cycle of fallback; True if it is to be a probe."""
         return self._backoff.due()
 
-    @property
-    def probe_next(self) -> bool:
-        """Whether :meth:`probe_due` is going to answer with True."""
-        return self._backoff.next_due
+    def due_within(self, cycles: int) -> bool:
+        """Whether one of the next so many cycles of fallback is going to be a probe."""
+        return self._backoff.due_within(cycles)
 
     def retry(self) -> None:
         """The cycle that was to probe had no draft: the next one is to, and the interval does not grow."""

@@ -44,7 +44,8 @@ class Decision:
     ``first`` is S_1, ``reach`` is S_τ*, ``expected`` the tokens that a block of τ* is expected to emit (the
     bonus or recovered token included). ``depth`` is the ceiling up to which the thresholds decide.
     ``first_at``, ``worth`` and ``node_price`` are those of a tree
-    (:class:`~specpilot.control.tree.TreeRule`).
+    (:class:`~specpilot.control.tree.TreeRule`). ``gains`` are the tokens that positions 1 … ceiling earn
+    beyond the price of their verification; what drafting them costs is not taken off.
     """
 
     tau: int
@@ -61,6 +62,7 @@ class Decision:
     node_price: tuple[float, ...] = ()
     branching: bool = False
     """Whether a tree is better than a chain."""
+    gains: tuple[float, ...] = ()
     until: int = 0
     """The context's age at which the decision is made anew."""
     gain: float = field(init=False)

@@ -24,6 +24,7 @@ from specpilot.control.health import Fallback
 from specpilot.control.horizon import Decision, Horizon, best_length, increments, thresholds
 from specpilot.control.latency import TimePrice
 from specpilot.control.planning import Choice, CycleView
+from specpilot.control.sharing import Forecast
 from specpilot.control.stop import StopRule
 from specpilot.control.timing import ample_time, fitting_nodes, shared_draft
 from specpilot.control.tree import RANKS, LookupRule, TreeRule
@@ -60,7 +61,7 @@ def bucket_of(prompt_tokens: int) -> int:
     return bisect_left(BUCKET_EDGES, prompt_tokens)
 
 
-_Key = tuple[int, int, int, int, int, int, int, int]
+_Key = tuple[int, int, int, int, int, int, int, int, int, int]
 
 
 @dataclass(slots=True)
@@ -131,7 +132,8 @@ class OptimalPlanner:
         # Tokens matched, of requests whose looked-up text was right so far.
         self._matches: dict[str, int] = {}
         self._open: dict[str, StopRule] = {}
-        self._probing: set[str] = set()
+        self._probing: dict[str, Context] = {}
+        self._latest: dict[str, Decision] = {}
         self._end_hazard = EndHazard()
 
     def admitted(self, request_id: str, prompt_tokens: int, *, now: float) -> None:
@@ -151,6 +153,7 @@ class OptimalPlanner:
         if decision is None or decision.until <= context.age:
             decision = context.keep(self._decide(context, view.drafter, bucket, key))
             context.decisions[key] = decision
+        self._latest[view.request_id] = decision
         tau, gain = decision.tau, decision.gain
         undone = view.remaining_tokens - (view.own_passes or 1) * decision.expected
         numbers = {
@@ -172,11 +175,12 @@ class OptimalPlanner:
         # that says nothing of the context's next request.
         behind = view.draft_behind_tokens > 2
         if (behind or not tau) and context.fallback.decide(gain if tau else min(gain, 0.0)):
-            if not context.fallback.probe_due():
+            # A request that draws its pass from the pool may not get it, and a probe would be lost with it.
+            if view.from_pool or not context.fallback.probe_due():
                 return self._fall_back(
                     view, context, bucket, decision, Reason(Binding.DRAFT_COST, numbers, "fallback"), bid
                 )
-            self._probing.add(view.request_id)
+            self._probing[view.request_id] = context
             rule = self._rule(view, context, bucket, (), ())
             return Choice(min(ceiling, PROBE_DRAFT), rule, Reason(Binding.PROBE, numbers), bid)
         context.blocks += 1
@@ -268,27 +272,42 @@ class OptimalPlanner:
         rule = self._rule(view, context, bucket, (), ())
         return self._branch(view, context, bucket, decision, Choice(0, rule, reason, bid), branching=False)
 
-    def forecast(self, view: CycleView) -> int:
-        """The most that :meth:`choose` is likely to draft for this view; nothing is changed by asking."""
-        if not view.speculation_allowed:
-            return 0
+    def forecast(self, view: CycleView) -> Forecast:
+        """What :meth:`choose` is likely to ask for in this view; nothing is changed by asking.
+
+        The request's last decision stands for its next one: this is asked for every request in every pass.
+        """
+        theta = self._time.price(view.waiting, view.time_left_ms)
+        if not view.speculation_allowed or view.max_draft <= 0:
+            return Forecast(0, theta)
         bucket = bucket_of(view.prompt_tokens)
         context = self._contexts.get((view.drafter, bucket))
         if context is None or context.calibration.blocks < COLD_BLOCKS:
-            return min(view.max_draft, PROBE_DRAFT)
-        key = self._key(view, bucket, self._time.price(view.waiting, view.time_left_ms))
-        if key[0] == 0:
-            return 0
-        decision = context.decisions.get(key)
-        if decision is None or decision.until <= context.age:
-            decision = context.forecasts.get(key)
-        if decision is None or decision.until <= context.age:
-            decision = context.keep(self._decide(context, view.drafter, bucket, key))
-            context.forecasts[key] = decision
+            probe = min(view.max_draft, PROBE_DRAFT)
+            return Forecast(probe, theta, probe)
+        ceiling = view.max_draft
+        decision = self._latest.get(view.request_id)
+        if decision is None:
+            key = self._key(view, bucket, theta)
+            ceiling = key[0]
+            if ceiling == 0:
+                return Forecast(0, theta)
+            decision = context.decisions.get(key)
+            if decision is None or decision.until <= context.age:
+                decision = context.forecasts.get(key)
+            if decision is None or decision.until <= context.age:
+                decision = context.keep(self._decide(context, view.drafter, bucket, key))
+                context.forecasts[key] = decision
         if context.fallback.active and decision.tau == 0:
-            return min(key[0], PROBE_DRAFT) if context.fallback.probe_next else 0
-        is_open = (context.blocks + 1) % self._config.open_block_every == 0
-        return min(key[0], max(decision.depth, decision.tau + 1 if is_open else 0))
+            due = not view.from_pool and context.fallback.due_within(view.sharing)
+            probe = min(ceiling, PROBE_DRAFT) if due else 0
+            return Forecast(probe, theta, probe)
+        # Every so many-th block is open. Where others have to wait for a longer draft it is made in every so
+        # many-th pass only.
+        every = self._config.open_block_every * view.sharing
+        is_open = context.blocks % every + view.sharing >= every
+        wanted = min(ceiling, max(decision.depth, decision.tau + 1 if is_open else 0))
+        return Forecast(wanted, theta, gains=decision.gains, explores=is_open)
 
     def _key(self, view: CycleView, bucket: int, theta: float) -> _Key:
         """What a decision depends on, its ceiling on τ first, the price of time on its grid.
@@ -314,19 +333,23 @@ class OptimalPlanner:
                 wanted = later = min(wanted, 2 * reach + 1)
         price = round(log(theta) * 10.0) if theta > 0.0 else NO_PRICE
         width, behind = _grid(view.new_context_tokens), _grid(view.draft_behind_tokens)
-        return ceiling, wanted, later, price, width, behind, shift, self._matches.get(view.request_id, 0)
+        matched = self._matches.get(view.request_id, 0)
+        sharing, beside = view.sharing, view.beside_tokens
+        if sharing > 1:
+            sharing, beside = _grid(sharing), _grid(beside)
+        return ceiling, wanted, later, price, width, behind, shift, matched, beside, sharing
 
     def _decide(self, context: Context, drafter: str, bucket: int, key: _Key) -> Decision:
         """Solve one decision.
 
         ``key`` is (ceiling, wanted, later passes, 10 · log θ, tokens not cached by target, by draft, 4 ·
-        shift, tokens matched by looked-up text).
+        shift, tokens matched by looked-up text, tokens of others in the pass, requests in it).
         """
-        ceiling, _, _, price, width, _, quarters, matched = key
+        ceiling, _, _, price, width, _, quarters, matched, beside, sharing = key
         theta = exp(price / 10.0) if price > NO_PRICE else 0.0
         nodes = self._config.max_nodes
         cost = self._cost
-        by_node = cost.verify_run_ms(width, max(ceiling, nodes))
+        by_node = cost.verify_run_ms(width, max(ceiling, nodes), beside, sharing)
         hazards = self._acceptance.table(drafter, bucket).hazards(ceiling)
         shift = quarters / 4.0
         levels = by_node[: ceiling + 1]
@@ -363,7 +386,7 @@ class OptimalPlanner:
         ``survive`` is S_0 … S_ceiling, ``hazards`` what the rules' thresholds rest on; ``verify`` the
         pass's time by the depth of the block, in ms.
         """
-        ceiling, wanted, later, _, _, behind, quarters, _ = key
+        ceiling, wanted, later, _, _, behind, quarters, _, _, sharing = key
         # θ · cost of the pass over the context alone, then of each further draft position. Drafting at all
         # needs the draft's own prefill, once for all passes still to come.
         costs = [
@@ -374,7 +397,8 @@ class OptimalPlanner:
         costs[1] += theta * self._cost.draft_prefill_ms(behind - 1) / (later + 1)
         horizon = Horizon(wanted, later, self._end_hazard.survival(max(wanted, ceiling) + 2))
         # A later pass has one new context token instead of the prompt; positions cost alike.
-        later_costs = [theta * (self._cost.verify_ms(1) + self._cost.host_ms), *costs[1:]] if later else costs
+        later_ms = self._cost.verify_ms(sharing) / sharing + self._cost.host_ms
+        later_costs = [theta * later_ms, *costs[1:]] if later else costs
         worth = increments(survive, horizon, later_costs, ceiling)
         tau, value, plain = best_length(survive, worth, costs)
         depth = max(tau, 1)  # one adverse decision is not yet fallback
@@ -394,6 +418,12 @@ class OptimalPlanner:
             (0.0, *draft_at[1:]),  # position 1 of a chain is settled by the choice of τ
             first_at=draft_at[0],
             worth=tuple(worth[1:]) if self._config.max_nodes else (),
+            gains=tuple(
+                [
+                    s * w - theta * (after - before)
+                    for s, w, before, after in zip(survive[1:], worth[1:], verify, verify[1:], strict=False)
+                ]
+            ),
         )
 
     def _looked_up(self, matched: int, bucket: int, count: int) -> list[float]:
@@ -410,8 +440,7 @@ class OptimalPlanner:
             outcome.emitted, outcome.ended is not None and outcome.ended.value in ("eos", "stop")
         )
         closed_rule = self._open.pop(view.request_id, None)
-        probe = view.request_id in self._probing
-        self._probing.discard(view.request_id)
+        probe = self._probing.pop(view.request_id, None) is not None
         context.grow_older()
         if outcome.lookup_judged is not None:
             self._learn_lookup(view.request_id, bucket, outcome.lookup_judged)
@@ -477,14 +506,18 @@ class OptimalPlanner:
     def discarded(self, request_id: str) -> None:
         """The choice just made for this request will not be run (shadow mode)."""
         self._open.pop(request_id, None)
-        self._probing.discard(request_id)
+        self._probing.pop(request_id, None)
 
     def finished(self, request_id: str, *, now: float) -> None:
         """Forget what belongs to the request alone."""
         self._places.pop(request_id, None)
         self._posteriors.pop(request_id, None)
         self._matches.pop(request_id, None)
-        self.discarded(request_id)
+        self._open.pop(request_id, None)
+        self._latest.pop(request_id, None)
+        context = self._probing.pop(request_id, None)
+        if context is not None:
+            context.fallback.retry()  # it ended before its probe: the next cycle probes instead
 
     def learned(self) -> dict[str, object]:
         """The estimates by name, for a snapshot: what belongs to no single request."""

@@ -29,6 +29,8 @@ class CycleView:
     ``pool_passes`` are whole passes in the pool. ``speculation_allowed`` is False while the drafter's
     breaker is open. ``times`` are those of a pass that drafts up to ``max_draft`` (``None`` where that is
     0). ``max_nodes`` caps a token tree (0: chains only), ``max_lookup`` the tokens of looked-up text in it.
+    ``sharing`` requests are planned for the same target pass, this one included; the others bring
+    ``beside_tokens`` context tokens that are not in the target's cache yet.
     """
 
     request_id: str
@@ -51,6 +53,8 @@ class CycleView:
     times: PassTimes | None = None
     max_nodes: int = 0
     max_lookup: int = 0
+    sharing: int = 1
+    beside_tokens: int = 0
 
 
 @dataclass(slots=True)

@@ -1,4 +1,6 @@
-"""Which waiting requests share the next target pass: as many as gain more than the others lose by it.
+"""What requests share: a target pass, and where the engine drafts for all alike, the length of the drafts.
+
+Which waiting requests share the next target pass: as many as gain more than the others lose by it.
 
 A pass over several blocks costs less than one pass each, but whoever is in it waits for all of it. With the
 most urgent request set, another one joins if the sum of completion times falls: its own cycle, alone, would
@@ -52,6 +54,52 @@ def share_pass(cost: CostModel, works: Sequence[Work], limit: int) -> list[int]:
             chosen.append(index)
             total = together
     return chosen
+
+
+@dataclass(slots=True)
+class Forecast:
+    """What a request's next plan is likely to ask for; not to be changed.
+
+    ``wanted`` is τ at most, of which ``needed`` tokens are for learning (a cold start, a probe that is due)
+    and to be drafted whatever they cost. ``gains`` are the tokens that positions 1, 2 … earn, the cost of
+    drafting them not taken off, ``price`` is θ in tokens per ms. ``explores``: the block is to go one
+    position further than pays.
+    """
+
+    wanted: int
+    price: float
+    needed: int = 0
+    gains: tuple[float, ...] = ()
+    explores: bool = False
+
+
+def joint_draft(cost: CostModel, forecasts: Sequence[Forecast]) -> int:
+    """The one draft length for requests whose drafts grow in step, however few want them long.
+
+    A draft step takes its time from all of them. So position k is drafted as long as those that want k
+    positions earn more by them, all in all, than all lose by waiting.
+
+    Args:
+        cost: the engine's costs; a draft step's is one request's part in it.
+        forecasts: one for each request that the drafter runs for, at least one.
+    """
+    needed = max(forecast.needed for forecast in forecasts)
+    longest = max(forecast.wanted for forecast in forecasts)
+    if len(forecasts) == 1:
+        return longest
+    price = sum(forecast.price for forecast in forecasts)
+    step = price * cost.draft_step_ms
+    best, total, length = 0.0, -price * cost.draft_start_ms, 0
+    for place in range(longest):
+        total -= step
+        for forecast in forecasts:
+            if forecast.wanted > place and place < len(forecast.gains):
+                total += forecast.gains[place]
+        if total > best:
+            best, length = total, place + 1
+    if any(forecast.explores for forecast in forecasts):
+        length = min(length + 1, longest)
+    return max(needed, length)
 
 
 def _cycle_ms(cost: CostModel, works: Sequence[Work]) -> float:

@@ -11,13 +11,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from specpilot.control import ControllerConfig
+from specpilot.control import ControllerConfig, CostProfile
+from specpilot.control.cost import KNOTS
 
 VARIABLE = "SPECPILOT_VLLM"
 KEY = "specpilot"
 PROMISES = ("pass_budget", "slo_p95_ms", "burst", "max_draft", "tenant_pool_cap", "mode", "static_draft")
 NUMBERS = ("pass_budget", "slo_p95_ms")
 COUNTS = ("burst", "max_draft", "static_draft", "tenant_pool_cap")
+PROFILE = CostProfile(verify_ms=(6.0,) * len(KNOTS))
+"""First guess of the costs: passes are alike until they are measured. A batch runs at few widths, and a slope
+that was only guessed between two of them would speak against every draft."""
 OFF, ON = ("", "0", "off", "false"), ("1", "on", "true")
 
 

@@ -11,8 +11,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from specpilot.control import Controller, CycleOutcome, CyclePlan, PlannedStop, RequestInfo, StopCause
+from specpilot.control import (
+    Binding,
+    Controller,
+    CycleOutcome,
+    CyclePlan,
+    PlannedStop,
+    RequestInfo,
+    StopCause,
+)
 from specpilot.trace.recorder import ControllerCalls
+
+IDLE_RATE = 0.1
+"""How far one step without drafts moves what such a step is believed to cost the drafter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +96,8 @@ class Pilot:
         self.counters = Counters()
         self._calls: ControllerCalls = calls or controller
         self._tracked: dict[str, _Tracked] = {}
+        self._idle_draft_ms = 0.0
+        """What the drafter takes in a step that drafts nothing; 0 until one was seen."""
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._tracked
@@ -140,25 +153,22 @@ class Pilot:
             self._calls.begin(begun, now=now)
 
     def draft_length(self, request_ids: Iterable[str], *, now: float) -> int:
-        """The longest draft that the next plan of any of these requests is likely to ask for.
+        """How many tokens to draft for each of these requests, for their next plans.
 
-        A plan that asked for a draft and got none (a probe that came due behind another request's plan) is
-        asked for again by the controller at once, before a new forecast: so its draft is made now. Otherwise
-        no probe would ever have a draft, and fallback would be for good.
+        A probe that came due after its drafting (the one before it has just succeeded) is asked for again by
+        the controller at once, before a new forecast: so its draft is made now.
         """
         controller = self.controller
-        longest, limit = 0, controller.config.max_draft
-        for name in request_ids:
-            if longest >= limit:
-                break  # no forecast of the others can ask for more, and each costs as much as a plan
-            tracked = self._tracked.get(name)
-            if tracked is None:
+        names = [name for name in request_ids if name in self._tracked]
+        length = controller.expected_draft(names, now=now)
+        for name in names:
+            tracked = self._tracked[name]
+            plan = tracked.plan
+            if plan is None or tracked.drafted or plan.reason.binding is not Binding.PROBE:
                 continue
-            length = controller.expected_draft(name, now=now)
-            if tracked.plan is not None and not tracked.drafted and controller.ledger.may_start_pass(name):
-                length = max(length, tracked.plan.max_draft)
-            longest = max(longest, length)
-        return longest
+            if controller.ledger.may_start_pass(name):
+                length = max(length, plan.max_draft)
+        return length
 
     def draft_limit(self, request_id: str) -> int | None:
         """τ of the request's next pass; ``None`` for a request that is not steered."""
@@ -237,11 +247,31 @@ class Pilot:
         """Share the step's drafting among the requests it was done for.
 
         The drafter first runs over the tokens that are new to it, then steps. Where a prompt is among them
-        the two are told apart in the proportion that the cost model expects.
+        the two are told apart in the proportion that the cost model expects. Elsewhere what a step costs that
+        drafts nothing (vLLM runs the draft once even then) is not the drafts' cost: it would be paid anyway.
         """
         drafting = [done for done in passes if done.drafting and done.request_id in self._tracked]
         if not drafting or draft_ms <= 0.0:
             return
+        if any(done.prefill for done in drafting):
+            self._tell_apart(drafting, draft_ms, draft_length)
+            return
+        count = len(drafting)
+        if draft_length:
+            # The forward that is made anyway gives the first token: it counts as that one's step.
+            step_ms = count * self.controller.cost.draft_step_ms
+            catch_up = min(draft_ms, max(0.0, self._idle_draft_ms - step_ms))
+        else:
+            seen = self._idle_draft_ms
+            self._idle_draft_ms = seen + IDLE_RATE * (draft_ms - seen) if seen else draft_ms
+            catch_up = draft_ms
+        for done in drafting:
+            tracked = self._tracked[done.request_id]
+            tracked.draft_ms = (draft_ms - catch_up) / count
+            if catch_up:
+                tracked.catch_up_tokens, tracked.catch_up_ms = done.emitted, catch_up / count
+
+    def _tell_apart(self, drafting: Sequence[Pass], draft_ms: float, draft_length: int) -> None:
         cost = self.controller.cost
         step_ms = cost.draft_start_ms + draft_length * cost.draft_step_ms
         parts = []

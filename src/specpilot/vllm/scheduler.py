@@ -27,7 +27,7 @@ from vllm.v1.request import RequestStatus
 from specpilot.control import Controller, PlannedStop, RequestInfo, StopCause
 from specpilot.trace import TracedController, TraceWriter, header_for
 from specpilot.vllm import metrics, timing
-from specpilot.vllm.config import PluginConfig, configured
+from specpilot.vllm.config import PROFILE, PluginConfig, configured
 from specpilot.vllm.overrides import Overrides
 from specpilot.vllm.pilot import Pass, Pilot, StepTimes
 from specpilot.vllm.support import check_setup, check_version
@@ -83,7 +83,8 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
 
     def make_controller(self, config: PluginConfig) -> Controller:
         """The controller of this engine; a subclass may bring another planner."""
-        return Controller(config.controller(self.num_spec_tokens, self.max_num_active_reqs))
+        own = config.controller(self.num_spec_tokens, self.max_num_active_reqs)
+        return Controller(own, profile=PROFILE)
 
     # --- a request comes and goes -----------------------------------------------------------------
 
