@@ -27,6 +27,7 @@ from specpilot.control.acceptance import Change, Difficulty, HazardTable
 from specpilot.control.budget import PassPrice
 from specpilot.control.calibration import Calibration
 from specpilot.control.cost import CostModel, UpperQuantile
+from specpilot.control.ending import EndHazard
 from specpilot.control.health import Fallback
 from specpilot.control.latency import DeadlineTracker, TimePrice
 from specpilot.simulation.policies import replay_policy
@@ -130,7 +131,7 @@ ABLATIONS: dict[str, Ablation] = {
     "fallback and its hysteresis": Ablation(((Fallback, "decide", _never_fall_back),), guards="I6"),
     "circuit breaker": Ablation(config={"breaker_faults": NEVER}, guards="I6"),
     "cold start at a static length": Ablation(((planner, "COLD_BLOCKS", 0),)),
-    "length so far (end hazard)": Ablation(((planner.EndHazard, "observe", _nothing),)),
+    "length so far (end hazard)": Ablation(((EndHazard, "observe", _nothing),)),
 }
 """By name; every signal of the policy page's table has a row."""
 

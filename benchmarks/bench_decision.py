@@ -33,7 +33,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from specpilot.control import Controller, ControllerConfig, CycleOutcome, CyclePlan, RequestInfo
-from specpilot.control.planner import Context, OptimalPlanner
+from specpilot.control.contexts import Context
+from specpilot.control.planner import OptimalPlanner
 from specpilot.control.types import StopCause
 from specpilot.decoding.loop import duration_ms
 from specpilot.simulation.costs import EngineCosts, read_costs

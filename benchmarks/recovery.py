@@ -27,7 +27,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from specpilot.control import ControllerConfig
-from specpilot.control.planner import bucket_of
+from specpilot.control.contexts import bucket_of
 from specpilot.control.types import Binding
 from specpilot.simulation.baselines import STATIC_NAMES
 from specpilot.simulation.policies import replay_policy

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from specpilot.control.acceptance import AcceptanceModel, Change, Difficulty, HazardTable, survival
 from specpilot.control.calibration import Calibration, Offset
 from specpilot.control.cost import KNOTS, CostCurve, CostModel, CostProfile, DraftCost, UpperQuantile
+from specpilot.control.ending import EndHazard
 from specpilot.control.health import Backoff, Breaker, Fallback
 from specpilot.control.latency import DeadlineTracker, TimePrice
-from specpilot.control.planner import EndHazard
 from specpilot.control.stop import StopRule, logit, sigmoid
 
 # --- acceptance -----------------------------------------------------------------------------------

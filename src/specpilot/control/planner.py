@@ -1,114 +1,44 @@
 """specpilot's own planner: the finite-horizon choice of τ, and the stop rule that refines it.
 
-The arithmetic is in :mod:`~specpilot.control.horizon`; this module owns the estimates that go into it and
-what becomes of them: decisions (kept for a few cycles), open blocks, fallback and probes.
+A decision is solved in :mod:`~specpilot.control.solving`; this module owns the estimates that go into it and
+what becomes of it: kept decisions, open blocks, fallback and probes, token trees.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import lru_cache
-from itertools import accumulate, pairwise, repeat
 from math import exp, log
-from operator import mul
 from typing import Any
 
 from specpilot.control.acceptance import AcceptanceModel, Difficulty, survival
-from specpilot.control.branching import Branches
 from specpilot.control.calibration import Calibration
 from specpilot.control.config import ControllerConfig
+from specpilot.control.contexts import Context, Key, bucket_of
 from specpilot.control.cost import CostModel
+from specpilot.control.ending import EndHazard
 from specpilot.control.health import Fallback
-from specpilot.control.horizon import Decision, Horizon, best_length, increments, thresholds
+from specpilot.control.horizon import Decision
 from specpilot.control.latency import TimePrice
 from specpilot.control.planning import Choice, CycleView
 from specpilot.control.sharing import Forecast
+from specpilot.control.solving import NO_PRICE, Estimates, decide
 from specpilot.control.stop import StopRule
 from specpilot.control.timing import ample_time, fitting_nodes, shared_draft
 from specpilot.control.tree import RANKS, LookupRule, TreeRule
 from specpilot.control.types import Binding, CycleOutcome, Reason
 
-BUCKET_EDGES = (64, 256, 512)
-"""Prompt-length buckets: ≤ 64, 65–256, 257–512, > 512 tokens."""
-EASY_SHIFT = 1.0
-"""How much easier than forecast a block may turn out (logit scale): sets the ceiling on τ, below which
-the confidence stop decides."""
-LEARNING_BLOCKS = 32
-"""A context's first blocks, after each of which its decisions are made anew."""
-DECISION_CYCLES = 32
-"""Cycles of a context for which a decision is kept after that: estimates that rest on tens of
-observations hardly move in between, and a change of phase throws decisions away at once."""
-RULE_CYCLES = 8
-"""Cycles after which the calibration in the drafter's rules is brought up to date."""
 PROBE_DRAFT = 4
 """τ of a probe, and of a drafter's first blocks."""
 COLD_BLOCKS = 8
 """A drafter's first blocks, drafted at a static length without a confidence stop: neither the forecast nor
 the calibration nor θ* means anything before."""
 LEARNED = ("acceptance", "difficulty", "calibrations", "ranks", "contexts", "end_hazard")
-NO_PRICE = -(10**6)
-"""Stands for log 0 in a decision's key."""
 GIVE_WAY_TOKENS = 0.5
 """With ``give_way``: what a later pass must earn above its price while others wait."""
 LOOKUP = "lookup"
 """The drafter under which looked-up text is calibrated."""
-
-
-def bucket_of(prompt_tokens: int) -> int:
-    """The prompt-length bucket, 0…3."""
-    return bisect_left(BUCKET_EDGES, prompt_tokens)
-
-
-_Key = tuple[int, int, int, int, int, int, int, int, int, int]
-
-
-@dataclass(slots=True)
-class Context:
-    """A drafter on one prompt-length bucket: its decisions by what they depend on, kept for a few cycles."""
-
-    fallback: Fallback
-    calibration: Calibration
-    blocks: int = 0
-    has_confidence: bool = True
-    age: int = 0  # cycles observed
-    decisions: dict[_Key, Decision] = field(default_factory=dict)
-    forecasts: dict[_Key, Decision] = field(default_factory=dict)  # apart: to ask changes no plan
-    branches: Branches = field(default_factory=Branches)
-    intercepts: tuple[float, ...] = ()
-    slope: float = 1.0
-    ranks: tuple[tuple[float, float], ...] = ()
-    lookup: LookupRule | None = None
-
-    def forget_decisions(self) -> None:
-        """Something that decisions rest on has changed."""
-        self.decisions.clear()
-        self.forecasts.clear()
-        self.forget_rules()
-
-    def keep(self, decision: Decision) -> Decision:
-        """Note until when a decision just made is kept."""
-        decision.until = self.age + (DECISION_CYCLES if self.blocks > LEARNING_BLOCKS else 1)
-        return decision
-
-    def grow_older(self) -> None:
-        """One more cycle of this context has been observed."""
-        self.age += 1
-        if self.blocks <= LEARNING_BLOCKS:
-            self.forget_decisions()
-        elif self.age % RULE_CYCLES == 0:
-            self.forget_rules()
-            if self.age % DECISION_CYCLES == 0:
-                for kept in (self.decisions, self.forecasts):
-                    for key in [key for key, decision in kept.items() if decision.until <= self.age]:
-                        del kept[key]
-
-    def forget_rules(self) -> None:
-        """Calibrations have moved."""
-        self.intercepts = ()
-        self.ranks = ()
-        self.lookup = None
 
 
 class OptimalPlanner:
@@ -309,7 +239,7 @@ class OptimalPlanner:
         wanted = min(ceiling, max(decision.depth, decision.tau + 1 if is_open else 0))
         return Forecast(wanted, theta, gains=decision.gains, explores=is_open)
 
-    def _key(self, view: CycleView, bucket: int, theta: float) -> _Key:
+    def _key(self, view: CycleView, bucket: int, theta: float) -> Key:
         """What a decision depends on, its ceiling on τ first, the price of time on its grid.
 
         Prices, widths and shifts are on grids of a few per cent, so that requests alike share the few
@@ -339,99 +269,13 @@ class OptimalPlanner:
             sharing, beside = _grid(sharing), _grid(beside)
         return ceiling, wanted, later, price, width, behind, shift, matched, beside, sharing
 
-    def _decide(self, context: Context, drafter: str, bucket: int, key: _Key) -> Decision:
-        """Solve one decision.
-
-        ``key`` is (ceiling, wanted, later passes, 10 · log θ, tokens not cached by target, by draft, 4 ·
-        shift, tokens matched by looked-up text, tokens of others in the pass, requests in it).
-        """
-        ceiling, _, _, price, width, _, quarters, matched, beside, sharing = key
-        theta = exp(price / 10.0) if price > NO_PRICE else 0.0
+    def _decide(self, context: Context, drafter: str, bucket: int, key: Key) -> Decision:
+        """Solve one decision from what is known now."""
+        hazards = self._acceptance.table(drafter, bucket).hazards(key[0])
+        lookup = self._calibrations.get(LOOKUP)
         nodes = self._config.max_nodes
-        cost = self._cost
-        by_node = cost.verify_run_ms(width, max(ceiling, nodes), beside, sharing)
-        hazards = self._acceptance.table(drafter, bucket).hazards(ceiling)
-        shift = quarters / 4.0
-        levels = by_node[: ceiling + 1]
-        if not nodes:
-            return self._solve(
-                context, key, theta, hazards, survival(hazards, shift), levels, cost.draft_step_ms
-            )
-        looked_up = self._looked_up(matched, bucket, ceiling) if matched else [0.0] * (ceiling + 1)
-        asked = 1.0 - looked_up[1]  # where text is found, the draft model is hardly asked
-        survive = list(map(max, survival(hazards, shift), looked_up))
-        chain = self._solve(context, key, theta, hazards, survive, levels, cost.draft_step_ms * asked)
-        widened = context.branches.widened(hazards)
-        breadth = context.branches.breadth
-        levels = [by_node[min(round(level * breadth), len(by_node) - 1)] for level in range(ceiling + 1)]
-        survive = list(map(max, survival(widened, shift), looked_up))
-        tree = self._solve(context, key, theta, widened, survive, levels, cost.tree_step_ms * asked)
-        better = tree if tree.value >= chain.value else chain
-        better.branching = better is tree
-        better.node_price = tuple([theta * (after - before) for before, after in pairwise(by_node)])
-        return better
-
-    def _solve(
-        self,
-        context: Context,
-        key: _Key,
-        theta: float,
-        hazards: Sequence[float],
-        survive: Sequence[float],
-        verify: Sequence[float],
-        step_ms: float,
-    ) -> Decision:
-        """The best τ for blocks that are accepted so and cost so.
-
-        ``survive`` is S_0 … S_ceiling, ``hazards`` what the rules' thresholds rest on; ``verify`` the
-        pass's time by the depth of the block, in ms.
-        """
-        ceiling, wanted, later, _, _, behind, quarters, _, _, sharing = key
-        # θ · cost of the pass over the context alone, then of each further draft position. Drafting at all
-        # needs the draft's own prefill, once for all passes still to come.
-        costs = [
-            theta * verify[0],
-            *[theta * (step_ms + after - before) for before, after in pairwise(verify)],
-        ]
-        costs[1] += theta * self._cost.draft_start_ms
-        costs[1] += theta * self._cost.draft_prefill_ms(behind - 1) / (later + 1)
-        horizon = Horizon(wanted, later, self._end_hazard.survival(max(wanted, ceiling) + 2))
-        # A later pass has one new context token instead of the prompt; positions cost alike.
-        later_ms = self._cost.verify_ms(sharing) / sharing + self._cost.host_ms
-        later_costs = [theta * later_ms, *costs[1:]] if later else costs
-        worth = increments(survive, horizon, later_costs, ceiling)
-        tau, value, plain = best_length(survive, worth, costs)
-        depth = max(tau, 1)  # one adverse decision is not yet fallback
-        if context.has_confidence and tau < ceiling:
-            easy = survival(hazards, quarters / 4.0 + EASY_SHIFT)
-            depth = max(depth, best_length(easy, worth, costs)[0])
-        keep_at, draft_at = thresholds(hazards, worth, costs, verify, theta, depth)
-        return Decision(
-            tau,
-            value,
-            plain,
-            survive[1],
-            survive[tau],
-            sum(survive[: tau + 1]),
-            depth,
-            keep_at,
-            (0.0, *draft_at[1:]),  # position 1 of a chain is settled by the choice of τ
-            first_at=draft_at[0],
-            worth=tuple(worth[1:]) if self._config.max_nodes else (),
-            gains=tuple(
-                [
-                    s * w - theta * (after - before)
-                    for s, w, before, after in zip(survive[1:], worth[1:], verify, verify[1:], strict=False)
-                ]
-            ),
-        )
-
-    def _looked_up(self, matched: int, bucket: int, count: int) -> list[float]:
-        """S_0 … S_count of text that goes on a match of so many tokens."""
-        calibration = self._calibrations[LOOKUP]
-        confidence = matched / (matched + 1.0)
-        chances = [calibration.acceptance(place, bucket, confidence) for place in range(1, count + 1)]
-        return list(accumulate(chances, mul, initial=1.0))
+        known = Estimates(hazards, context, bucket, self._end_hazard, self._cost, nodes, lookup)
+        return decide(known, key)
 
     def observe(self, view: CycleView, outcome: CycleOutcome, *, now: float) -> None:
         """Learn from a cycle."""
@@ -579,26 +423,6 @@ class OptimalPlanner:
 def _grid(tokens: int) -> int:
     """A width on a grid of a tenth, exact up to 8."""
     return tokens if tokens <= 8 else round(exp(round(log(tokens) * 10.0) / 10.0))
-
-
-class EndHazard:
-    """P(the suggestion ends at a token): one discounted hazard, shrunk to a low prior."""
-
-    def __init__(self, prior: float = 0.02, weight: float = 50.0, memory: float = 0.998) -> None:
-        self._ends = prior * weight
-        self._tokens = weight
-        self._memory = memory
-
-    def observe(self, emitted: int, ended: bool) -> None:
-        """``emitted`` tokens were appended; the last one ended the suggestion, or not."""
-        keep = self._memory**emitted
-        self._ends = self._ends * keep + float(ended)
-        self._tokens = self._tokens * keep + emitted
-
-    def survival(self, count: int) -> list[float]:
-        """G_0 … G_{count−1}: P(not ended before token j + 1)."""
-        stay = 1.0 - min(0.9, self._ends / max(self._tokens, 1.0))
-        return list(accumulate(repeat(stay, count - 1), mul, initial=1.0))
 
 
 def _cut(rule: StopRule, confidences: Sequence[float]) -> int | None:

@@ -18,10 +18,11 @@ from specpilot.control.acceptance import AcceptanceModel, Change, Difficulty, Ha
 from specpilot.control.branching import Branches
 from specpilot.control.budget import PassPrice
 from specpilot.control.calibration import Calibration, Offset
+from specpilot.control.contexts import Context
 from specpilot.control.cost import KNOTS, ContextSlope, CostCurve, CostModel, DraftCost, UpperQuantile
+from specpilot.control.ending import EndHazard
 from specpilot.control.health import Backoff, Breaker, Fallback
 from specpilot.control.latency import DeadlineTracker, TimePrice
-from specpilot.control.planner import Context, EndHazard
 
 VERSION = 4
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from specpilot.control.planner import bucket_of
+from specpilot.control.contexts import bucket_of
 from specpilot.control.planning import Choice, CycleView
 from specpilot.control.stop import StopRule, logit
 from specpilot.control.types import Binding, CycleOutcome, Reason

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from specpilot.control import ControllerConfig
-from specpilot.control.planner import bucket_of
+from specpilot.control.contexts import bucket_of
 from specpilot.simulation.baselines import ByLength
 from specpilot.simulation.costs import EngineCosts
 from specpilot.simulation.policies import replay_policy

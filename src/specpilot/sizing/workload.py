@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from specpilot.control.planner import BUCKET_EDGES, bucket_of
+from specpilot.control.contexts import BUCKET_EDGES, bucket_of
 from specpilot.sizing.arithmetic import MAX_DRAFT, check
 from specpilot.trace.agreement import AgreementTrace
 

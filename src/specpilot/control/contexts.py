@@ -1,0 +1,79 @@
+"""A context, which is a drafter on one prompt-length bucket, and what is kept for it between cycles."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass, field
+
+from specpilot.control.branching import Branches
+from specpilot.control.calibration import Calibration
+from specpilot.control.health import Fallback
+from specpilot.control.horizon import Decision
+from specpilot.control.tree import LookupRule
+
+BUCKET_EDGES = (64, 256, 512)
+"""Prompt-length buckets: ≤ 64, 65–256, 257–512, > 512 tokens."""
+LEARNING_BLOCKS = 32
+"""A context's first blocks, after each of which its decisions are made anew."""
+DECISION_CYCLES = 32
+"""Cycles of a context for which a decision is kept after that: estimates that rest on tens of
+observations hardly move in between, and a change of phase throws decisions away at once."""
+RULE_CYCLES = 8
+"""Cycles after which the calibration in the drafter's rules is brought up to date."""
+
+Key = tuple[int, int, int, int, int, int, int, int, int, int]
+"""What a decision depends on: (ceiling on τ, tokens wanted, later passes, 10 · log θ, tokens not cached by
+target, by draft, 4 · shift, tokens matched by looked-up text, tokens of others in the pass, requests in
+it)."""
+
+
+def bucket_of(prompt_tokens: int) -> int:
+    """The prompt-length bucket, 0…3."""
+    return bisect_left(BUCKET_EDGES, prompt_tokens)
+
+
+@dataclass(slots=True)
+class Context:
+    """A drafter on one prompt-length bucket: its decisions by what they depend on, kept for a few cycles."""
+
+    fallback: Fallback
+    calibration: Calibration
+    blocks: int = 0
+    has_confidence: bool = True
+    age: int = 0  # cycles observed
+    decisions: dict[Key, Decision] = field(default_factory=dict)
+    forecasts: dict[Key, Decision] = field(default_factory=dict)  # apart: to ask changes no plan
+    branches: Branches = field(default_factory=Branches)
+    intercepts: tuple[float, ...] = ()
+    slope: float = 1.0
+    ranks: tuple[tuple[float, float], ...] = ()
+    lookup: LookupRule | None = None
+
+    def forget_decisions(self) -> None:
+        """Something that decisions rest on has changed."""
+        self.decisions.clear()
+        self.forecasts.clear()
+        self.forget_rules()
+
+    def keep(self, decision: Decision) -> Decision:
+        """Note until when a decision just made is kept."""
+        decision.until = self.age + (DECISION_CYCLES if self.blocks > LEARNING_BLOCKS else 1)
+        return decision
+
+    def grow_older(self) -> None:
+        """One more cycle of this context has been observed."""
+        self.age += 1
+        if self.blocks <= LEARNING_BLOCKS:
+            self.forget_decisions()
+        elif self.age % RULE_CYCLES == 0:
+            self.forget_rules()
+            if self.age % DECISION_CYCLES == 0:
+                for kept in (self.decisions, self.forecasts):
+                    for key in [key for key, decision in kept.items() if decision.until <= self.age]:
+                        del kept[key]
+
+    def forget_rules(self) -> None:
+        """Calibrations have moved."""
+        self.intercepts = ()
+        self.ranks = ()
+        self.lookup = None

@@ -1,0 +1,133 @@
+"""Solving one decision: from the estimates and a key to τ, its value and the thresholds of the rules.
+
+The arithmetic is in :mod:`~specpilot.control.horizon`; here the estimates become its inputs, for chains and
+for token trees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from math import exp
+from operator import mul
+
+from specpilot.control.acceptance import survival
+from specpilot.control.calibration import Calibration
+from specpilot.control.contexts import Context, Key
+from specpilot.control.cost import CostModel
+from specpilot.control.ending import EndHazard
+from specpilot.control.horizon import Decision, Horizon, best_length, increments, thresholds
+
+EASY_SHIFT = 1.0
+"""How much easier than forecast a block may turn out (logit scale): sets the ceiling on τ, below which
+the confidence stop decides."""
+NO_PRICE = -(10**6)
+"""Stands for log 0 in a decision's key."""
+
+
+@dataclass(slots=True)  # not frozen: as CycleView
+class Estimates:
+    """What a decision rests on beside its key; not to be changed.
+
+    ``hazards`` are h_1 … h_ceiling of the context, ``lookup`` the calibration of looked-up text, if any.
+    """
+
+    hazards: Sequence[float]
+    context: Context
+    bucket: int
+    ends: EndHazard
+    cost: CostModel
+    max_nodes: int
+    lookup: Calibration | None
+
+
+def decide(known: Estimates, key: Key) -> Decision:
+    """The best block for what ``key`` says: of both kinds, chain and tree, where there may be trees."""
+    ceiling, _, _, price, width, _, quarters, matched, beside, sharing = key
+    theta = exp(price / 10.0) if price > NO_PRICE else 0.0
+    context, cost, nodes = known.context, known.cost, known.max_nodes
+    by_node = cost.verify_run_ms(width, max(ceiling, nodes), beside, sharing)
+    hazards = known.hazards
+    shift = quarters / 4.0
+    levels = by_node[: ceiling + 1]
+    if not nodes:
+        return _solve(known, key, theta, hazards, survival(hazards, shift), levels, cost.draft_step_ms)
+    looked_up = _looked_up(known, matched, ceiling) if matched else [0.0] * (ceiling + 1)
+    asked = 1.0 - looked_up[1]  # where text is found, the draft model is hardly asked
+    survive = list(map(max, survival(hazards, shift), looked_up))
+    chain = _solve(known, key, theta, hazards, survive, levels, cost.draft_step_ms * asked)
+    widened = context.branches.widened(hazards)
+    breadth = context.branches.breadth
+    levels = [by_node[min(round(level * breadth), len(by_node) - 1)] for level in range(ceiling + 1)]
+    survive = list(map(max, survival(widened, shift), looked_up))
+    tree = _solve(known, key, theta, widened, survive, levels, cost.tree_step_ms * asked)
+    better = tree if tree.value >= chain.value else chain
+    better.branching = better is tree
+    better.node_price = tuple([theta * (after - before) for before, after in pairwise(by_node)])
+    return better
+
+
+def _solve(
+    known: Estimates,
+    key: Key,
+    theta: float,
+    hazards: Sequence[float],
+    survive: Sequence[float],
+    verify: Sequence[float],
+    step_ms: float,
+) -> Decision:
+    """The best τ for blocks that are accepted so and cost so.
+
+    ``survive`` is S_0 … S_ceiling, ``hazards`` what the rules' thresholds rest on; ``verify`` the
+    pass's time by the depth of the block, in ms.
+    """
+    ceiling, wanted, later, _, _, behind, quarters, _, _, sharing = key
+    cost = known.cost
+    # θ · cost of the pass over the context alone, then of each further draft position. Drafting at all
+    # needs the draft's own prefill, once for all passes still to come.
+    costs = [
+        theta * verify[0],
+        *[theta * (step_ms + after - before) for before, after in pairwise(verify)],
+    ]
+    costs[1] += theta * cost.draft_start_ms
+    costs[1] += theta * cost.draft_prefill_ms(behind - 1) / (later + 1)
+    horizon = Horizon(wanted, later, known.ends.survival(max(wanted, ceiling) + 2))
+    # A later pass has one new context token instead of the prompt; positions cost alike.
+    later_ms = cost.verify_ms(sharing) / sharing + cost.host_ms
+    later_costs = [theta * later_ms, *costs[1:]] if later else costs
+    worth = increments(survive, horizon, later_costs, ceiling)
+    tau, value, plain = best_length(survive, worth, costs)
+    depth = max(tau, 1)  # one adverse decision is not yet fallback
+    if known.context.has_confidence and tau < ceiling:
+        easy = survival(hazards, quarters / 4.0 + EASY_SHIFT)
+        depth = max(depth, best_length(easy, worth, costs)[0])
+    keep_at, draft_at = thresholds(hazards, worth, costs, verify, theta, depth)
+    return Decision(
+        tau,
+        value,
+        plain,
+        survive[1],
+        survive[tau],
+        sum(survive[: tau + 1]),
+        depth,
+        keep_at,
+        (0.0, *draft_at[1:]),  # position 1 of a chain is settled by the choice of τ
+        first_at=draft_at[0],
+        worth=tuple(worth[1:]) if known.max_nodes else (),
+        gains=tuple(
+            [
+                s * w - theta * (after - before)
+                for s, w, before, after in zip(survive[1:], worth[1:], verify, verify[1:], strict=False)
+            ]
+        ),
+    )
+
+
+def _looked_up(known: Estimates, matched: int, count: int) -> list[float]:
+    """S_0 … S_count of text that goes on a match of so many tokens."""
+    if known.lookup is None:
+        return [0.0] * (count + 1)
+    confidence = matched / (matched + 1.0)
+    chances = [known.lookup.acceptance(at, known.bucket, confidence) for at in range(1, count + 1)]
+    return list(accumulate(chances, mul, initial=1.0))
