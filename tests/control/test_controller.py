@@ -411,7 +411,7 @@ def fallback(controller: Controller) -> Fallback:
 
 
 def test_a_probe_is_not_given_to_a_request_that_may_get_no_pass() -> None:
-    """Two requests in a pass, a probe is due: the first has spent its own passes, so the second one probes."""
+    """A probe is due for two requests: the first has spent its own passes, so the second one probes."""
     controller = fallen_back(burst=0)
     for name in ("spent", "fresh"):
         controller.admit(RequestInfo(name, 40, 24), now=0.0)
