@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import random
 import time
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,7 +16,7 @@ from specpilot.control.planning import Choice, CycleView
 from specpilot.control.stop import StopRule
 from specpilot.control.types import Binding, CycleOutcome, Reason
 from specpilot.trace import CycleRecord
-from specpilot.vllm import timing
+from specpilot.vllm import scheduler, timing
 
 if TYPE_CHECKING:
     from tests_vllm.conftest import Pair
@@ -250,34 +252,93 @@ def test_the_trace_replays_to_the_same_decisions(engine: SteeredEngine, pair: Pa
     assert replayed.plans >= 60
 
 
-def test_a_useless_draft_is_switched_off_and_tried_again(
-    engine: SteeredEngine, pair: Pair, monkeypatch: pytest.MonkeyPatch
+class ScriptedTimes:
+    """What steps take by a script, clock included, so that no decision rests on this machine's speed.
+
+    The target takes 10 ms, the drafter 0.2 ms and 0.4 ms a token (one at least: vLLM always runs it once).
+    """
+
+    def __init__(self, engine: SteeredEngine, patch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        self._length = 0
+        self._schedule = engine.scheduler.schedule
+        patch.setattr(timing, "of", self._times)
+        patch.setattr(engine.scheduler, "schedule", self._scheduled)
+        clock = SimpleNamespace(monotonic=lambda: self.now, perf_counter=time.perf_counter, time=time.time)
+        patch.setattr(scheduler, "time", clock)
+
+    def _scheduled(self, *args: Any, **kwargs: Any) -> Any:
+        output = self._schedule(*args, **kwargs)
+        self._length = output.num_spec_tokens_to_schedule
+        return output
+
+    def _times(self, _: object) -> tuple[float, float]:
+        target_ms, draft_ms = 10.0, 0.2 + 0.4 * max(1, self._length)
+        self.now += (target_ms + draft_ms) / 1000.0
+        return target_ms, draft_ms
+
+
+def replace_drafts(
+    engine: SteeredEngine, patch: pytest.MonkeyPatch, made: Callable[[str, int], list[int]]
 ) -> None:
-    """The drafter proposes one and the same token for a while: output and ledger do not mind."""
+    """The drafter proposes ``made(request id, K)`` instead of what it has found."""
+    update = engine.scheduler.update_draft_token_ids
+
+    def exchanged(drafts: Any) -> None:
+        tokens = [
+            made(name, len(found)) for name, found in zip(drafts.req_ids, drafts.draft_token_ids, strict=True)
+        ]
+        update(type(drafts)(drafts.req_ids, tokens))
+
+    patch.setattr(engine.scheduler, "update_draft_token_ids", exchanged)
+
+
+@pytest.mark.parametrize("good", ["the draft's own", "the target's own"])
+def test_a_useless_draft_is_switched_off_and_speculation_is_back_in_time(
+    engine: SteeredEngine, pair: Pair, monkeypatch: pytest.MonkeyPatch, good: str
+) -> None:
+    """The drafter proposes one and the same token for a while: output and ledger do not mind.
+
+    With drafts that are always right the bound of I6 holds: probe_max cycles to a probe, and 16 steps. The
+    pairs' own are accepted at about 0.6: a probe of four is seldom accepted whole, and it takes longer.
+    """
     if pair.method == "ngram":
         pytest.skip("n-grams propose by themselves only where one matches: the share says nothing")
-    # Passes are scarce and drafts cost a tenth, whatever this machine does: a draft as slow as its target, as
-    # the second pair's is, is rightly left alone.
-    monkeypatch.setattr(timing, "of", lambda _: (10.0, 1.0))
+    ScriptedTimes(engine, monkeypatch)
     engine.steer(pass_budget=6.0)
     before = propose_share(engine, pair)
     assert before > 0.3
     useless = min(set(range(4096)).difference(*pair.greedy))  # in no output at all
-    good = engine.runner.propose_draft_token_ids
-
-    def bad(*args: Any, **kwargs: Any) -> Any:
-        found = good(*args, **kwargs)
-        if isinstance(found, list):
-            return [[useless] * len(tokens) for tokens in found]
-        return found.clone().fill_(useless)
-
-    with monkeypatch.context() as useless_draft:
-        useless_draft.setattr(engine.runner, "propose_draft_token_ids", bad)
+    with monkeypatch.context() as patch:
+        replace_drafts(engine, patch, lambda _, length: [useless] * length)
         shares = [propose_share(engine, pair) for _ in range(3)]
-    assert min(shares) < before / 3.0
-    # It is tried again. How many probes it takes to believe in it is not tested: with the second pair
-    # speculation was back after one to seven rounds in most runs, and in one of three not after eight.
-    assert propose_share(engine, pair) > 0.0
+    assert shares[-1] < before / 3.0
+    if good == "the draft's own":
+        shares = [propose_share(engine, pair)]
+        while shares[-1] <= before / 2.0 and len(shares) < 8:
+            shares.append(propose_share(engine, pair))
+        assert shares[-1] > before / 2.0, shares
+        return
+
+    encode = engine.llm.get_tokenizer().encode
+    greedy = {tuple(encode(text)): whole for text, whole in zip(pair.prompts, pair.greedy, strict=True)}
+
+    def right(name: str, length: int) -> list[int]:
+        request = engine.scheduler.requests.get(name)
+        if request is None:  # it has just ended
+            return []
+        ahead = greedy[tuple(request.prompt_token_ids)][request.num_output_tokens :]
+        return ahead[:length]
+
+    replace_drafts(engine, monkeypatch, right)
+    propose_share(engine, pair)
+    steps: dict[float, list[int]] = {}
+    for record in cycles(engine):
+        if record.note != "prefill":
+            steps.setdefault(record.end_s, []).append(record.proposed)
+    drafting = [sum(p > 0 for p in step) > len(step) / 2 for step in steps.values()]
+    regular = next(at for at in range(len(drafting) - 4) if all(drafting[at : at + 5]))
+    assert regular <= engine.controller.config.probe_max / 8 + 16
 
 
 def propose_share(engine: SteeredEngine, pair: Pair) -> float:

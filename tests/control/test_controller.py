@@ -7,6 +7,7 @@ import math
 import pytest
 
 from specpilot.control import Controller, ControllerConfig, CycleOutcome, CyclePlan, RequestInfo, StopCause
+from specpilot.control.health import Fallback
 from specpilot.control.horizon import best_length, future_values, thresholds
 from specpilot.control.planner import OptimalPlanner
 from specpilot.control.types import Binding
@@ -386,3 +387,53 @@ def test_an_engine_that_shares_passes_takes_up_what_one_at_a_time_would_refuse()
     ]
     assert admitted[0] < 10
     assert admitted[1] == 16
+
+
+# --- probes ---------------------------------------------------------------------------------------
+
+
+def fallen_back(**config: object) -> Controller:
+    """A controller whose draft has been useless for long; its contexts are in fallback."""
+    controller = Controller(ControllerConfig(**{"slo_p95_ms": 1e9, **config}))  # type: ignore[arg-type]
+    for number in range(40):
+        controller.admit(RequestInfo(f"w{number}", 40, 24), now=0.0)
+        while one_cycle(controller, f"w{number}", 0.0, 0, draft_ms=4.0):
+            pass
+    return controller
+
+
+def fallback(controller: Controller) -> Fallback:
+    planner = controller.planner
+    assert isinstance(planner, OptimalPlanner)
+    (context,) = planner._contexts.values()
+    assert context.fallback.active
+    return context.fallback
+
+
+def test_a_probe_is_not_given_to_a_request_that_may_get_no_pass() -> None:
+    """A probe is due for two requests: the first has spent its own passes, so the second one probes."""
+    controller = fallen_back(burst=0)
+    for name in ("spent", "fresh"):
+        controller.admit(RequestInfo(name, 40, 24), now=0.0)
+    for _ in range(2):
+        fallback(controller)._backoff.reset()  # four cycles to the next probe
+        assert one_cycle(controller, "spent", 0.0, 0).max_draft == 0  # type: ignore[union-attr]
+    fallback(controller).hurry()
+    batch = controller.plan(["spent", "fresh"], now=0.0)
+    assert [stop.request_id for stop in batch.stops] == ["spent"]
+    assert batch.cycles[0].reason.binding is Binding.PROBE
+    assert batch.cycles[0].max_draft > 0
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_request_that_ends_before_its_probe_hands_it_on(begun: bool) -> None:
+    controller = fallen_back()
+    for name in ("leaves", "stays"):
+        controller.admit(RequestInfo(name, 40, 24), now=0.0)
+    fallback(controller).hurry()
+    plan = controller.plan(["leaves"], now=0.0).cycles[0]
+    assert plan.reason.binding is Binding.PROBE
+    if begun:
+        controller.begin([plan.cycle_id], now=0.0)
+    controller.finish("leaves", StopCause.CANCELLED, now=0.0)
+    assert controller.plan(["stays"], now=0.0).cycles[0].reason.binding is Binding.PROBE

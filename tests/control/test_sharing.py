@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from specpilot.control import Controller
 from specpilot.control.cost import KNOTS, CostModel, CostProfile
-from specpilot.control.sharing import Work, share_pass
+from specpilot.control.sharing import Forecast, Work, joint_draft, share_pass
 from specpilot.control.types import RequestInfo
 
 FAR = 10_000.0
@@ -87,3 +87,39 @@ def test_the_controller_advises_and_changes_nothing() -> None:
     assert len(controller.plan(["a", "b", "c"], now=0.0).cycles) == 3
     with pytest.raises(ValueError, match="not in flight"):
         controller.share(["x"], 1, now=0.0)
+
+
+def test_a_request_bears_its_part_of_a_shared_pass() -> None:
+    """10 + 0.5 · width ms. Alone: 10.5, 11, 11.5. Four that bring a token each: 12 ms of which one bears 3;
+    with two each the pass takes 14 ms, which is 0.5 more for everyone."""
+    cost = engine(10.0, 0.5)
+    assert cost.verify_run_ms(1, 2) == pytest.approx([10.5, 11.0, 11.5])
+    assert cost.verify_run_ms(1, 2, beside=3, sharing=4) == pytest.approx([3.0, 3.5, 4.0])
+    # Beside a prompt of 60 tokens: 40.5 ms, of which one token's part is 1 ÷ 61.
+    assert cost.verify_run_ms(1, 1, beside=60, sharing=2) == pytest.approx([40.5 / 61, 40.5 / 61 + 0.5])
+
+
+def forecast(wanted: int, *gains: float, price: float = 0.1, **changes: int) -> Forecast:
+    return Forecast(wanted, price, gains=gains, **changes)
+
+
+def test_a_length_that_one_of_four_wants_is_drafted_if_it_pays_for_all() -> None:
+    """A step costs each 1 ms · 0.1 tokens per ms, 0.4 tokens in all. Position 1 earns 4 · 0.3, position 2
+    earns 0.3 for one: 0.1 lost. Positions 2 and 3 of one that is surer earn 0.5 and 0.45."""
+    cost = engine(10.0, 0.1)
+    short = [forecast(1, 0.3)] * 3
+    assert joint_draft(cost, [*short, forecast(2, 0.3, 0.3)]) == 1
+    assert joint_draft(cost, [*short, forecast(3, 0.6, 0.5, 0.45)]) == 3
+    # A position that does not pay by itself is drafted for the next one's sake.
+    assert joint_draft(cost, [*short, forecast(3, 0.6, 0.3, 0.6)]) == 3
+    # Those that want nothing wait too: three of them and one for whom the first position earns 0.35.
+    assert joint_draft(cost, [*[forecast(0)] * 3, forecast(1, 0.35)]) == 0
+    assert joint_draft(cost, [*[forecast(0)] * 3, forecast(1, 0.45)]) == 1
+
+
+def test_one_request_gets_what_it_wants_and_a_probe_what_it_needs() -> None:
+    cost = engine(10.0, 0.1)
+    assert joint_draft(cost, [forecast(3, 0.0, 0.0, 0.0)]) == 3
+    assert joint_draft(cost, [forecast(0), forecast(4, needed=4), forecast(1, 0.5)]) == 4
+    explorer = Forecast(3, 0.1, gains=(0.6, 0.1, 0.0), explores=True)
+    assert joint_draft(cost, [forecast(1, 0.3), explorer]) == 2

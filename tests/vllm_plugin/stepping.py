@@ -39,6 +39,8 @@ class SteppingEngine:
     proposed: list[list[int]] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     """The K of every step."""
+    undrafted: int = 0
+    """Plans that asked for a draft where none had been made."""
     _running: dict[str, _Request] = field(default_factory=dict)
     _number: int = 0
     _draw: random.Random = field(default_factory=random.Random)
@@ -92,7 +94,9 @@ class SteppingEngine:
             self._end(stop.request_id, stop.cause)
         for name, request in self._running.items():
             pilot.drafted(name, length)
-            request.drafts = min(length, pilot.draft_limit(name) or 0)
+            limit = pilot.draft_limit(name) or 0
+            self.undrafted += limit > 0 and length == 0
+            request.drafts = min(length, limit)
 
     def _run(self, name: str, acceptance: float) -> Pass:
         request = self._running[name]

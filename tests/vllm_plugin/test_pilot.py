@@ -207,3 +207,31 @@ def test_a_plan_that_got_no_draft_has_one_made_for_its_next_try(monkeypatch: pyt
     flight.drafted("a", wanted)
     flight.begin(["a"], now=0.04)
     assert flight.draft_length(["a"], now=0.04) == 0
+
+
+def test_what_the_drafter_costs_anyway_is_not_the_drafts_cost() -> None:
+    """A step without drafts takes the drafter 1.2 ms, one that drafts four tokens 2.4 ms, for two requests.
+
+    A draft step is taken to cost each request 0.1 ms. The forward that is made anyway gives the first token,
+    so 1.2 − 2 · 0.1 ms are catching up and 1.4 ms, 0.7 for each request, are the drafts'.
+    """
+    flight = pilot(pass_budget=6.0)
+    flight.controller.cost._draft.step_ms = 0.1
+    for name in ("a", "b"):
+        flight.admit(info(name), now=0.0)
+
+    def step(done: list[Pass], draft_ms: float, length: int) -> None:
+        flight.plan(["a", "b"], now=0.0)
+        flight.begin(["a", "b"], now=0.0)
+        flight.observe(done, StepTimes(10.0, 7.0, draft_ms), length, now=0.01)
+
+    step([prefill("a"), prefill("b")], 5.0, 0)
+    assert flight._idle_draft_ms == 0.0  # a prompt's pass says nothing of it
+    step([verified("a", 0, 0), verified("b", 0, 0)], 1.2, 0)
+    assert flight._idle_draft_ms == pytest.approx(1.2)
+    assert flight._tracked["a"].catch_up_ms == pytest.approx(0.6)
+    flight.controller.cost._draft.step_ms = 0.1
+    step([verified("a", 0, 0), verified("b", 0, 0)], 2.4, 4)
+    assert flight._tracked["a"].draft_ms == pytest.approx(0.7)
+    assert flight._tracked["a"].catch_up_ms == pytest.approx(0.5)
+    assert flight._tracked["a"].catch_up_tokens == 1
