@@ -173,10 +173,12 @@ def table(done: dict[tuple[str, str], list[Completion]], oracle: dict[str, list[
         chosen = labels if label == "all" else [label]
         rows = {name: [answer for one in chosen for answer in done[one, name]] for name in POLICIES}
         passes = {name: sum(answer.target_passes for answer in found) for name, found in rows.items()}
-        cells = [label, f"{sum(sum(oracle[one]) for one in chosen) / passes['chain']:.2f}"]
+        # All of a class may have been refused: on a machine too slow for the SLO.
+        perfect = sum(sum(oracle[one]) for one in chosen)
+        cells = [label, f"{perfect / passes['chain']:.2f}" if passes["chain"] else "–"]
         for name in POLICIES:
             tokens = sum(len(answer.token_ids) for answer in rows[name])
-            cells.append(f"{tokens / passes[name]:.2f}")
+            cells.append(f"{tokens / passes[name]:.2f}" if passes[name] else "–")
         for name in POLICIES:
             share = sum(answer.stop_cause.complete for answer in rows[name]) / len(rows[name])
             cells.append(f"{share:.0%}")
