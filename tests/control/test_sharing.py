@@ -100,8 +100,9 @@ def test_a_request_bears_its_part_of_a_shared_pass() -> None:
     assert cost.verify_run_ms(1, 1, beside=60, sharing=2) == pytest.approx([40.5 / 61, 40.5 / 61 + 0.5])
 
 
-def forecast(wanted: int, *gains: float, price: float = 0.1, **changes: int) -> Forecast:
-    return Forecast(wanted, price, gains=gains, **changes)
+def forecast(wanted: int, *gains: float, needed: int = 0) -> Forecast:
+    """At a price of 0.1 tokens per ms."""
+    return Forecast(wanted, 0.1, needed, gains)
 
 
 def test_a_length_that_one_of_four_wants_is_drafted_if_it_pays_for_all() -> None:

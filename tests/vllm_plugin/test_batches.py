@@ -99,8 +99,7 @@ def test_a_long_draft_that_few_want_is_not_made_for_all(
     """
     rates = {}
     for static in (None, 0, 1, 2, 3, 4, 6):
-        mode = {} if static is None else {"mode": "off", "static_draft": static}
-        served = engine(1, **mode)
+        served = engine(1) if static is None else engine(1, mode="off", static_draft=static)
         served.draft_ms = lambda length: 0.5 + step_ms * max(1, length)
         rates[static] = rate(served, acceptance)
     own = rates.pop(None)
