@@ -91,7 +91,8 @@ def test_the_controller_advises_and_changes_nothing() -> None:
 
 def test_a_request_bears_its_part_of_a_shared_pass() -> None:
     """10 + 0.5 · width ms. Alone: 10.5, 11, 11.5. Four that bring a token each: 12 ms of which one bears 3;
-    with two each the pass takes 14 ms, which is 0.5 more for everyone."""
+    with two each the pass takes 14 ms, which is 0.5 more for everyone.
+    """
     cost = engine(10.0, 0.5)
     assert cost.verify_run_ms(1, 2) == pytest.approx([10.5, 11.0, 11.5])
     assert cost.verify_run_ms(1, 2, beside=3, sharing=4) == pytest.approx([3.0, 3.5, 4.0])
@@ -106,7 +107,8 @@ def forecast(wanted: int, *gains: float, needed: int = 0) -> Forecast:
 
 def test_a_length_that_one_of_four_wants_is_drafted_if_it_pays_for_all() -> None:
     """A step costs each 1 ms · 0.1 tokens per ms, 0.4 tokens in all. Position 1 earns 4 · 0.3, position 2
-    earns 0.3 for one: 0.1 lost. Positions 2 and 3 of one that is surer earn 0.5 and 0.45."""
+    earns 0.3 for one: 0.1 lost. Positions 2 and 3 of one that is surer earn 0.5 and 0.45.
+    """
     cost = engine(10.0, 0.1)
     short = [forecast(1, 0.3)] * 3
     assert joint_draft(cost, [*short, forecast(2, 0.3, 0.3)]) == 1
