@@ -144,6 +144,8 @@ def _show(screen: Console, diagnosis: Diagnosis) -> None:
 
 def _fresh(rescored: Rescored) -> str:
     """The re-scoring in one line."""
+    from specpilot.diagnosis.rescore import KINDS
+
     told = (
         f"re-scored with a fresh cache: {rescored.requests} requests ({rescored.left_out} left out), "
         f"{rescored.compared_tokens} draft tokens: "
@@ -153,9 +155,24 @@ def _fresh(rescored: Rescored) -> str:
             "the recorded drafts are not this model's from the requests' first cycles on: give the models "
             "that the engine ran (--pair-draft); if these are, ids are permuted or sessions' caches are wrong"
         )
-    return told + ", ".join(
-        f"{cause} {rescored.verdict(cause)}" for cause in ("kv_misalignment", "missing_bonus_token")
+    return told + ", ".join(f"{cause} {_verdict(rescored, cause)}" for cause in KINDS)
+
+
+def _verdict(rescored: Rescored, cause: str) -> str:
+    """One verdict; where evidence lacks, how much there is and how much it would take."""
+    from specpilot.diagnosis.rescore import CONTROLS, FIRST, TOO_FEW, cycles_needed
+
+    verdict = rescored.verdict(cause)
+    if verdict != TOO_FEW:
+        return verdict
+    cycles, seen = rescored.examined(cause)
+    told = (
+        f"not enough evidence ({cycles} cycles examined, {seen} differ; {cycles_needed(seen)} would refute it"
     )
+    controls = rescored.clean.get(FIRST, 0)
+    if controls < CONTROLS:
+        told += f"; {controls} requests began with a cache of their own, {CONTROLS} are needed to confirm it"
+    return told + ")"
 
 
 def _engine(model: SpeedModel) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -12,21 +14,28 @@ from specpilot.cli.output import JsonOption, check_writable, console, progress, 
 from specpilot.control import ControllerConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from rich.console import Console
-    from rich.table import Table
 
-    from specpilot.sizing.plan import Plan
-    from specpilot.sizing.region import Cell
     from specpilot.sizing.roles import Role
+    from specpilot.sizing.roles_load import LoadedRole
 
 N = TypeVar("N", int, float)
 DEFAULTS = ControllerConfig()
 INFEASIBLE = 1
 PICTURES = (".svg", ".png", ".pdf")
-WIDE = ("change", "out because")
-"""Columns that may be folded on a narrow terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class RoleSettings:
+    """What of the options ``--models`` needs beside the promises."""
+
+    max_tokens: int
+    load: float
+    rate_per_s: float | None
+    requests: int
+    seed: int
 
 
 def run(
@@ -55,7 +64,13 @@ def run(
         ),
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Most output tokens per request.")] = 24,
-    load: Annotated[float, typer.Option(help="Arrivals ÷ capacity; 0: closed loop, one client.")] = 0.4,
+    load: Annotated[
+        float,
+        typer.Option(
+            help="Arrivals ÷ capacity; 0: closed loop, one client. "
+            "With --models: capacity of the cast that is best when idle; 0: idle only."
+        ),
+    ] = 0.4,
     rate: Annotated[
         float | None, typer.Option(help="Arrivals a second, instead of --load.", show_default=False)
     ] = None,
@@ -101,8 +116,10 @@ def run(
     if models is not None:
         if trace is not None or acceptance is not None or plot is not None:
             raise ValueError("models: given together with a trace, --acceptance or --plot; give one of them")
-        feasible = _roles(models, config, prompts, max_tokens, screen, json_target)
+        settings = RoleSettings(max_tokens, load, rate, requests, seed)
+        feasible = _roles(models, config, prompts, settings, screen, json_target)
         raise typer.Exit(0 if feasible else INFEASIBLE)
+    from specpilot.cli.plan_tables import show_plan
     from specpilot.simulation.replay import LIMITS
     from specpilot.simulation.stream import costs_from
     from specpilot.sizing import from_numbers
@@ -137,7 +154,7 @@ def run(
             slos_ms=slos_ms,
             advance=lambda: bar.advance(task),
         )
-    _show(plan, config, screen)
+    show_plan(plan, config, screen)
     notes = [f"{origin}. Costs: {costs.engine}.", *LIMITS]
     for note in notes:
         screen.print(f"[dim]{note}[/]")
@@ -157,190 +174,72 @@ def _numbers(name: str, text: str, kind: Callable[[str], N]) -> list[N]:
         raise ValueError(f"{name}: {text!r} is not a list of numbers; write e.g. 0.8,0.7") from None
 
 
-def _table(
-    title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], *, lines: bool = False
-) -> Table:
-    from rich.table import Table
-
-    table = Table(title=title, title_justify="left", show_lines=lines)
-    for index, column in enumerate(columns):
-        table.add_column(column, justify="right" if index else "left", no_wrap=column not in WIDE)
-    for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _show(plan: Plan, config: ControllerConfig, screen: Console) -> None:
-    from specpilot.sizing.case import FEW_LENGTHS
-
-    rate = "closed loop" if plan.rate_per_s is None else f"{plan.rate_per_s:.1f} requests/s"
-    screen.print(
-        _table(
-            f"B = {config.pass_budget:g}, SLO {config.slo_p95_ms:g} ms, {rate}",
-            ("policy", "t/pass", "t/request", "finished", "passes", "p95 ms", "in SLO", "tok/s"),
-            (
-                (
-                    f"[bold]{name}[/]" if name == plan.recommended else name,
-                    f"{row.tokens_per_pass:.2f}",
-                    f"{row.tokens_per_arrival:.2f}",
-                    f"{row.completion_share:.0%}",
-                    f"{row.target_passes_per_request:.2f}",
-                    "–" if row.e2e_p95_ms is None else f"{row.e2e_p95_ms:.0f}",
-                    f"{row.slo_attainment:.1%}",
-                    f"{row.goodput_tokens_per_s:.1f}",
-                )
-                for name, row in plan.policies.items()
-            ),
-        )
-    )
-    screen.print(
-        _table(
-            "By prompt length",
-            ("prompt", "share", "τ", "α by position"),
-            (
-                (
-                    bucket.name,
-                    f"{bucket.share:.0%}",
-                    str(bucket.tau),
-                    " ".join(f"{value:.2f}" for value in bucket.acceptance[:6]),
-                )
-                for bucket in plan.buckets
-            ),
-        )
-    )
-    screen.print(
-        _table(
-            "Break-even and limits",
-            ("prompt", "α ≥", "draft ms", "fastest", "free", "perfect"),
-            (
-                (
-                    bucket.name,
-                    "–" if bucket.break_even_acceptance is None else f"{bucket.break_even_acceptance:.2f}",
-                    f"{bucket.draft_ms:.1f} (≤ {bucket.break_even_draft_ms:.1f})",
-                    f"{bucket.speed_up:.2f}× τ={bucket.fastest_tau}",
-                    f"{bucket.limits.free_draft[0]:.2f}×",
-                    f"{bucket.limits.perfect_draft[0]:.2f}×",
-                )
-                for bucket in plan.buckets
-            ),
-        )
-    )
-    screen.print(
-        "[dim]α ≥ and (≤): acceptance and draft step at which drafting breaks even on an idle engine; "
-        "fastest, free, perfect: speed-up there over plain decoding, with these models, with a draft that "
-        "costs nothing, and with one that is always right.[/]"
-    )
-    if plan.sensitivity:
-        few = ", ".join(str(tau) for tau in FEW_LENGTHS)
-        screen.print(
-            _table(
-                f"If something changes: the best of τ = {few} then",
-                ("change", "best", "t/request", "p95 ms", "in SLO", "tok/s"),
-                (
-                    (
-                        row.change,
-                        row.best,
-                        f"{row.tokens_per_request:.2f}",
-                        "–" if row.e2e_p95_ms is None else f"{row.e2e_p95_ms:.0f}",
-                        f"{row.slo_attainment:.1%}",
-                        f"{row.goodput_tokens_per_s:.1f}",
-                    )
-                    for row in plan.sensitivity
-                ),
-            )
-        )
-    if plan.region:
-        _show_map(plan.region, screen)
-    screen.print(f"Recommended: [bold]{plan.recommended}[/]. What binds: {plan.binds} ({plan.why}).")
-    if plan.cut_share > 0.0 and plan.binds == "budget":
-        needs = [f"B = {plan.needed['pass_budget']:.1f} at these tokens per pass"]
-        if plan.needed["acceptance"] is not None:
-            needs.append(f"or an acceptance of {plan.needed['acceptance']:.2f} at every position")
-        screen.print(
-            f"{plan.cut_share:.0%} of the requests end before they have what they ask for, "
-            f"{plan.wanted_tokens:.1f} tokens on average; to serve that average takes {', '.join(needs)}."
-        )
-    if not plan.feasible:
-        screen.print("[bold red]No policy keeps 95 % of the arrivals within the SLO here.[/]")
-
-
-def _show_map(cells: Sequence[Cell], screen: Console) -> None:
-    """One row a budget, one column an SLO."""
-    rows: dict[float, list[str]] = {}
-    for cell in cells:
-        head = f"{cell.tokens_per_request:.2f} {cell.completion_share:.0%}"
-        rows.setdefault(cell.pass_budget, [f"{cell.pass_budget:g}"]).append(
-            f"{head if cell.feasible else '[dim]✗[/] ' + head}\nτ={cell.tau} {cell.binds.replace('_', ' ')}"
-        )
-    slos = sorted({cell.slo_p95_ms for cell in cells})
-    screen.print(
-        _table("Pass budget × SLO", ("B", *(f"{slo:g} ms" for slo in slos)), rows.values(), lines=True)
-    )
-    screen.print(
-        "[dim]In each cell: tokens per request and the share that finish, the best τ, what binds: what "
-        "brings most if it is doubled (draft cost: halved); ✗: no τ keeps 95 % of the arrivals in "
-        "that SLO.[/]"
-    )
-
-
 def _roles(
     path: Path,
     config: ControllerConfig,
     prompts: list[int],
-    max_tokens: int,
+    settings: RoleSettings,
     screen: Console,
     json_target: str | None,
 ) -> bool:
+    from specpilot.cli.plan_tables import show_loaded, show_roles
     from specpilot.sizing.roles import rank_roles, read_models
+    from specpilot.sizing.roles_load import rank_loaded
 
     if min(prompts) < 1:
         raise ValueError(f"prompt_tokens: {prompts} has one below 1; give counts")
+    if not (settings.load >= 0.0 and math.isfinite(settings.load)):
+        raise ValueError(f"load: {settings.load} is not ≥ 0; 0.4 is typical, 0 leaves the load out")
     mean = sum(prompts) // len(prompts)
+    candidates = read_models(path)
     roles = rank_roles(
-        read_models(path),
+        candidates,
         pass_budget=config.pass_budget,
         slo_ms=config.slo_p95_ms,
         prompt_tokens=mean,
-        max_tokens=max_tokens,
+        max_tokens=settings.max_tokens,
     )
-    screen.print(
-        _table(
-            f"Roles: B = {config.pass_budget:g}, SLO {config.slo_p95_ms:g} ms, prompt of {mean} tokens, "
-            f"{max_tokens} wanted; one request on an idle engine",
-            ("target", "draft", "τ", "t/request", "passes", "ms", "tok/s", "speed-up", "out because"),
-            (_role_row(role) for role in roles),
+    title = (
+        f"Roles: B = {config.pass_budget:g}, SLO {config.slo_p95_ms:g} ms, prompt of {mean} tokens, "
+        f"{settings.max_tokens} wanted; one request on an idle engine"
+    )
+    show_roles(title, roles, screen)
+    rate = settings.rate_per_s
+    if rate is None and roles:
+        # Capacity is that of the cast that is best when idle: all casts must be compared at one rate.
+        rate = settings.load * 1000.0 / roles[0].e2e_ms
+    loaded: list[LoadedRole] = []
+    if settings.rate_per_s is not None or rate:
+        assert rate is not None
+        loaded = rank_loaded(
+            candidates,
+            roles,
+            config,
+            rate_per_s=rate,
+            prompts=prompts,
+            max_tokens=settings.max_tokens,
+            count=settings.requests,
+            seed=settings.seed,
         )
-    )
-    allowed = [role for role in roles if not role.excluded]
+        show_loaded(loaded, rate, screen)
+    allowed: Sequence[Role | LoadedRole] = [role for role in loaded or roles if not role.excluded]
     if allowed:
         best = allowed[0]
         how = (
             f"{best.draft} drafts, {best.target} verifies" if best.draft else f"{best.target} decodes plainly"
         )
-        screen.print(f"Recommended: [bold]{how}[/].")
+        screen.print(f"Recommended: [bold]{how}[/], τ = {best.tau}.")
     else:
         screen.print("[bold red]No cast keeps the SLO with the quality asked for.[/]")
     write_json(
         json_target,
         {
-            "roles": [{name: getattr(role, name) for name in role.__slots__} for role in roles],
+            "roles": [asdict(role) for role in roles],
+            "rate_per_s": rate or None,
+            "under_load": [asdict(role) for role in loaded],
             "recommended": None
             if not allowed
             else {"target": allowed[0].target, "draft": allowed[0].draft, "tau": allowed[0].tau},
         },
     )
     return bool(allowed)
-
-
-def _role_row(role: Role) -> tuple[str, ...]:
-    return (
-        role.target,
-        role.draft or "none",
-        str(role.tau),
-        f"{role.tokens:.2f}",
-        f"{role.passes:.2f}",
-        f"{role.e2e_ms:.0f}",
-        f"{role.tokens_per_s:.1f}",
-        f"{role.speed_up:.2f}×",
-        role.excluded,
-    )

@@ -6,11 +6,16 @@ block's first tokens, up to and including the first rejected one, can be compare
 differ, what its cache needed just before says what was done wrongly: a crop, or the feeding of a bonus
 token. Later differences of a request prove nothing more: a wrong row stays.
 
+The controls are first cycles on a cache that the request itself filled. Where it was admitted with cached
+tokens, an earlier request of its session left the cache, perhaps a wrong one: what such a request shows first
+is counted apart and decides nothing.
+
 This needs greedy requests whose prompt and tokens are in the trace; they are written only if asked for.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,14 +32,19 @@ TOLERANCE = 0.02
 """A probability that differs by less is the same: other kernels and other passes round differently."""
 MOST_REQUESTS = 400
 """So many requests are re-scored at most, the first ones that can be."""
-FEW = 20
-"""Fewer cycles of a kind, clean until then, decide nothing."""
 FEWEST, SHARE = 3, 0.05
 """Confirmed: at least so many requests begin to differ at that kind, and this share of its cycles."""
 HEALTHY_SHARE = 0.01
-"""Refuted: no more than this."""
+"""Refuted: no more than this, and:"""
+ODDS = 0.01
+"""a fault of :data:`SHARE` of the cycles would show so few differences less often than this."""
+CONTROLS = 5
+"""Fewer first cycles confirm nothing: a model that differs in half of them passes five 1 time in 32."""
 FIRST, CROP, FULL, CAUGHT, NEITHER = "first", "crop", "full_accept", "catching_up", "nothing_needed"
-CONFIRMED, REFUTED, OPEN = "confirmed", "refuted", "open"
+REUSED = "reused_cache"
+CONFIRMED, REFUTED, OPEN, TOO_FEW = "confirmed", "refuted", "open", "not_enough_evidence"
+KINDS = {"kv_misalignment": (CROP, CAUGHT), "missing_bonus_token": (FULL,)}
+"""What a draft's cache needed where each cause shows."""
 LOOKED_UP = "lookup"
 NEEDED = ("drafter", "drafted", "proposed", "accepted", "confidences", "proposed_ids", "emitted_ids")
 
@@ -54,33 +64,40 @@ class Rescored:
 
     @property
     def same_model(self) -> bool:
-        """Whether requests' first cycles, in which no cache can be wrong yet, agree with this model."""
+        """Whether the controls, first cycles in which no cache can be wrong yet, agree with this model."""
         return self.onsets.get(FIRST, 0) <= SHARE * max(1, self.clean.get(FIRST, 0))
 
-    def verdict(self, cause: str) -> str:
-        """``confirmed``, ``refuted`` or ``open`` for ``kv_misalignment`` or ``missing_bonus_token``.
+    def examined(self, cause: str) -> tuple[int, int]:
+        """Cycles that could have shown a cause, and how many of them did.
 
         Raises:
-            ValueError: for any other cause.
+            ValueError: for a cause that re-scoring cannot judge.
         """
-        kinds = {"kv_misalignment": (CROP, CAUGHT), "missing_bonus_token": (FULL,)}.get(cause)
-        if kinds is None:
-            raise ValueError(
-                f"cause: {cause!r} cannot be re-scored; kv_misalignment, missing_bonus_token can"
-            )
+        if cause not in KINDS:
+            raise ValueError(f"cause: {cause!r} cannot be re-scored; {', '.join(KINDS)} can")
+        kinds = KINDS[cause]
+        return sum(self.clean.get(kind, 0) for kind in kinds), sum(self.onsets.get(k, 0) for k in kinds)
+
+    def verdict(self, cause: str) -> str:
+        """``confirmed``, ``refuted``, ``not_enough_evidence`` or ``open``.
+
+        Raises:
+            ValueError: for a cause that re-scoring cannot judge.
+        """
+        cycles, onsets = self.examined(cause)
         if not self.same_model:
             return OPEN
-        counts = [(self.onsets.get(kind, 0), self.clean.get(kind, 0)) for kind in kinds]
-        if any(onsets >= FEWEST and onsets >= SHARE * clean for onsets, clean in counts):
-            return CONFIRMED
-        onsets, clean = sum(o for o, _ in counts), sum(c for _, c in counts)
-        return REFUTED if clean >= FEW and onsets <= HEALTHY_SHARE * clean else OPEN
+        counts = [(self.onsets.get(kind, 0), self.clean.get(kind, 0)) for kind in KINDS[cause]]
+        if any(seen >= FEWEST and seen >= SHARE * clean for seen, clean in counts):
+            return CONFIRMED if self.clean.get(FIRST, 0) >= CONTROLS else TOO_FEW
+        if odds_of_at_most(onsets, cycles) > ODDS:
+            return TOO_FEW
+        return REFUTED if onsets <= HEALTHY_SHARE * cycles else OPEN
 
     def evidence(self, cause: str) -> dict[str, float]:
         """The numbers behind a verdict."""
-        kinds = (CROP, CAUGHT) if cause == "kv_misalignment" else (FULL,)
         values = {"rescored_requests": self.requests, "largest_confidence_difference": self.largest}
-        for kind in (FIRST, *kinds, NEITHER):
+        for kind in (FIRST, *KINDS[cause], NEITHER):
             if self.clean.get(kind):
                 values[f"rescored_cycles_{kind}"] = self.clean[kind]
                 values[f"requests_that_begin_to_differ_{kind}"] = self.onsets.get(kind, 0)
@@ -96,14 +113,49 @@ class Rescored:
             "onsets": dict(self.onsets),
             "largest_confidence_difference": self.largest,
             "same_model": self.same_model,
-            "verdicts": {cause: self.verdict(cause) for cause in ("kv_misalignment", "missing_bonus_token")},
+            "verdicts": {cause: self.verdict(cause) for cause in KINDS},
+            "examined_cycles": {cause: self.examined(cause)[0] for cause in KINDS},
+            "cycles_needed_to_refute": {cause: cycles_needed(self.examined(cause)[1]) for cause in KINDS},
+            "odds_of_missing": {cause: odds_of_at_most(*reversed(self.examined(cause))) for cause in KINDS},
         }
+
+
+def odds_of_at_most(seen: int, cycles: int, share: float = SHARE) -> float:
+    """P(a fault shows at most ``seen`` times in ``cycles``), if each shows it with probability ``share``.
+
+    The binomial distribution, exact; cycles count as independent, since none is counted after a difference.
+    """
+    if seen >= cycles:
+        return 1.0
+    return math.fsum(
+        math.exp(
+            math.lgamma(cycles + 1)
+            - math.lgamma(count + 1)
+            - math.lgamma(cycles - count + 1)
+            + count * math.log(share)
+            + (cycles - count) * math.log1p(-share)
+        )
+        for count in range(seen + 1)
+    )
+
+
+def cycles_needed(seen: int) -> int:
+    """The fewest examined cycles with ``seen`` differences that can refute a fault."""
+    low, high = seen, max(1, math.ceil(seen / HEALTHY_SHARE))
+    while odds_of_at_most(seen, high) > ODDS:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if odds_of_at_most(seen, middle) > ODDS else (low, middle)
+    return max(high, math.ceil(seen / HEALTHY_SHARE))
 
 
 @dataclass(slots=True)
 class _Request:
     """A request's cycles in order; of one that cannot be re-scored none are kept."""
 
+    fresh: bool
+    """Whether no earlier request filled its cache."""
     prompt: list[int] | None = None
     cycles: list[Mapping[str, Any]] = field(default_factory=list)
     whole: bool = True
@@ -135,11 +187,15 @@ def rescore(path: Path, draft: CausalLM, *, partial: bool = False, limit: int = 
     reader = TraceReader(path, partial)
     requests: dict[str, _Request] = {}
     taken = 0
+    cached: dict[str, int | None] = {}
     for record in reader.objects():
-        if record.get("kind") == "cycle" and record.get("status") == OBSERVED:
+        if record.get("kind") == "admit":
+            cached[record["request"]] = record.get("cached_tokens")
+        elif record.get("kind") == "cycle" and record.get("status") == OBSERVED:
             name = record["request"]
             if name not in requests:
-                requests[name] = _Request()
+                # A trace that was cut may lack the admission: then nothing is known of the cache.
+                requests[name] = _Request(cached.pop(name, None) == 0)
             taken += not requests[name].cycles
             requests[name].add(record, taken <= limit)
             taken -= not requests[name].cycles
@@ -185,10 +241,13 @@ def _compare(
     chances /= chances.sum(axis=1, keepdims=True)
     at, tokens, largest = 0, 0, 0.0
     before: Mapping[str, Any] | None = None
+    proven = request.fresh
     for record in request.cycles:
         gaps = _gaps(record, sequence[first + 1 + at :], chances[at:])
         if gaps:
-            kind = _kind(before)
+            # On a reused cache the first comparison says whether it was right; a later cycle may inherit it.
+            kind = _kind(before) if proven else REUSED
+            proven = True
             clean[kind] += 1
             tokens += len(gaps)
             largest = max(largest, *gaps)

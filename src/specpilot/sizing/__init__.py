@@ -13,11 +13,13 @@ from specpilot.sizing.arithmetic import (
 from specpilot.sizing.plan import Plan, make_plan
 from specpilot.sizing.region import Cell, map_region
 from specpilot.sizing.roles import Role, rank_roles, read_models
+from specpilot.sizing.roles_load import LoadedRole, rank_loaded
 from specpilot.sizing.workload import from_numbers, hazards_by_length
 
 __all__ = [
     "Cell",
     "Limits",
+    "LoadedRole",
     "PassCosts",
     "Plan",
     "Role",
@@ -29,6 +31,7 @@ __all__ = [
     "make_plan",
     "map_region",
     "needed_acceptance",
+    "rank_loaded",
     "rank_roles",
     "read_models",
     "speed_up",

@@ -1,8 +1,8 @@
 """Model roles: of several models, which should draft, which should verify, or should none draft at all.
 
 The target decides what the text is like, so quality is a property of the target alone; the draft only
-decides how fast it comes. Candidates are compared by closed forms for one request on an idle engine, under
-the pass budget and the SLO; queueing is what ``plan`` on the chosen pair is for.
+decides how fast it comes. Candidates are compared here by closed forms for one request on an idle engine,
+under the pass budget and the SLO; :mod:`specpilot.sizing.roles_load` compares them where requests queue.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,29 +156,24 @@ def rank_roles(
                 continue
             hazards = candidates.acceptance[draft.name, target.name] if draft else (0.0,)
             taus = range(1, MAX_DRAFT + 1) if draft else range(1)
-            rows = [
-                _cast(target, draft, hazards, tau, pass_budget, prompt_tokens, max_tokens) for tau in taus
-            ]
+            rows = [cast(target, draft, hazards, tau, pass_budget, prompt_tokens, max_tokens) for tau in taus]
             fits = [row for row in rows if row.e2e_ms <= slo_ms]
             best = max(fits or rows, key=lambda row: row.tokens_per_s)
-            casts.append(_excluded(best, target, candidates.least_quality, bool(fits), slo_ms))
+            reason = quality_reason(target, candidates.least_quality)
+            if not reason and not fits:
+                reason = f"{best.e2e_ms:.0f} ms exceed the SLO of {slo_ms:.0f} ms"
+            casts.append(replace(best, excluded=reason))
     return sorted(casts, key=lambda row: (bool(row.excluded), -row.tokens_per_s))
 
 
-def _excluded(row: Role, target: Model, least: float | None, fits: bool, slo_ms: float) -> Role:
-    reason = ""
+def quality_reason(target: Model, least: float | None) -> str:
+    """Why a target's quality will not do; empty if it does."""
     if least is not None and (target.quality is None or target.quality < least):
-        reason = f"quality {target.quality} is below {least}"
-    elif not fits:
-        reason = f"{row.e2e_ms:.0f} ms exceed the SLO of {slo_ms:.0f} ms"
-    if not reason:
-        return row
-    return Role(
-        **{name: getattr(row, name) for name in Role.__slots__ if name != "excluded"}, excluded=reason
-    )
+        return f"quality {target.quality} is below {least}"
+    return ""
 
 
-def _cast(
+def cast(
     target: Model,
     draft: Model | None,
     hazards: Sequence[float],
@@ -187,6 +182,7 @@ def _cast(
     prompt: int,
     wanted: int,
 ) -> Role:
+    """One cast at one τ on an idle engine; see :class:`Role`."""
     verify = PassCosts(
         draft.pass_ms if draft else 0.0, lambda width: target.pass_ms + target.token_ms * (width - 1)
     )
