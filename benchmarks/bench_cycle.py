@@ -26,7 +26,7 @@ from specpilot.decoding.request import DecodingRequest
 from specpilot.decoding.static import StaticController
 from specpilot.drafters.guarded import GuardedDrafter
 from specpilot.drafters.model import ModelDrafter
-from specpilot.models.base import CausalLM, FloatArray, ForwardItem, KVCache
+from specpilot.models.base import CausalLM, FloatArray, ForwardItem, KVCache, runs_in_one_thread
 from specpilot.pair import Pair, load_pair
 from specpilot.targets.model import ModelTarget
 
@@ -47,6 +47,7 @@ class Timed:
         self.vocab_size = model.vocab_size
         self.context_limit = model.context_limit
         self.eos_token_ids = model.eos_token_ids
+        self.one_thread = runs_in_one_thread(model)
 
     def new_cache(self) -> KVCache:
         """See the model."""
@@ -64,7 +65,9 @@ class Probe(LiveExecutor):
     """Measures each cycle's wall time against its models' passes; first cycles (prefill) apart."""
 
     def __init__(self, target: Timed, draft: Timed) -> None:
-        guarded = GuardedDrafter(ModelDrafter(draft), 10_000.0, target.vocab_size)
+        guarded = GuardedDrafter(
+            ModelDrafter(draft), 10_000.0, target.vocab_size, one_core=runs_in_one_thread(draft)
+        )
         super().__init__(ModelTarget(target), guarded)
         self.models = (target, draft)
         self.ratios: list[float] = []

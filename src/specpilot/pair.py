@@ -31,7 +31,7 @@ from specpilot.drafters.guarded import GuardedDrafter
 from specpilot.drafters.lookup import LookupDrafter
 from specpilot.drafters.memory import TenantMemory
 from specpilot.drafters.model import ModelDrafter
-from specpilot.models.base import CausalLM
+from specpilot.models.base import CausalLM, runs_in_one_thread
 from specpilot.targets.model import ModelTarget
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Pair:
             proposes = lookup
         self._executor = LiveExecutor(
             ModelTarget(target, stores[0]),
-            GuardedDrafter(proposes, draft_timeout_ms, target.vocab_size),
+            GuardedDrafter(proposes, draft_timeout_ms, target.vocab_size, one_core=runs_in_one_thread(draft)),
             keep_details=True,
         )
         self._clock = clock or RealClock()

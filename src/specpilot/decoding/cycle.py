@@ -198,9 +198,12 @@ class LiveExecutor:
         turn.emitted = request.emit([*tokens, accepted.next_token])
         # Accepted tokens beyond the output's end were never shown and do not count.
         shown = accepted.path[: turn.emitted]
-        # A path leaves the main chain once and for all.
-        turn.accepted = sum(node < turn.main for node in shown)
-        turn.side_accepted = len(shown) - turn.accepted
+        if block.is_chain:
+            turn.accepted = len(shown)
+        else:
+            main = turn.main
+            turn.accepted = sum(node < main for node in shown)
+            turn.side_accepted = len(shown) - turn.accepted
         if draft.ranks:
             turn.side_judged = judged_ranks(draft, accepted)
         if draft.looked_up is not None:
@@ -226,9 +229,9 @@ class LiveExecutor:
             )
 
     def _outcomes(self, turns: Sequence[_Turn], began: float) -> list[CycleOutcome]:
-        width = sum(turn.new_tokens for turn in turns) if len(turns) > 1 else 0
-        drafting = max((turn.draft.draft_ms + turn.draft.prefill_ms for turn in turns), default=0.0)
-        verifying = max((turn.verify_ms for turn in turns), default=0.0)
+        width = sum([turn.new_tokens for turn in turns]) if len(turns) > 1 else 0
+        drafting = max([turn.draft.draft_ms + turn.draft.prefill_ms for turn in turns], default=0.0)
+        verifying = max([turn.verify_ms for turn in turns], default=0.0)
         host_ms = max(0.0, (self._clock() - began) * 1000.0 - drafting - verifying)
         return [
             CycleOutcome(

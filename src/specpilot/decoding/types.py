@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from specpilot.models.base import FloatArray
 
@@ -20,17 +20,23 @@ class Block:
 
     token_ids: tuple[int, ...]
     parents: tuple[int, ...]
+    main_chain: int = field(init=False, repr=False, compare=False)
+    """How many nodes lead the block as a chain; the others are beside it."""
 
     def __post_init__(self) -> None:
-        if len(self.token_ids) != len(self.parents):
-            raise ValueError(
-                f"parents: {len(self.parents)} for {len(self.token_ids)} tokens; give one per token"
-            )
-        for index, parent in enumerate(self.parents):
-            if not -1 <= parent < index:
-                raise ValueError(
-                    f"parents[{index}]: {parent} is not in −1…{index - 1}; order parents before children"
-                )
+        parents, size = self.parents, len(self.parents)
+        if len(self.token_ids) != size:
+            raise ValueError(f"parents: {size} for {len(self.token_ids)} tokens; give one per token")
+        chain = size
+        for index, parent in enumerate(parents):
+            if parent != index - 1:
+                if not -1 <= parent < index:
+                    raise ValueError(
+                        f"parents[{index}]: {parent} is not in −1…{index - 1}; order parents before children"
+                    )
+                chain = min(chain, index)
+        # Kept, since every part of a cycle asks for it.
+        object.__setattr__(self, "main_chain", chain)
 
     @classmethod
     def chain(cls, token_ids: Sequence[int]) -> Block:
@@ -40,15 +46,7 @@ class Block:
     @property
     def is_chain(self) -> bool:
         """Whether every node is the child of the one before."""
-        return self.parents == tuple(range(-1, len(self.parents) - 1))
-
-    @property
-    def main_chain(self) -> int:
-        """How many nodes lead the block as a chain; the others are beside it."""
-        for index, parent in enumerate(self.parents):
-            if parent != index - 1:
-                return index
-        return len(self.parents)
+        return self.main_chain == len(self.parents)
 
     @property
     def depth(self) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 
 from specpilot.decoding.types import Draft
 from specpilot.drafters.base import Drafter, DraftItem
+from specpilot.drafters.core import SharedCore
 
 _PATIENCE = 10.0
 """Time-outs after which a call is given up for good, where a fresh drafter can be had."""
@@ -39,6 +40,8 @@ class GuardedDrafter:
         inner: the drafter.
         timeout_ms: longest wait for a proposal; ``None``: no thread and no time-out.
         vocab_size: the target's; the inner one's must be equal.
+        one_core: keep the worker on its caller's core while that waits (:mod:`specpilot.drafters.core`); for
+            a drafter that computes in the thread that it is called in, and in no other.
         fresh: makes a drafter that shares no request's state with ``inner``; None: a hang is waited out.
         clock: seconds, monotonic.
 
@@ -52,6 +55,7 @@ class GuardedDrafter:
         timeout_ms: float | None,
         vocab_size: int,
         *,
+        one_core: bool = False,
         fresh: Callable[[], Drafter] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -60,6 +64,7 @@ class GuardedDrafter:
         self._inner = inner
         self._timeout_s = None if timeout_ms is None else timeout_ms / 1000.0
         self._vocab_size = vocab_size
+        self._one_core = one_core
         self._fresh = fresh
         self._clock = clock
         self._worker: _Worker | None = None
@@ -119,7 +124,7 @@ class GuardedDrafter:
         if self._timeout_s is None:
             return job()
         if self._worker is None:
-            self._worker = _Worker()
+            self._worker = _Worker(self._one_core)
             weakref.finalize(self, self._worker.end)
         try:
             return self._worker.run(job, self._timeout_s if wait else None)
@@ -186,11 +191,13 @@ class _DrafterError(Exception):
 class _Worker:
     """One daemon thread that runs jobs in order; a job that outlasts its caller's patience just goes on."""
 
-    def __init__(self) -> None:
+    def __init__(self, one_core: bool) -> None:
         self._jobs: SimpleQueue[tuple[Callable[[], Any], SimpleQueue[tuple[Any, Exception | None]]] | None]
         self._jobs = SimpleQueue()
         self._overdue: SimpleQueue[tuple[Any, Exception | None]] | None = None
-        threading.Thread(target=_work, args=(self._jobs,), name="specpilot-drafter", daemon=True).start()
+        thread = threading.Thread(target=_work, args=(self._jobs,), name="specpilot-drafter", daemon=True)
+        thread.start()
+        self._core = SharedCore(thread if one_core else None)
 
     @property
     def busy(self) -> bool:
@@ -202,14 +209,18 @@ class _Worker:
     def run(self, job: Callable[[], Any], timeout_s: float | None) -> Any:
         """The job's result; with no time-out, or behind a hanging job, it is only queued."""
         answer: SimpleQueue[tuple[Any, Exception | None]] = SimpleQueue()
-        self._jobs.put((job, answer))
         if timeout_s is None or self.busy:
+            self._jobs.put((job, answer))
             return 0
-        try:
-            result, error = answer.get(timeout=timeout_s)
-        except Empty:
-            self._overdue = answer
-            raise _DrafterError(f"time-out: no answer within {timeout_s * 1000.0:.0f} ms") from None
+        with self._core:
+            self._jobs.put((job, answer))
+            try:
+                result, error = answer.get(timeout=timeout_s)
+            except Empty:
+                self._overdue = answer
+        if self._overdue is not None:
+            self._core.part()
+            raise _DrafterError(f"time-out: no answer within {timeout_s * 1000.0:.0f} ms")
         if error is not None:
             raise error
         return result

@@ -255,8 +255,10 @@ class ModelDrafter:
                 wanted = block.goes_on(item.elapsed_ms + spent_ms)
             if wanted:
                 growing.append(block)
+        first = True
         while growing:
-            growing = self._step(growing, start)
+            growing = self._step(growing, start, first)
+            first = False
         drafts = [Draft()] * len(items)
         for block in blocks:
             drafts[block.place] = self._finish(block)
@@ -283,24 +285,20 @@ class ModelDrafter:
                 tree.growth.look_up(found, confidence)
         return tree
 
-    def _step(self, growing: list[_Growing], start: float) -> list[_Growing]:
-        """One draft step for all; returns those that go on."""
+    def _step(self, growing: list[_Growing], start: float, first: bool) -> list[_Growing]:
+        """One draft step for all, everybody's ``first`` or nobody's; returns those that go on."""
         began = self._clock()
-        first = [not block.steps for block in growing]
         logits = self._model.forward([block.feed() for block in growing])
         kept = [block for block, rows in zip(growing, logits, strict=True) if block.take(rows)]
         ended = self._clock()
         # Drawing is part of a step's price, so it is part of its time.
         step_ms = (ended - began) * 1000.0
-        for block, was_first in zip(growing, first, strict=True):
-            if was_first:
+        for block in growing:
+            if first:
                 block.first_ms = step_ms
             else:
                 block.later_ms += step_ms
-        prefilled = [
-            block.fed > _STEP_TOKENS for block, was_first in zip(growing, first, strict=True) if was_first
-        ]
-        if not any(prefilled):
+        if not first or all(block.fed <= _STEP_TOKENS for block in growing):
             self._step_ms = step_ms
         spent_ms = (ended - start) * 1000.0
         return [block for block in kept if block.goes_on(block.item.elapsed_ms + spent_ms)]

@@ -99,6 +99,15 @@ class CausalLM(Protocol):
         ...
 
 
+def runs_in_one_thread(model: CausalLM) -> bool:
+    """Whether the model's passes keep to the thread that asks for them, as an engine may say of itself.
+
+    Only such a model may be called from a thread that is kept on one core
+    (:mod:`specpilot.drafters.core`): an engine's own threads, started then, would be kept there for good.
+    """
+    return bool(getattr(model, "one_thread", False))
+
+
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """Length of the longest common prefix of two token sequences."""
     if type(a) is not type(b):  # a tuple's slice never equals a list's

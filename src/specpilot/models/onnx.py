@@ -62,6 +62,8 @@ class OnnxCausalLM:
     ) -> None:
         if threads < 1:
             raise ValueError(f"threads: {threads} is not ≥ 1; 1 gives the steadiest times")
+        self.one_thread = threads == 1
+        """See :func:`specpilot.models.base.runs_in_one_thread`."""
         path = Path(folder)
         config = read_config(path)
         self._config = config

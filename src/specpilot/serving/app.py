@@ -20,6 +20,7 @@ from specpilot.drafters.guarded import GuardedDrafter
 from specpilot.drafters.lookup import LookupDrafter
 from specpilot.drafters.memory import TenantMemory
 from specpilot.drafters.model import ModelDrafter
+from specpilot.models.base import runs_in_one_thread
 from specpilot.models.sessions import CacheStore
 from specpilot.pair import Pair
 from specpilot.serving import pages
@@ -68,7 +69,11 @@ class Server:
         self.stores = CacheStore(config.cache_bytes), CacheStore(config.cache_bytes)
         target, tokenizer = pair.target, pair.tokenizer
         drafter = GuardedDrafter(
-            self._new_drafter(), config.draft_timeout_ms, target.vocab_size, fresh=self._new_drafter
+            self._new_drafter(),
+            config.draft_timeout_ms,
+            target.vocab_size,
+            one_core=runs_in_one_thread(pair.draft),
+            fresh=self._new_drafter,
         )
         self.metrics = Metrics()
         self._snapshot = None if config.snapshot is None else SnapshotFile(config.snapshot)
