@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from specpilot.control.branching import Branches
 from specpilot.control.calibration import Calibration
+from specpilot.control.difficulty import Residuals
 from specpilot.control.health import Fallback
 from specpilot.control.horizon import Decision
 from specpilot.control.tree import LookupRule
@@ -43,6 +44,7 @@ class Context:
     age: int = 0  # cycles observed
     decisions: dict[Key, Decision] = field(default_factory=dict)
     forecasts: dict[Key, Decision] = field(default_factory=dict)  # apart: to ask changes no plan
+    residuals: Residuals = field(default_factory=Residuals)
     branches: Branches = field(default_factory=Branches)
     intercepts: tuple[float, ...] = ()
     slope: float = 1.0
