@@ -3,9 +3,10 @@
 α̂ = σ(intercept + slope · logit(max q) + (1 − slope) · logit(level)), where the intercept is the sum of a
 drafter-wide one and small corrections for the position in the block and the prompt-length bucket, and the
 level is the acceptance that the context has shown lately: what a noisy confidence does not say is taken
-from there, so a change of phase moves α̂ as fast as it moves the level. Adaptive verification in vLLM fits one logistic on logit(max q) with per-position intercepts in batch; here it is an extended
-Kalman filter (two shared coefficients) with one-dimensional Newton steps for the corrections, so each
-observation costs a few microseconds and old ones fade.
+from there, so a change of phase moves α̂ as fast as it moves the level. Adaptive verification in vLLM fits
+one logistic on logit(max q) with per-position intercepts in batch; here it is an extended Kalman filter
+(two shared coefficients) with one-dimensional Newton steps for the corrections, so each observation costs a
+few microseconds and old ones fade.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Calibration:
         return tuple([base + position.value for position in self._positions])
 
     def log_odds(self, bucket: int, confidences: Sequence[float], level: float = NO_LEVEL) -> list[float]:
-        """logit α̂ of a block's tokens, whose distributions have their maxima at ``confidences``."""
+        """Logits of α̂ of a block's tokens, whose distributions have their maxima at ``confidences``."""
         intercepts, slope = self.intercepts(bucket, level), self.slope
         last = POSITIONS - 1
         return [

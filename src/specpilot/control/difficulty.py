@@ -36,7 +36,7 @@ class Residuals:
         return max(0.0, self._squares / self._weight - self.mean**2)
 
     def observe(self, residual: float) -> None:
-        """logit α̂ − logit h of one block's first token."""
+        """Take in logit α̂ − logit h of one block's first token."""
         keep = self._memory
         self._weight = self._weight * keep + 1.0
         self._sum = self._sum * keep + residual

@@ -6,9 +6,9 @@ this decides between drafting and plain decoding. With S = Π α̂ so far, befor
 
     F_k(S) = −θ · step + E[max(0, S · α̂_k · ΔV_k − θ · Δverify_k + F_{k+1}(S · α̂_k)⁺)]
 
-over α̂_k, whose logit scatters normally around the hazard h_k (four points of equal weight). The block is worth
-F_1(1), and step k is run while F_k(S) > 0. SpecDec++ (Huang et al. 2024) solves the same problem by a head
-trained for it.
+over α̂_k, whose logit scatters normally around the hazard h_k (four points of equal weight). The block is
+worth F_1(1), and step k is run while F_k(S) > 0. SpecDec++ (Huang et al. 2024) solves the same problem by a
+head trained for it.
 """
 
 from __future__ import annotations
