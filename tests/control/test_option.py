@@ -24,10 +24,11 @@ def test_one_position_without_spread_by_hand() -> None:
 
 
 def test_one_position_with_spread_by_hand() -> None:
-    """Even odds with log-odds ± 1.3626 and ± 0.3792: only the two better points are worth verifying."""
+    """Log-odds of 0 and ± 1.2247 (times the spread): only the best of the three is worth verifying."""
     value, _ = adaptive_block([0.5], 1.0, [1.0, 1.0], 0.05, [0.5])
-    points = [1.0 / (1.0 + math.exp(-z)) for z in (0.3792, 1.3626)]
-    assert value == pytest.approx(0.25 * sum(point - 0.5 for point in points) - 0.05)
+    best = 1.0 / (1.0 + math.exp(-1.2247))
+    # The kink lies between two points of the grid.
+    assert value == pytest.approx((best - 0.5) / 3.0 - 0.05, abs=0.002)
 
 
 def test_what_never_pays_is_never_drafted() -> None:

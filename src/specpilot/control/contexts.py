@@ -16,7 +16,7 @@ BUCKET_EDGES = (64, 256, 512)
 """Prompt-length buckets: ≤ 64, 65–256, 257–512, > 512 tokens."""
 LEARNING_BLOCKS = 32
 """A context's first blocks, after each of which its decisions are made anew."""
-DECISION_CYCLES = 32
+DECISION_CYCLES = 64
 """Cycles of a context for which a decision is kept after that: estimates that rest on tens of
 observations hardly move in between, and a change of phase throws decisions away at once."""
 RULE_CYCLES = 8

@@ -23,6 +23,8 @@ from specpilot.control.option import adaptive_block
 EASY_SHIFT = 1.0
 """How much easier than forecast a block may turn out (logit scale): sets the ceiling on τ, below which
 the confidence stop decides."""
+RARELY = 0.03
+"""S_k beyond which a block hardly ever gets: what comes there adds nothing to its worth."""
 NO_PRICE = -(10**6)
 """Stands for log 0 in a decision's key."""
 
@@ -109,17 +111,10 @@ def _solve(
         depth = max(depth, best_length(easy, worth, costs)[0])
     keep_at, draft_at = thresholds(hazards, worth, costs, verify, theta, depth)
     if adaptive and theta > 0.0 and known.context.has_confidence:
-        start = costs[1] - theta * (step_ms + verify[1] - verify[0])
-        chances = [
-            after / before if before > 0.0 else 0.0 for before, after in pairwise(survive[: depth + 1])
-        ]
-        prices = [theta * (after - before) for before, after in pairwise(verify[: depth + 1])]
-        spread = sqrt(known.context.residuals.variance)
-        block, draft_at = adaptive_block(chances, spread, worth, theta * step_ms, prices)
-        if plain + block - start <= plain:
-            tau = 0
-        elif not tau:
-            tau, value = 1, plain + block - start
+        block, draft_at = _with_stops(known, theta, survive, verify, worth, step_ms, draft_at)
+        block -= costs[1] - theta * (step_ms + verify[1] - verify[0])  # what starting to draft costs
+        if not tau and block > 0.0:
+            tau, value = 1, plain + block
     return Decision(
         tau,
         value,
@@ -139,6 +134,28 @@ def _solve(
             ]
         ),
     )
+
+
+def _with_stops(
+    known: Estimates,
+    theta: float,
+    survive: Sequence[float],
+    verify: Sequence[float],
+    worth: Sequence[float],
+    step_ms: float,
+    draft_at: Sequence[float],
+) -> tuple[float, tuple[float, ...]]:
+    """What a block that stops by its confidences earns beyond plain decoding, the cost of starting to draft
+    not taken off. And its thresholds in the place of ``draft_at``, as deep as it may get.
+    """
+    near = len(draft_at)
+    while near > 1 and survive[near] < RARELY:
+        near -= 1
+    hazards = [after / before if before > 0.0 else 0.0 for before, after in pairwise(survive[: near + 1])]
+    prices = [theta * (after - before) for before, after in pairwise(verify[: near + 1])]
+    spread = sqrt(known.context.residuals.variance)
+    block, nearest = adaptive_block(hazards, spread, worth, theta * step_ms, prices)
+    return block, (*nearest, *draft_at[near:])
 
 
 def _looked_up(known: Estimates, matched: int, count: int) -> list[float]:
