@@ -22,14 +22,17 @@ from statistics import fmean
 from typing import Any
 from unittest.mock import patch
 
-from specpilot.control import planner
-from specpilot.control.acceptance import Change, Difficulty, HazardTable
+from specpilot.control import planner, solving
+from specpilot.control.acceptance import Change, HazardTable
 from specpilot.control.budget import PassPrice
-from specpilot.control.calibration import Calibration
+from specpilot.control.calibration import NO_LEVEL, Calibration
 from specpilot.control.cost import CostModel, UpperQuantile
+from specpilot.control.difficulty import Difficulty
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Fallback
 from specpilot.control.latency import DeadlineTracker, TimePrice
+from specpilot.control.option import adaptive_block
+from specpilot.control.planner import PROBE_DRAFT, OptimalPlanner
 from specpilot.simulation.policies import replay_policy
 from specpilot.simulation.replay import ReplayRequest
 from specpilot.simulation.scenarios import DEVELOPMENT_SEEDS, EVALUATION_SEEDS, SCENARIOS, VERSION, scenario
@@ -62,11 +65,35 @@ def _nothing(*args: object, **kwargs: object) -> None:
     """An estimator that does not learn."""
 
 
-def _keep_weights(
-    self: Difficulty, weights: Sequence[float], hazards: Sequence[float], accepted: int, proposed: int
-) -> list[float]:
+def _keep_weights(self: Difficulty, weights: Sequence[float], *args: object) -> list[float]:
     """No request is easier or harder than another."""
     return list(weights)
+
+
+def _accepts_only(
+    self: Difficulty,
+    weights: Sequence[float],
+    hazards: Sequence[float],
+    log_odds: Sequence[float],
+    accepted: int,
+    proposed: int,
+    *args: object,
+) -> list[float]:
+    """A request's difficulty shows in its accept lengths alone."""
+    return self.posterior(weights, hazards, accepted, proposed)
+
+
+def _no_level(self: HazardTable) -> float:
+    return NO_LEVEL
+
+
+def _mean_block(hazards: Sequence[float], spread: float, *args: Any) -> tuple[float, tuple[float, ...]]:
+    """Every token is as likely as the mean: a block is worth what the best fixed τ is."""
+    return adaptive_block(hazards, 0.0, *args)
+
+
+def _full_probe(self: OptimalPlanner) -> int:
+    return PROBE_DRAFT
 
 
 def _always_full_price(self: TimePrice, waiting: int, left_ms: float) -> float:
@@ -107,7 +134,15 @@ ABLATIONS: dict[str, Ablation] = {
     "draft confidence": Ablation(confidences=False),
     "calibration (α̂ = max q)": Ablation(((Calibration, "observe", _nothing),)),
     "open blocks": Ablation(config={"open_block_every": NEVER}),
-    "request difficulty": Ablation(((Difficulty, "posterior", _keep_weights),)),
+    "context's level in the calibration": Ablation(((HazardTable, "level", _no_level),)),
+    "worth of stopping in the block": Ablation(((solving, "adaptive_block", _mean_block),)),
+    "request difficulty": Ablation(
+        (
+            (Difficulty, "posterior", _keep_weights),
+            (Difficulty, "posterior_by_confidence", _keep_weights),
+        )
+    ),
+    "difficulty by confidences": Ablation(((Difficulty, "posterior_by_confidence", _accepts_only),)),
     "change detection": Ablation(((Change, "observe", _no_change),), guards="I6 (recovery)"),
     "shrinkage to the pooled table": Ablation(config={"shrinkage": 0.01}),
     "learnt costs": Ablation(
@@ -129,6 +164,8 @@ ABLATIONS: dict[str, Ablation] = {
     "λ (price of a pool pass)": Ablation(((PassPrice, "price", _free_pass),)),
     "finish bonus": Ablation(config={"finish_bonus_tokens": 0.0}),
     "fallback and its hysteresis": Ablation(((Fallback, "decide", _never_fall_back),), guards="I6"),
+    "probes sooner after a good one": Ablation(((Change, "rising", False),)),
+    "probe length by price": Ablation(((OptimalPlanner, "_probe_length", _full_probe),)),
     "circuit breaker": Ablation(config={"breaker_faults": NEVER}, guards="I6"),
     "cold start at a static length": Ablation(((planner, "COLD_BLOCKS", 0),)),
     "length so far (end hazard)": Ablation(((EndHazard, "observe", _nothing),)),

@@ -271,8 +271,13 @@ def test_time_is_shared_with_later_passes() -> None:
     now = 0.0
     for serial in range(8):
         controller.admit(RequestInfo(str(serial), 1, 24), now=now)
-        while one_cycle(controller, str(serial), now, draft_ms=32.0, draft_prefill_ms=0.0):
+        while cycles := controller.plan([str(serial)], now=now).cycles:
+            plan = cycles[0]
+            controller.begin([plan.cycle_id], now=now)
+            done = outcome(plan, plan.max_draft, 1, draft_ms=2.0 * plan.max_draft, draft_prefill_ms=0.0)
             now += 0.05
+            controller.observe([done], now=now)
+        controller.finish(str(serial), StopCause.BUDGET, now=now)
     step = controller.cost.draft_step_ms
     assert step > 1.5
     controller.admit(RequestInfo("a", 1, 24, slo_ms=45.0), now=now)
@@ -348,7 +353,7 @@ def test_expected_draft_is_what_the_next_plan_asks_for_and_changes_nothing() -> 
         for controller in (asked, silent):
             controller.finish(name, StopCause.STOP, now=now)
     assert asked.snapshot() == silent.snapshot()
-    assert short <= 4  # of 84: where an observation has just raised τ
+    assert short <= 6  # of 84: where an observation has just raised τ
 
 
 def test_nothing_is_drafted_for_a_request_without_a_further_pass() -> None:

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specpilot.control.acceptance import AcceptanceModel, Change, Difficulty, HazardTable, survival
+from specpilot.control.acceptance import AcceptanceModel, Change, HazardTable, survival
 from specpilot.control.calibration import Calibration, Offset
 from specpilot.control.cost import KNOTS, CostCurve, CostModel, CostProfile, DraftCost, UpperQuantile
+from specpilot.control.difficulty import Difficulty, Residuals
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Backoff, Breaker, Fallback
 from specpilot.control.latency import DeadlineTracker, TimePrice
@@ -120,6 +121,37 @@ def test_difficulty_posterior_by_hand() -> None:
     assert difficulty.shift(difficulty.posterior(difficulty.weights, [0.5, 0.5], 2, 2)) > 0.2
 
 
+def test_residuals_are_a_discounted_mean_and_variance() -> None:
+    residuals = Residuals(memory=0.5, weight=2.0, variance=1.0)
+    residuals.observe(3.0)
+    # Weight 2·0.5 + 1, sum 0 + 3, squares 2·0.5 + 9.
+    assert residuals.mean == pytest.approx(1.5)
+    assert residuals.variance == pytest.approx(5.0 - 2.25)
+
+
+def test_difficulty_by_confidence_by_hand() -> None:
+    difficulty = Difficulty()
+    residuals = Residuals(variance=0.5)
+    # One token of h = 0.5 shown with logit α̂ = 1, rejected; slope 0.6.
+    weights = [0.2, 0.6, 0.2]
+    posterior = difficulty.posterior_by_confidence(weights, [0.5], [1.0], 0, 1, residuals, 0.6)
+    joint = [
+        weight * math.exp(-((1.0 - 0.6 * shift) ** 2) / (2 * 0.5)) * (1.0 - sigmoid(1.0 + 0.4 * shift))
+        for weight, shift in zip(weights, Difficulty.SHIFTS, strict=True)
+    ]
+    assert posterior == pytest.approx([value / sum(joint) for value in joint])
+
+
+def test_what_a_context_always_shows_says_nothing_of_a_request() -> None:
+    difficulty, residuals = Difficulty(), Residuals()
+    for number in range(400):
+        residuals.observe(0.8 + (0.3 if number % 2 else -0.3))
+    usual = difficulty.posterior_by_confidence(difficulty.weights, [0.5], [0.8], 0, 0, residuals, 0.7)
+    sure = difficulty.posterior_by_confidence(difficulty.weights, [0.5], [2.0], 0, 0, residuals, 0.7)
+    assert abs(difficulty.shift(usual)) < 0.01
+    assert difficulty.shift(sure) > 0.3
+
+
 # --- calibration ----------------------------------------------------------------------------------
 
 
@@ -127,6 +159,17 @@ def test_calibration_starts_as_the_identity() -> None:
     calibration = Calibration()
     for confidence in (0.1, 0.5, 0.9):
         assert calibration.acceptance(1, 0, confidence) == pytest.approx(confidence)
+
+
+def test_the_level_fills_in_what_confidence_does_not_say() -> None:
+    calibration = Calibration()
+    calibration.slope = 0.6
+    good, bad = (logit(calibration.acceptance(1, 0, 0.7, level)) for level in (0.8, 0.3))
+    assert good - bad == pytest.approx(0.4 * (logit(0.8) - logit(0.3)))
+    assert calibration.log_odds(0, [0.7], 0.8) == [pytest.approx(good)]
+    # Of a perfectly calibrated draft confidence says all.
+    calibration.slope = 1.0
+    assert calibration.acceptance(1, 0, 0.7, 0.8) == pytest.approx(0.7)
 
 
 def test_calibration_finds_the_true_curve() -> None:

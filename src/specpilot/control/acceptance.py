@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from operator import mul
 
-from specpilot.control.stop import logit, sigmoid
-
 MAX_POSITIONS = 32
 """Positions tracked; τ is never larger."""
 REFRESH = 6
@@ -30,6 +28,8 @@ REJOIN = 30.0
 """Evidence (discounted observations of position 1) after which a restarted table trusts its parent again."""
 RECENT_BLOCKS = 8
 """Blocks that a restarted table is taught again: those that made the surprise."""
+RISING = 0.5
+"""Standard deviations of surprise that are taken for a sign of better times."""
 _MAX_WEIGHT = 8.0
 """Cap on the inverse-propensity weight: bounds its variance for little bias."""
 
@@ -82,6 +82,12 @@ class HazardTable:
         self._hazards = self._estimate(MAX_POSITIONS if count > 16 else 16)
         return self._hazards[:count]
 
+    def level(self) -> float:
+        """The acceptance of the tokens that were reached, whatever their positions."""
+        alone = self._alone and sum(self.reached[:1]) < REJOIN
+        prior = self.prior if self.parent is None or alone else self.parent.level()
+        return (sum(self.accepted) + self.shrinkage * prior) / (sum(self.reached) + self.shrinkage)
+
     def _estimate(self, count: int) -> list[float]:
         weight = self.shrinkage
         known = min(count, len(self.reached))
@@ -126,60 +132,25 @@ class Change:
         self._limit = limit
         self._surprise = 0.0
         self._variance = 0.0
+        self._rise = 0.0  # surprise upward only: what went before a rise says nothing against it
         self.recent: deque[list[tuple[int, float, float]]] = deque(maxlen=RECENT_BLOCKS)
         """(position, value, weight) of the last blocks' observations."""
+
+    @property
+    def rising(self) -> bool:
+        """Whether the last blocks were better than expected: too few of them to be sure, worth a look."""
+        return self._rise > RISING * math.sqrt(max(1.0, self._variance))
 
     def observe(self, surprise: float, variance: float) -> bool:
         """Add one block's Σ(y − h) and Σh(1 − h); True if the change is beyond chance."""
         self._surprise = self._surprise * self._memory + surprise
         self._variance = self._variance * self._memory**2 + variance
+        self._rise = max(0.0, self._rise * self._memory + surprise)
         # The floor asks for some evidence: where almost all is accepted one rejection is no change.
         if self._surprise**2 > self._limit**2 * max(1.0, self._variance):
-            self._surprise = self._variance = 0.0
+            self._surprise = self._variance = self._rise = 0.0
             return True
         return False
-
-
-class Difficulty:
-    """Whether this request is easier or harder than its context: a posterior over three classes.
-
-    The classes shift every hazard by −1, 0, +1 on the logit scale; the population's weights are
-    learned (online EM), so where requests do not differ the middle class takes over and the
-    correction vanishes. With two passes a request, the first accept length is all the history it has.
-    """
-
-    SHIFTS = (-1.0, 0.0, 1.0)
-
-    def __init__(self, rate: float = 0.02) -> None:
-        self._rate = rate
-        self.weights = [0.2, 0.6, 0.2]
-
-    def posterior(
-        self, weights: Sequence[float], hazards: Sequence[float], accepted: int, proposed: int
-    ) -> list[float]:
-        """Update class weights by one block: ``accepted`` of ``proposed`` draft tokens."""
-        logits = [logit(hazard) for hazard in hazards[: accepted + 1]]
-        rejected = logits[accepted] if accepted < proposed and accepted < len(hazards) else None
-        result = []
-        for weight, shift in zip(weights, self.SHIFTS, strict=True):
-            weight = math.prod([sigmoid(value + shift) for value in logits[:accepted]], start=weight)
-            if rejected is not None:
-                weight *= 1.0 - sigmoid(rejected + shift)
-            result.append(weight)
-        total = sum(result)
-        return [weight / total for weight in result] if total > 0.0 else list(weights)
-
-    def learn(self, posterior: Sequence[float]) -> None:
-        """Move the population's weights towards a finished request's posterior."""
-        self.weights = [
-            weight + self._rate * (new - weight) for weight, new in zip(self.weights, posterior, strict=True)
-        ]
-
-    def shift(self, posterior: Sequence[float]) -> float:
-        """The request's expected shift relative to the population's (which the hazards contain)."""
-        # Σ shift · (own − base), written out: the middle class shifts nothing.
-        base = self.weights
-        return (posterior[2] - base[2]) - (posterior[0] - base[0])
 
 
 class AcceptanceModel:
@@ -205,6 +176,10 @@ class AcceptanceModel:
             self._tables[key] = table
             self._changes[key] = Change()
         return table
+
+    def rising(self, drafter: str, bucket: int) -> bool:
+        """Whether a context's last blocks were better than expected."""
+        return self._changes[drafter, bucket].rising
 
     def observe(
         self,

@@ -1,20 +1,25 @@
 """From the draft's confidence to the probability that the target accepts: an online logistic fit.
 
-α̂ = σ(intercept + slope · logit(max q)), where the intercept is the sum of a drafter-wide one and
-small corrections for the position in the block and the prompt-length bucket. Adaptive verification in
-vLLM fits one logistic on logit(max q) with per-position intercepts in batch; here it is an extended
-Kalman filter (two shared coefficients) with one-dimensional Newton steps for the corrections, so each
-observation costs a few microseconds and old ones fade.
+α̂ = σ(intercept + slope · logit(max q) + (1 − slope) · logit(level)), where the intercept is the sum of a
+drafter-wide one and small corrections for the position in the block and the prompt-length bucket, and the
+level is the acceptance that the context has shown lately: what a noisy confidence does not say is taken
+from there, so a change of phase moves α̂ as fast as it moves the level. Adaptive verification in vLLM fits
+one logistic on logit(max q) with per-position intercepts in batch; here it is an extended Kalman filter
+(two shared coefficients) with one-dimensional Newton steps for the corrections, so each observation costs a
+few microseconds and old ones fade.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specpilot.control.stop import logit, sigmoid
 
 POSITIONS = 8
 """Positions with a correction of their own; later ones share the last."""
+NO_LEVEL = 0.5
+"""Stands for a level that is not known: its logit is 0."""
 _C00, _C11 = 0.5, 0.1
 """Prior variance of intercept and slope."""
 
@@ -57,31 +62,45 @@ class Calibration:
         self._positions = [Offset() for _ in range(POSITIONS)]
         self._buckets: dict[int, Offset] = {}
 
-    def intercepts(self, bucket: int) -> tuple[float, ...]:
-        """The intercept by position (the last stands for all later ones) in a prompt-length bucket."""
+    def intercepts(self, bucket: int, level: float = NO_LEVEL) -> tuple[float, ...]:
+        """What is added to slope · logit(max q) by position (the last stands for all later ones) in a
+        prompt-length bucket whose acceptance is at ``level``.
+        """
         offset = self._buckets.get(bucket)
-        base = self.intercept + (offset.value if offset else 0.0)
+        base = self.intercept + (offset.value if offset else 0.0) + (1.0 - self.slope) * logit(level)
         return tuple([base + position.value for position in self._positions])
 
-    def acceptance(self, position: int, bucket: int, confidence: float) -> float:
-        """α̂ for a token at ``position`` (from 1) whose distribution has its maximum at ``confidence``."""
-        offset = self._buckets.get(bucket)
-        correction = self._positions[min(position, POSITIONS) - 1].value + (offset.value if offset else 0.0)
-        return sigmoid(self.intercept + correction + self.slope * logit(confidence))
+    def log_odds(self, bucket: int, confidences: Sequence[float], level: float = NO_LEVEL) -> list[float]:
+        """Logits of α̂ of a block's tokens, whose distributions have their maxima at ``confidences``."""
+        intercepts, slope = self.intercepts(bucket, level), self.slope
+        last = POSITIONS - 1
+        return [
+            intercepts[place if place < last else last] + slope * logit(confidence)
+            for place, confidence in enumerate(confidences)
+        ]
 
-    def observe(self, position: int, bucket: int, confidence: float, accepted: bool) -> None:
+    def acceptance(self, position: int, bucket: int, confidence: float, level: float = NO_LEVEL) -> float:
+        """α̂ for a token at ``position`` (from 1) whose distribution has its maximum at ``confidence``."""
+        return sigmoid(
+            self.intercepts(bucket, level)[min(position, POSITIONS) - 1] + self.slope * logit(confidence)
+        )
+
+    def observe(
+        self, position: int, bucket: int, confidence: float, accepted: bool, level: float = NO_LEVEL
+    ) -> None:
         """Learn from one token that verification reached."""
         y = 1.0 if accepted else 0.0
-        x = logit(confidence)
+        base = logit(level)
+        x = logit(confidence) - base
         place = self._positions[min(position, POSITIONS) - 1]
         offset = self._buckets.get(bucket)
         if offset is None:
             offset = self._buckets[bucket] = Offset()
-        predicted = sigmoid(self.intercept + place.value + offset.value + self.slope * x)
+        predicted = sigmoid(base + self.intercept + place.value + offset.value + self.slope * x)
         self._filter(x, y - predicted, max(predicted * (1.0 - predicted), 1e-3))
-        predicted = sigmoid(self.intercept + place.value + offset.value + self.slope * x)
+        predicted = sigmoid(base + self.intercept + place.value + offset.value + self.slope * x)
         place.update(y, predicted, self._discount, self._prior)
-        predicted = sigmoid(self.intercept + place.value + offset.value + self.slope * x)
+        predicted = sigmoid(base + self.intercept + place.value + offset.value + self.slope * x)
         offset.update(y, predicted, self._discount, self._prior)
 
     def _filter(self, x: float, residual: float, weight: float) -> None:

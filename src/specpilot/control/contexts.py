@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from specpilot.control.branching import Branches
 from specpilot.control.calibration import Calibration
+from specpilot.control.difficulty import Residuals
 from specpilot.control.health import Fallback
 from specpilot.control.horizon import Decision
 from specpilot.control.tree import LookupRule
@@ -15,7 +16,7 @@ BUCKET_EDGES = (64, 256, 512)
 """Prompt-length buckets: ≤ 64, 65–256, 257–512, > 512 tokens."""
 LEARNING_BLOCKS = 32
 """A context's first blocks, after each of which its decisions are made anew."""
-DECISION_CYCLES = 32
+DECISION_CYCLES = 64
 """Cycles of a context for which a decision is kept after that: estimates that rest on tens of
 observations hardly move in between, and a change of phase throws decisions away at once."""
 RULE_CYCLES = 8
@@ -43,6 +44,7 @@ class Context:
     age: int = 0  # cycles observed
     decisions: dict[Key, Decision] = field(default_factory=dict)
     forecasts: dict[Key, Decision] = field(default_factory=dict)  # apart: to ask changes no plan
+    residuals: Residuals = field(default_factory=Residuals)
     branches: Branches = field(default_factory=Branches)
     intercepts: tuple[float, ...] = ()
     slope: float = 1.0

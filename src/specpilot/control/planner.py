@@ -12,11 +12,12 @@ from functools import lru_cache
 from math import exp, log
 from typing import Any
 
-from specpilot.control.acceptance import AcceptanceModel, Difficulty, survival
+from specpilot.control.acceptance import MAX_POSITIONS, AcceptanceModel, survival
 from specpilot.control.calibration import Calibration
 from specpilot.control.config import ControllerConfig
 from specpilot.control.contexts import Context, Key, bucket_of
 from specpilot.control.cost import CostModel
+from specpilot.control.difficulty import Difficulty
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Fallback
 from specpilot.control.horizon import Decision
@@ -24,13 +25,13 @@ from specpilot.control.latency import TimePrice
 from specpilot.control.planning import Choice, CycleView
 from specpilot.control.sharing import Forecast
 from specpilot.control.solving import NO_PRICE, Estimates, decide
-from specpilot.control.stop import StopRule
+from specpilot.control.stop import StopRule, logit, sigmoid
 from specpilot.control.timing import ample_time, fitting_nodes, shared_draft
 from specpilot.control.tree import RANKS, LookupRule, TreeRule
 from specpilot.control.types import Binding, CycleOutcome, Reason
 
 PROBE_DRAFT = 4
-"""τ of a probe, and of a drafter's first blocks."""
+"""τ of a probe at most, and of a drafter's first blocks."""
 COLD_BLOCKS = 8
 """A drafter's first blocks, drafted at a static length without a confidence stop: neither the forecast nor
 the calibration nor θ* means anything before."""
@@ -112,7 +113,7 @@ class OptimalPlanner:
                 )
             self._probing[view.request_id] = context
             rule = self._rule(view, context, bucket, (), ())
-            return Choice(min(ceiling, PROBE_DRAFT), rule, Reason(Binding.PROBE, numbers), bid)
+            return Choice(min(ceiling, self._probe_length()), rule, Reason(Binding.PROBE, numbers), bid)
         context.blocks += 1
         if context.calibration.blocks < COLD_BLOCKS:
             rule = self._rule(view, context, bucket, (), ())
@@ -230,7 +231,7 @@ class OptimalPlanner:
                 context.forecasts[key] = decision
         if context.fallback.active and decision.tau == 0:
             due = not view.from_pool and context.fallback.due_within(view.sharing)
-            probe = min(ceiling, PROBE_DRAFT) if due else 0
+            probe = min(ceiling, self._probe_length()) if due else 0
             return Forecast(probe, theta, probe)
         # Every so many-th block is open. Where others have to wait for a longer draft it is made in every so
         # many-th pass only.
@@ -238,6 +239,11 @@ class OptimalPlanner:
         is_open = context.blocks % every + view.sharing >= every
         wanted = min(ceiling, max(decision.depth, decision.tau + 1 if is_open else 0))
         return Forecast(wanted, theta, gains=decision.gains, explores=is_open)
+
+    def _probe_length(self) -> int:
+        """τ of a probe: as much drafting as a plain pass takes, or one step."""
+        affordable = self._cost.verify_ms(1) / max(self._cost.draft_step_ms, 1e-9)
+        return int(min(float(PROBE_DRAFT), max(1.0, affordable)))
 
     def _key(self, view: CycleView, bucket: int, theta: float) -> Key:
         """What a decision depends on, its ceiling on τ first, the price of time on its grid.
@@ -301,23 +307,26 @@ class OptimalPlanner:
         calibration.blocks += 1
         dropped = None
         cut_at = None
+        log_odds: list[float] = []
         if outcome.confidences:
-            computed = len(outcome.confidences)
-            if computed > outcome.proposed and outcome.ended is None:
-                dropped = calibration.acceptance(computed, bucket, outcome.confidences[-1])
+            level = self._acceptance.table(view.drafter, bucket).level()
+            log_odds = calibration.log_odds(bucket, outcome.confidences, level)
+            if len(log_odds) > outcome.proposed and outcome.ended is None:
+                dropped = sigmoid(log_odds[-1])
             if closed_rule:
                 cut_at = _cut(closed_rule, outcome.confidences)
             for position in range(1, min(accepted + 1, proposed) + 1):
-                calibration.observe(position, bucket, outcome.confidences[position - 1], position <= accepted)
+                confidence = outcome.confidences[position - 1]
+                calibration.observe(position, bucket, confidence, position <= accepted, level)
         if outcome.side_proposed:
             self._learn_branches(view.drafter, context, outcome, failed=accepted < proposed)
-        hazards = self._acceptance.table(view.drafter, bucket).hazards(proposed)
-        self._learn_difficulty(view, hazards, accepted, proposed)
-        changed = self._acceptance.observe(view.drafter, bucket, accepted, proposed, cut_at, dropped)
-        if changed:
+        if proposed:
+            self._learn_difficulty(view, bucket, context, log_odds, accepted, proposed)
+        if self._acceptance.observe(view.drafter, bucket, accepted, proposed, cut_at, dropped):
             context.forget_decisions()
-        if changed or (probe and accepted == proposed > 0):
             self._hurry_probes(view.drafter)
+        elif probe and self._acceptance.rising(view.drafter, bucket):
+            context.fallback.hurry()
 
     def _learn_branches(self, drafter: str, context: Context, outcome: CycleOutcome, *, failed: bool) -> None:
         ranks = self._ranks.setdefault(drafter, Calibration())
@@ -390,13 +399,25 @@ class OptimalPlanner:
         return bucket, context
 
     def _learn_difficulty(
-        self, view: CycleView, hazards: Sequence[float], accepted: int, proposed: int
+        self,
+        view: CycleView,
+        bucket: int,
+        context: Context,
+        log_odds: Sequence[float],
+        accepted: int,
+        proposed: int,
     ) -> None:
-        if not proposed:
-            return
         difficulty = self._difficulty.setdefault(view.drafter, Difficulty())
         prior = self._posteriors.get(view.request_id, difficulty.weights)
-        posterior = difficulty.posterior(prior, hazards, accepted, proposed)
+        known = min(max(proposed, len(log_odds)), MAX_POSITIONS)
+        hazards = self._acceptance.table(view.drafter, bucket).hazards(known)
+        if log_odds:
+            posterior = difficulty.posterior_by_confidence(
+                prior, hazards, log_odds, accepted, proposed, context.residuals, context.calibration.slope
+            )
+            context.residuals.observe(log_odds[0] - logit(hazards[0]))
+        else:
+            posterior = difficulty.posterior(prior, hazards, accepted, proposed)
         self._posteriors[view.request_id] = posterior
         difficulty.learn(posterior)
 
@@ -412,7 +433,8 @@ class OptimalPlanner:
             view.max_draft, view.new_context_tokens, view.draft_behind_tokens, view.context_tokens
         )
         if not context.intercepts:
-            context.intercepts = context.calibration.intercepts(bucket)
+            level = self._acceptance.table(view.drafter, bucket).level()
+            context.intercepts = context.calibration.intercepts(bucket, level)
             context.slope = context.calibration.slope
         return StopRule(
             context.intercepts, context.slope, keep_at, draft_at, view.time_left_ms, step_ms, verify_ms

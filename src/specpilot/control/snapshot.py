@@ -14,17 +14,18 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from specpilot.control.acceptance import AcceptanceModel, Change, Difficulty, HazardTable
+from specpilot.control.acceptance import AcceptanceModel, Change, HazardTable
 from specpilot.control.branching import Branches
 from specpilot.control.budget import PassPrice
 from specpilot.control.calibration import Calibration, Offset
 from specpilot.control.contexts import Context
 from specpilot.control.cost import KNOTS, ContextSlope, CostCurve, CostModel, DraftCost, UpperQuantile
+from specpilot.control.difficulty import Difficulty, Residuals
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Backoff, Breaker, Fallback
 from specpilot.control.latency import DeadlineTracker, TimePrice
 
-VERSION = 4
+VERSION = 5
 
 BLANK: dict[str, Callable[[], object]] = {
     "AcceptanceModel": lambda: AcceptanceModel(0.5, 0.5, 1.0, 2),
@@ -45,6 +46,7 @@ BLANK: dict[str, Callable[[], object]] = {
     "HazardTable": lambda: HazardTable(0.5, 0.5, 1.0),
     "Offset": Offset,
     "PassPrice": PassPrice,
+    "Residuals": Residuals,
     "TimePrice": lambda: TimePrice(0.0),
     "UpperQuantile": UpperQuantile,
 }

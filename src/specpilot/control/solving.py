@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from math import exp
+from math import exp, sqrt
 from operator import mul
 
 from specpilot.control.acceptance import survival
@@ -18,10 +18,13 @@ from specpilot.control.contexts import Context, Key
 from specpilot.control.cost import CostModel
 from specpilot.control.ending import EndHazard
 from specpilot.control.horizon import Decision, Horizon, best_length, increments, thresholds
+from specpilot.control.option import adaptive_block
 
 EASY_SHIFT = 1.0
 """How much easier than forecast a block may turn out (logit scale): sets the ceiling on τ, below which
 the confidence stop decides."""
+RARELY = 0.03
+"""S_k beyond which a block hardly ever gets: what comes there adds nothing to its worth."""
 NO_PRICE = -(10**6)
 """Stands for log 0 in a decision's key."""
 
@@ -52,16 +55,18 @@ def decide(known: Estimates, key: Key) -> Decision:
     shift = quarters / 4.0
     levels = by_node[: ceiling + 1]
     if not nodes:
-        return _solve(known, key, theta, hazards, survival(hazards, shift), levels, cost.draft_step_ms)
+        return _solve(
+            known, key, theta, hazards, survival(hazards, shift), levels, cost.draft_step_ms, adaptive=True
+        )
     looked_up = _looked_up(known, matched, ceiling) if matched else [0.0] * (ceiling + 1)
     asked = 1.0 - looked_up[1]  # where text is found, the draft model is hardly asked
     survive = list(map(max, survival(hazards, shift), looked_up))
-    chain = _solve(known, key, theta, hazards, survive, levels, cost.draft_step_ms * asked)
+    chain = _solve(known, key, theta, hazards, survive, levels, cost.draft_step_ms * asked, adaptive=True)
     widened = context.branches.widened(hazards)
     breadth = context.branches.breadth
     levels = [by_node[min(round(level * breadth), len(by_node) - 1)] for level in range(ceiling + 1)]
     survive = list(map(max, survival(widened, shift), looked_up))
-    tree = _solve(known, key, theta, widened, survive, levels, cost.tree_step_ms * asked)
+    tree = _solve(known, key, theta, widened, survive, levels, cost.tree_step_ms * asked, adaptive=False)
     better = tree if tree.value >= chain.value else chain
     better.branching = better is tree
     better.node_price = tuple([theta * (after - before) for before, after in pairwise(by_node)])
@@ -76,6 +81,8 @@ def _solve(
     survive: Sequence[float],
     verify: Sequence[float],
     step_ms: float,
+    *,
+    adaptive: bool,
 ) -> Decision:
     """The best τ for blocks that are accepted so and cost so.
 
@@ -103,6 +110,11 @@ def _solve(
         easy = survival(hazards, quarters / 4.0 + EASY_SHIFT)
         depth = max(depth, best_length(easy, worth, costs)[0])
     keep_at, draft_at = thresholds(hazards, worth, costs, verify, theta, depth)
+    if adaptive and theta > 0.0 and known.context.has_confidence:
+        block, draft_at = _with_stops(known, theta, survive, verify, worth, step_ms, draft_at)
+        block -= costs[1] - theta * (step_ms + verify[1] - verify[0])  # what starting to draft costs
+        if not tau and block > 0.0:
+            tau, value = 1, plain + block
     return Decision(
         tau,
         value,
@@ -122,6 +134,28 @@ def _solve(
             ]
         ),
     )
+
+
+def _with_stops(
+    known: Estimates,
+    theta: float,
+    survive: Sequence[float],
+    verify: Sequence[float],
+    worth: Sequence[float],
+    step_ms: float,
+    draft_at: Sequence[float],
+) -> tuple[float, tuple[float, ...]]:
+    """What a block that stops by its confidences earns beyond plain decoding, the cost of starting to draft
+    not taken off. And its thresholds in the place of ``draft_at``, as deep as it may get.
+    """
+    near = len(draft_at)
+    while near > 1 and survive[near] < RARELY:
+        near -= 1
+    hazards = [after / before if before > 0.0 else 0.0 for before, after in pairwise(survive[: near + 1])]
+    prices = [theta * (after - before) for before, after in pairwise(verify[: near + 1])]
+    spread = sqrt(known.context.residuals.variance)
+    block, nearest = adaptive_block(hazards, spread, worth, theta * step_ms, prices)
+    return block, (*nearest, *draft_at[near:])
 
 
 def _looked_up(known: Estimates, matched: int, count: int) -> list[float]:

@@ -198,12 +198,10 @@ class LiveExecutor:
         turn.emitted = request.emit([*tokens, accepted.next_token])
         # Accepted tokens beyond the output's end were never shown and do not count.
         shown = accepted.path[: turn.emitted]
-        if block.is_chain:
-            turn.accepted = len(shown)
-        else:
-            main = turn.main
-            turn.accepted = sum(node < main for node in shown)
-            turn.side_accepted = len(shown) - turn.accepted
+        # A path leaves the main chain once and for all.
+        main = turn.main
+        turn.accepted = len(shown) if main == len(block) else sum(node < main for node in shown)
+        turn.side_accepted = len(shown) - turn.accepted
         if draft.ranks:
             turn.side_judged = judged_ranks(draft, accepted)
         if draft.looked_up is not None:
