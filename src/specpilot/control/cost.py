@@ -243,6 +243,11 @@ class CostModel:
         return self._tree_draft.step_ms
 
     @property
+    def tree_start_ms(self) -> float:
+        """What a branching block costs the drafter before its first step."""
+        return self._tree_draft.start_ms
+
+    @property
     def draft_upper(self) -> UpperQuantile:
         """Drafting's observed ÷ expected times."""
         return self._draft.upper

@@ -55,18 +55,19 @@ def decide(known: Estimates, key: Key) -> Decision:
     shift = quarters / 4.0
     levels = by_node[: ceiling + 1]
     if not nodes:
-        return _solve(
-            known, key, theta, hazards, survival(hazards, shift), levels, cost.draft_step_ms, adaptive=True
-        )
+        survive = survival(hazards, shift)
+        return _solve(known, key, theta, hazards, survive, levels, cost.draft_step_ms, cost.draft_start_ms)
     looked_up = _looked_up(known, matched, ceiling) if matched else [0.0] * (ceiling + 1)
     asked = 1.0 - looked_up[1]  # where text is found, the draft model is hardly asked
     survive = list(map(max, survival(hazards, shift), looked_up))
-    chain = _solve(known, key, theta, hazards, survive, levels, cost.draft_step_ms * asked, adaptive=True)
+    step_ms, start_ms = cost.draft_step_ms * asked, cost.draft_start_ms * asked
+    chain = _solve(known, key, theta, hazards, survive, levels, step_ms, start_ms)
     widened = context.branches.widened(hazards)
     breadth = context.branches.breadth
     levels = [by_node[min(round(level * breadth), len(by_node) - 1)] for level in range(ceiling + 1)]
     survive = list(map(max, survival(widened, shift), looked_up))
-    tree = _solve(known, key, theta, widened, survive, levels, cost.tree_step_ms * asked, adaptive=False)
+    step_ms, start_ms = cost.tree_step_ms * asked, cost.tree_start_ms * asked
+    tree = _solve(known, key, theta, widened, survive, levels, step_ms, start_ms, stops=False)
     better = tree if tree.value >= chain.value else chain
     better.branching = better is tree
     better.node_price = tuple([theta * (after - before) for before, after in pairwise(by_node)])
@@ -81,13 +82,15 @@ def _solve(
     survive: Sequence[float],
     verify: Sequence[float],
     step_ms: float,
+    start_ms: float,
     *,
-    adaptive: bool,
+    stops: bool = True,
 ) -> Decision:
     """The best τ for blocks that are accepted so and cost so.
 
     ``survive`` is S_0 … S_ceiling, ``hazards`` what the rules' thresholds rest on; ``verify`` the
-    pass's time by the depth of the block, in ms.
+    pass's time by the depth of the block, in ms. Drafting costs ``start_ms`` and ``step_ms`` for each step.
+    ``stops``: the block's stops are valued (a chain's).
     """
     ceiling, wanted, later, _, _, behind, quarters, _, _, sharing = key
     cost = known.cost
@@ -97,7 +100,7 @@ def _solve(
         theta * verify[0],
         *[theta * (step_ms + after - before) for before, after in pairwise(verify)],
     ]
-    costs[1] += theta * cost.draft_start_ms
+    costs[1] += theta * start_ms
     costs[1] += theta * cost.draft_prefill_ms(behind - 1) / (later + 1)
     horizon = Horizon(wanted, later, known.ends.survival(max(wanted, ceiling) + 2))
     # A later pass has one new context token instead of the prompt; positions cost alike.
@@ -110,7 +113,7 @@ def _solve(
         easy = survival(hazards, quarters / 4.0 + EASY_SHIFT)
         depth = max(depth, best_length(easy, worth, costs)[0])
     keep_at, draft_at = thresholds(hazards, worth, costs, verify, theta, depth)
-    if adaptive and theta > 0.0 and known.context.has_confidence:
+    if stops and theta > 0.0 and known.context.has_confidence:
         block, draft_at = _with_stops(known, theta, survive, verify, worth, step_ms, draft_at)
         block -= costs[1] - theta * (step_ms + verify[1] - verify[0])  # what starting to draft costs
         if not tau and block > 0.0:
