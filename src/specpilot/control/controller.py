@@ -148,7 +148,8 @@ class Controller:
         stops: list[PlannedStop] = []
         wanting: list[tuple[_Request, CycleView, Choice]] = []
         waiting = max(0, self._ready - len(request_ids))
-        requests = [self._request(request_id) for request_id in request_ids]
+        known = self._requests
+        requests = [known.get(request_id) or self._request(request_id) for request_id in request_ids]
         sharing = len(requests)
         tokens = sum([request.uncached for request in requests]) if sharing > 1 else 0
         for request_id, request in zip(request_ids, requests, strict=True):
