@@ -234,9 +234,7 @@ def best_shape(texts: Sequence[Weights], nodes: int, deepest: int) -> Shape:
     children = texts[0].rows.shape[1]
 
     def along(before: list[DoubleArray], depth: int, rank: int) -> tuple[float, list[DoubleArray]]:
-        after = [
-            one * rows[depth : depth + len(one), rank] for one, rows in zip(before, padded, strict=True)
-        ]
+        after = [one * rows[depth : depth + len(one), rank] for one, rows in zip(before, padded, strict=True)]
         return sum(float(one.sum()) for one in after), after
 
     heap: list[tuple[float, int, int, int, int, list[DoubleArray]]] = []

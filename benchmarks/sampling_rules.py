@@ -184,9 +184,7 @@ def measure(
     """One setting. The texts of even places settle the shapes, those of odd places give the figures."""
     rng = np.random.default_rng(seed)
     found = [rates(text, params, draws, rng) for text in texts]
-    result = Result(
-        params.temperature, params.top_p, positions=sum(len(text.tokens) for text in texts)
-    )
+    result = Result(params.temperature, params.top_p, positions=sum(len(text.tokens) for text in texts))
     for rule in RULES:
         result.acceptance[rule] = {
             k: _mean([one.accepted[rule][:, k - 1] for one in found], [one.variance[rule] for one in found])
@@ -235,7 +233,12 @@ def ratios(accounts: dict[str, Account]) -> Iterator[tuple[str, str, Ratio]]:
 def tables(results: Sequence[Result]) -> str:
     """Both tables and the ratios as Markdown."""
     heads = ["temperature, top-p", "rejection, 1"]
-    heads += [f"{rule}, {k}" for k in CANDIDATES for rule in RULES[1:] if k > 1 or rule in ("deterministic", "coupled")]
+    heads += [
+        f"{rule}, {k}"
+        for k in CANDIDATES
+        for rule in RULES[1:]
+        if k > 1 or rule in ("deterministic", "coupled")
+    ]
     lines = [_row(heads), _row(["---"] * len(heads))]
     worst = 0.0
     for result in results:
@@ -311,7 +314,9 @@ def main() -> int:
     """Run, print the tables, return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--per-class", type=int, default=8, help="prompts of each class")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens of each text, past which no block begins")
+    parser.add_argument(
+        "--tokens", type=int, default=64, help="tokens of each text, past which no block begins"
+    )
     parser.add_argument("--nodes", type=int, nargs="+", default=[8, 16], help="nodes of a block")
     parser.add_argument("--draws", type=int, default=64, help="draws of shared noise at each position")
     parser.add_argument("--seed", type=int, default=1)
@@ -339,7 +344,9 @@ def main() -> int:
     if options.markdown:
         options.markdown.write_text(text + "\n", encoding="utf-8")
     if options.json:
-        options.json.write_text(json.dumps([record(one) for one in results], indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(
+            json.dumps([record(one) for one in results], indent=1) + "\n", encoding="utf-8"
+        )
     return 0
 
 
