@@ -1,8 +1,8 @@
 """What rules of acceptance accept, from p and q: the arithmetic behind sampling_rules.py.
 
 At one position the target's distribution is p, the draft's q, and up to k candidates are judged in turn.
-For each rule :func:`joint` says how likely it is that the i-th candidate is accepted *and* is token y; its sum
-over y and i is the acceptance, and divided by p(y) it is the chance that a text which goes on with y was
+For each rule :func:`joint` says how likely it is that the i-th candidate is accepted *and* is token y; its
+sum over y and i is the acceptance, and divided by p(y) it is the chance that a text which goes on with y was
 accepted at the i-th candidate. All rules emit samples of p, so one text of the target serves them all.
 
 - ``rejection``: one candidate drawn from q (Leviathan et al. 2023; Chen et al. 2023). Closed form.
@@ -137,8 +137,8 @@ def coupled_given(
 ) -> DoubleArray:
     """The same, given that the target's token under the noise is ``token``, which must have p > 0.
 
-    E_x / p_x are exponentials of rate p_x: the least of them is an exponential of rate 1 whichever token it is
-    of, and the others exceed it by exponentials of their own rates (they have no memory).
+    E_x / p_x are exponentials of rate p_x: the least of them is an exponential of rate 1 whichever token it
+    is of, and the others exceed it by exponentials of their own rates (they have no memory).
     """
     least = rng.exponential(size=(draws, 1))
     noise = p * least + rng.exponential(size=(draws, p.size))
@@ -157,8 +157,8 @@ def _ranked(scores: DoubleArray, tokens: np.ndarray, count: int) -> DoubleArray:
 class Weights:
     """One text of the target under one rule.
 
-    ``rows[t, i]`` is the chance that token t was accepted at the i-th candidate, given the text. ``ended`` says
-    that the text has its own end; one cut off has tokens behind the last block that is counted.
+    ``rows[t, i]`` is the chance that token t was accepted at the i-th candidate, given the text. ``ended``
+    says that the text has its own end; one cut off has tokens behind the last block that is counted.
     """
 
     rows: DoubleArray
@@ -167,7 +167,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A tree's shape: ``parents`` as in a block, ``ranks[n]`` is which child of its parent node n is (from 0)."""
+    """A tree's shape: ``parents`` as in a block, ``ranks[n]`` is which child of its parent n is (from 0)."""
 
     parents: tuple[int, ...]
     ranks: tuple[int, ...]
@@ -188,8 +188,8 @@ class Shape:
 def reaches(rows: DoubleArray, shape: Shape) -> DoubleArray:
     """P(at least d tokens of a block that begins at t are accepted): an array (len(rows), depth + 2).
 
-    Candidates of different nodes are drawn independently of each other, so given the text a node's chance is the
-    product along its path.
+    Candidates of different nodes are drawn independently of each other, so given the text a node's chance is
+    the product along its path.
     """
     depths = shape.depths()
     deepest = max(depths, default=0)
@@ -205,7 +205,7 @@ def reaches(rows: DoubleArray, shape: Shape) -> DoubleArray:
 
 
 def decode(text: Weights, shape: Shape, margin: int) -> tuple[float, float]:
-    """Expected tokens and passes of a text that is decoded block after block, the target's own tokens included.
+    """Expected tokens and passes of a text decoded block after block, the target's own tokens included.
 
     Blocks begin where the one before ended. In a text that was cut off the last ``margin`` tokens begin none,
     so that every block has the tokens that it could accept.
@@ -225,7 +225,7 @@ def decode(text: Weights, shape: Shape, margin: int) -> tuple[float, float]:
 
 
 def best_shape(texts: Sequence[Weights], nodes: int, deepest: int) -> Shape:
-    """The shape of ``nodes`` nodes that accepts most at all positions of ``texts``, as many as can begin a block.
+    """The shape of ``nodes`` nodes that accepts most over blocks that begin at all positions of ``texts``.
 
     Sequoia's question, answered by the measured chance of each path instead of a product of means. Nodes are
     taken best first; a candidate needs its parent and the candidates before it.

@@ -1,13 +1,13 @@
-"""Which rule of acceptance gets most out of a target pass under sampling? Chains and trees, on the bundled pair.
+"""Which rule of acceptance gets most out of a target pass under sampling? Chains and trees, bundled pair.
 
     python benchmarks/sampling_rules.py --per-class 8 --markdown rules.md
 
-The target samples a continuation of each prompt; true p and q are taken at each of its positions. First table:
-the chance that one of k candidates is accepted, by rule (benchmarks/acceptance_rates.py says which are exact).
-Second table: tokens per target pass where that text is decoded block after block, by rule, at an equal number of
-nodes. ``chain`` is rejection sampling of a drafted chain. Trees of a fixed shape have, for each rule, the shape
-that accepts most on every second prompt; all figures are of the other prompts. ``grown`` trees are the
-package's own: the drafter grows them best first, believing the draft, until the nodes are used up; the shape
+The target samples a continuation of each prompt; true p and q are taken at each of its positions. First
+table: the chance that one of k candidates is accepted, by rule (benchmarks/acceptance_rates.py says which are
+exact). Second table: tokens per target pass where that text is decoded block after block, by rule, at an
+equal number of nodes. ``chain`` is rejection sampling of a drafted chain. Trees of a fixed shape have, for
+each rule, the shape that accepts most on every second prompt; the second table is of the other prompts.
+``grown`` trees are the package's own: the drafter grows them best first, believing the draft, until the nodes are used up; the shape
 then depends on what was drafted, which recursive rejection does not allow: there, which candidates are judged
 must not depend on their draws.
 
@@ -77,8 +77,8 @@ class Text:
 
 @dataclass(slots=True)
 class Result:
-    """One setting: acceptance by rule and k (mean, standard error over texts, of the Monte Carlo alone), and each
-    text's tokens and passes by kind of block and nodes.
+    """One setting: acceptance by rule and k (mean, standard error over texts, of the Monte Carlo alone), and
+    each text's tokens and passes by kind of block and nodes.
     """
 
     temperature: float
@@ -92,12 +92,14 @@ class Result:
 def sample(pair: Pair, key: str, label: str, prompt: list[int], params: SamplingParams, tokens: int) -> Text:
     """The target's own sample of at most ``tokens`` tokens, and both models' logits along it.
 
-    It is drawn by the shared noise of ``params.seed``, so it is a sample of p for every rule and the very text
-    that coupled sampling emits.
+    It is drawn by the shared noise of ``params.seed``, so it is a sample of p for every rule and the very
+    text that coupled sampling emits.
     """
     rule = Coupled(params)
     cache = pair.target.new_cache()
-    feed, output, rows = prompt, [], []
+    feed: list[int] = prompt
+    output: list[int] = []
+    rows: list[FloatArray] = []
     while len(output) < min(tokens, pair.target.context_limit - len(prompt)):
         logits = pair.target.forward([ForwardItem(cache, feed, logits_from=len(feed) - 1)])[0][0]
         token = rule.draw(rule.look(logits, len(prompt) + len(output)))
@@ -202,9 +204,9 @@ def measure(
                 weights = one.weights["rejection" if name == "chain" else name]
                 accounts[name].append(decode(weights, shape, DEEPEST))
             for name in GROWN:
-                rule = Deterministic(params)
-                shared = Coupled(params, text.seed)
-                accounts[name].append(walk(drafter, text, shared if "coupled" in name else rule, count))
+                shared = name == "coupled, grown"
+                judge = Coupled(params, text.seed) if shared else Deterministic(params)
+                accounts[name].append(walk(drafter, text, judge, count))
         result.shapes[count] = shapes
         # An account's seconds are passes here: tokens per pass is its rate.
         result.accounts[count] = {
@@ -336,10 +338,8 @@ def main() -> int:
             texts.append(sample(pair, prompt.key, prompt.label, ids, params, options.tokens + DEEPEST))
         params = SamplingParams(temperature, top_p=top_p)
         results.append(measure(pair, texts, params, options.nodes, options.draws, options.seed))
-    text = (
-        f"{len(prompts)} prompts, {sum(result.positions for result in results)} positions, seed {options.seed}.\n\n"
-        f"{tables(results)}"
-    )
+    positions = sum(result.positions for result in results)
+    text = f"{len(prompts)} prompts, {positions} positions, seed {options.seed}.\n\n{tables(results)}"
     print(text)
     if options.markdown:
         options.markdown.write_text(text + "\n", encoding="utf-8")

@@ -1,10 +1,10 @@
 """Prompts from texts that the user gives, cut by one rule: for measurements on what a pair has never seen.
 
-A document's words are taken in order. A prompt begins with a paragraph (after an empty line, or the document's
-start) and has as many words as its class has next in :data:`specpilot.demo.workload.WORDS`, counted through over
-all documents; words at its end that end a sentence are left off, so that it stops inside one, as the bundled
-prompts do. The next prompt begins with the first paragraph behind it. A document's rest that is not longer than
-a prompt gives none: there has to be text that a writer would go on with.
+A document's words are taken in order. A prompt begins with a paragraph (after an empty line, or the
+document's start) and has as many words as its class has next in :data:`specpilot.demo.workload.WORDS`,
+counted through over all documents; words at its end that end a sentence are left off, so that it stops inside
+one, as the bundled prompts do. The next prompt begins with the first paragraph behind it. A document's rest
+that is not longer than a prompt gives none: there has to be text that a writer would go on with.
 """
 
 from __future__ import annotations

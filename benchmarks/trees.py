@@ -16,7 +16,8 @@ own (near-ties apart).
 With ``--texts`` the prompts are cut from other texts than the bundled ones (benchmarks/texts.py says how): a
 folder of ``.txt`` and ``.md`` files, or a file whose documents stand between ``--separator``; ``--hold-out``
 takes those that training/corpus.py never trains on. With ``--temperature`` tokens are sampled without a seed,
-by rejection in chains and by coupled noise in trees: policies then write different texts, and there is no oracle.
+by rejection in chains and by coupled noise in trees: policies then write different texts, and there is no
+oracle.
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def test_unseeded_trees_have_noise_of_their_own() -> None:
 
 
 def test_coupled_confidence_is_of_the_noisy_weights() -> None:
-    """By hand: weights 1/2, 1/4, 1/8, 1/8 over the noise, normalised; the choices' shares follow from them."""
+    """By hand: weights 1/2, 1/4, 1/8, 1/8 over the noise, normalised; the choices' shares come from them."""
     rule = Coupled(SamplingParams(1.0), 5)
     rule._noise[9] = np.array([2.0, 0.25, 0.5, 1.0])  # 1/4, 1, 1/4, 1/8: their sum is 13/8
     step = rule.look(HALVES, 9)

@@ -1,7 +1,7 @@
 """The arithmetic of benchmarks/acceptance_rates.py, by hand on three tokens and against plain enumeration.
 
-Where something is drawn the bound is five standard errors: odds of a false failure below 1e-6 for a seed never
-tried; the seeds here are fixed.
+Where something is drawn the bound is five standard errors: odds of a false failure below 1e-6 for a seed
+never tried; the seeds here are fixed.
 """
 
 from __future__ import annotations

@@ -149,9 +149,7 @@ def p_value(
 ) -> float:
     """χ² of RUNS sampled prefixes against :func:`exact`; rare prefixes (expected < 5) in one cell."""
     # One token more than is looked at: the prefix is never cut by the end.
-    requests = [
-        DecodingRequest(f"r{run}", PROMPT, LENGTH + 1, rule=rule(params, run)) for run in range(RUNS)
-    ]
+    requests = [DecodingRequest(f"r{run}", PROMPT, LENGTH + 1, rule=rule(params, run)) for run in range(RUNS)]
     controller = StaticController(
         lambda name, cycle: (depth + int(name[1:]) + cycle) % (depth + 1), confidence_stop, nodes=nodes
     )

@@ -81,5 +81,5 @@ def test_bad_documents(tmp_path: Path) -> None:
     file.write_text("a<|doc|>b", encoding="utf-8")
     with pytest.raises(ValueError, match="separator"):
         read_documents(file, None, 0.1)
-    with pytest.raises(ValueError, match="0.015"):
+    with pytest.raises(ValueError, match=r"0\.015"):
         read_documents(file, "<|doc|>", 1.5)
