@@ -7,9 +7,9 @@ table: the chance that one of k candidates is accepted, by rule (benchmarks/acce
 exact). Second table: tokens per target pass where that text is decoded block after block, by rule, at an
 equal number of nodes. ``chain`` is rejection sampling of a drafted chain. Trees of a fixed shape have, for
 each rule, the shape that accepts most on every second prompt; the second table is of the other prompts.
-``grown`` trees are the package's own: the drafter grows them best first, believing the draft, until the nodes are used up; the shape
-then depends on what was drafted, which recursive rejection does not allow: there, which candidates are judged
-must not depend on their draws.
+``grown`` trees are the package's own: the drafter grows them best first, believing the draft, until the
+nodes are used up. Their shape depends on what was drafted, which recursive rejection does not allow: there,
+which candidates are judged must not depend on their draws.
 
 Nothing is timed. The same options give the same figures. Intervals are of the bootstrap over prompts.
 """
