@@ -223,7 +223,8 @@ def table(done: dict[tuple[str, str], list[Completion]], oracle: dict[str, list[
     """Tokens per pass, finished suggestions, and tokens per second over the chain policy's, by class."""
     labels = list(dict.fromkeys(label for label, _ in done))
     heads = ["class", "oracle chain", *(f"{name}: t/pass" for name in POLICIES)]
-    heads += [f"{name}: done" for name in POLICIES] + [f"{name} ÷ chain, tok/s" for name in POLICIES[1:]]
+    heads += [f"{name}: done" for name in POLICIES]
+    heads += [f"{name} ÷ chain, {what}" for what in ("t/pass", "tok/s") for name in POLICIES[1:]]
     lines = [f"| {' | '.join(heads)} |", "| " + " | ".join("---" for _ in heads) + " |"]
     for label in [*labels, "all"]:
         chosen = labels if label == "all" else [label]
@@ -238,15 +239,24 @@ def table(done: dict[tuple[str, str], list[Completion]], oracle: dict[str, list[
         for name in POLICIES:
             share = sum(answer.stop_cause.complete for answer in rows[name]) / len(rows[name])
             cells.append(f"{share:.0%}")
-        accounts = {
-            name: Account(
-                [float(len(answer.token_ids)) for answer in found], [answer.e2e_ms / 1e3 for answer in found]
-            )
-            for name, found in rows.items()
-        }
-        cells += [str(ratio(accounts[name], accounts["chain"])) for name in POLICIES[1:]]
+        for spent in (_passes, _seconds):
+            accounts = {
+                name: Account(
+                    [float(len(answer.token_ids)) for answer in found], [spent(answer) for answer in found]
+                )
+                for name, found in rows.items()
+            }
+            cells += [str(ratio(accounts[name], accounts["chain"])) for name in POLICIES[1:]]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _passes(answer: Completion) -> float:
+    return float(answer.target_passes)
+
+
+def _seconds(answer: Completion) -> float:
+    return answer.e2e_ms / 1e3
 
 
 if __name__ == "__main__":

@@ -91,8 +91,8 @@ class SamplingParams:
 class Draft:
     """What a drafter proposes for one request in one cycle.
 
-    ``confidences`` holds max q for each *computed* position, in order, so it may be one longer than
-    the block (the last token computed was not kept). ``q`` has one row (vocab,) per proposed token
+    ``confidences`` holds max q (under coupled sampling, of q as the noise weighs it) for each *computed*
+    position, in order, so it may be one longer than the block (the last token computed was not kept). ``q`` has one row (vocab,) per proposed token
     where the acceptance rule needs it, else ``None``. Times in ms; ``prefill_*`` is the part spent
     on bringing the draft's cache in step. ``fault`` is set where the drafter failed: the block is
     then empty and the cycle decodes with the target alone.
