@@ -246,7 +246,9 @@ def table(done: dict[tuple[str, str], list[Completion]], oracle: dict[str, list[
                 )
                 for name, found in rows.items()
             }
-            cells += [str(ratio(accounts[name], accounts["chain"])) for name in POLICIES[1:]]
+            for name in POLICIES[1:]:
+                known = passes[name] and passes["chain"]
+                cells.append(str(ratio(accounts[name], accounts["chain"])) if known else "–")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
