@@ -47,7 +47,9 @@ def test_choices_are_the_likeliest_with_their_shares() -> None:
     assert [share for _, share in found] == pytest.approx([0.5, 0.5, 0.5])
     assert len(list(rule.choices(rule.look(row, 0), row, 9))) == 4
     sampled = Deterministic(SamplingParams(1.0, top_k=2))
-    assert [token for token, _ in sampled.choices(sampled.look(row, 0), row, 2)] == [1, 3]
+    assert [token for token, _ in sampled.choices(sampled.look(row, 0), row, 4)] == [1, 3]
+    noisy = Coupled(SamplingParams(1.0, top_k=2), 7)
+    assert {token for token, _ in noisy.choices(noisy.look(row, 0), row, 4)} == {1, 3}
 
 
 def test_top_k_and_top_p() -> None:

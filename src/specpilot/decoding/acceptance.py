@@ -383,11 +383,13 @@ def _best(scores: npt.NDArray[np.floating[Any]], count: int, top: int | None = N
 
 def _shares(candidates: Iterable[tuple[int, float]], confidence: float) -> Iterator[tuple[int, float]]:
     """From tokens and their probabilities, best first, to tokens with their shares of what is not listed
-    before them; the first with its confidence.
+    before them; the first with its confidence. What has no probability (top-k, top-p) is no candidate.
     """
     left = 1.0
     first = True
     for token, chance in candidates:
+        if chance <= 0.0 and not first:
+            return
         yield token, confidence if first else min(1.0, chance / left)
         first = False
         left = max(left - chance, 1e-9)
