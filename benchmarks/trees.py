@@ -2,6 +2,7 @@
 turn.
 
     python benchmarks/trees.py --per-class 16 --rounds 3
+    python benchmarks/trees.py --texts texts/ --class long
 
 Three controllers with the same promises serve the same prompts, one request at a time (cold caches,
 greedy): chains, trees, and trees that also hold looked-up text. Each learns from its own cycles only, and
@@ -11,6 +12,12 @@ have their turn, as below capacity (a third of the time is its own); with ``--lo
 so that the policy sees a saturated engine and gives time its full price. ``oracle chain`` is what a
 clairvoyant chain gets from the same passes of the same texts. Exit status 1 if a text is not the target's
 own (near-ties apart).
+
+With ``--texts`` the prompts are cut from other texts than the bundled ones (benchmarks/texts.py says how): a
+folder of ``.txt`` and ``.md`` files, or a file whose documents stand between ``--separator``; ``--hold-out``
+takes those that training/corpus.py never trains on. With ``--temperature`` tokens are sampled without a seed,
+by rejection in chains and by coupled noise in trees: policies then write different texts, and there is no
+oracle.
 """
 
 from __future__ import annotations
@@ -27,10 +34,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.paired import Account, ratio
+from benchmarks.texts import cut, read_documents
 
 from specpilot.control import ControllerConfig
 from specpilot.control.config import TREE_LOOKUP, TREE_NODES
-from specpilot.demo.workload import Prompt, bundled_prompts
+from specpilot.demo.workload import WORDS, Prompt, bundled_prompts
 from specpilot.models.base import CausalLM, ForwardItem
 from specpilot.pair import Completion, Pair, load_pair
 from specpilot.simulation.drive import PausableClock
@@ -84,10 +92,10 @@ def make_pairs(
     }
 
 
-def take(per_class: int, seed: int) -> list[Prompt]:
-    """So many prompts of each class, mixed."""
+def take(per_class: int, seed: int, prompts: Sequence[Prompt] | None = None) -> list[Prompt]:
+    """So many prompts of each class, mixed; the bundled ones by default."""
     by_class: dict[str, list[Prompt]] = defaultdict(list)
-    for prompt in bundled_prompts():
+    for prompt in bundled_prompts() if prompts is None else prompts:
         by_class[prompt.label].append(prompt)
     rng = random.Random(seed)
     taken = [
@@ -114,11 +122,24 @@ def main() -> int:
     )
     parser.add_argument("--engine", choices=("onnx", "transformers"), default="onnx")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--texts", type=Path, help="folder or file that prompts are cut from")
+    parser.add_argument("--separator", help="what stands between a file's documents")
+    parser.add_argument("--hold-out", type=float, help="only this last share of a file's documents")
+    parser.add_argument(
+        "--class", dest="labels", action="append", help="take prompts of this class only; can be repeated"
+    )
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--top-p", type=float, default=1.0)
     options = parser.parse_args()
     if min(options.per_class, options.max_tokens) < 1 or options.rounds < 2:
         parser.error("--per-class and --max-tokens must be ≥ 1, --rounds ≥ 2 (the first is warm-up)")
     loaded = load_pair(engine=options.engine)
-    prompts = take(options.per_class, options.seed)
+    try:
+        found = candidates(options, loaded)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    prompts = take(options.per_class, options.seed, found)
+    sampled = {"temperature": options.temperature, "top_p": options.top_p} if options.temperature else {}
     groups = [prompts]
     if not options.mixed:
         groups = [
@@ -131,66 +152,113 @@ def main() -> int:
         clocks = {name: PausableClock() for name in POLICIES}
         pairs = make_pairs(loaded, options.budget, options.slo_ms, options.nodes, clocks)
         recorder = Recorder(loaded.target, loaded.draft)
-        agree = {
-            prompt.key: recorder.record(
-                prompt.key, loaded.encode(prompt.text), options.max_tokens
-            ).trace.agree
-            for prompt in group
-        }
+        agree = (
+            {}
+            if sampled
+            else {
+                prompt.key: recorder.record(
+                    prompt.key, loaded.encode(prompt.text), options.max_tokens
+                ).trace.agree
+                for prompt in group
+            }
+        )
         for turn, prompt in enumerate(group * options.rounds):
             ids = loaded.encode(prompt.text)
             for place in range(len(POLICIES)):
                 name = POLICIES[(turn + place) % len(POLICIES)]
                 if options.loop == "closed":
                     clocks[name].resume()
-                answer = pairs[name].complete(ids, options.max_tokens)
+                answer = pairs[name].complete(ids, options.max_tokens, **sampled)
                 if options.loop == "closed":
                     clocks[name].pause()
                 outputs += 1
-                wrong += not exact(loaded.target, ids, answer.token_ids)
+                wrong += not sampled and not exact(loaded.target, ids, answer.token_ids)
                 if turn < len(group):
                     continue
                 done[prompt.label, name].append(answer)
-                if name == "chain":
+                if name == "chain" and not sampled:
                     bits = [int(bit or 0) for bit in agree[prompt.key]]
                     oracle[prompt.label].append(oracle_tokens(bits, answer.target_passes))
+    judged = "unseeded" if sampled else f"{wrong} not the target's own"
     print(
         f"{options.engine}, {options.loop} loop, at most {options.nodes} nodes, B = {options.budget:g}, "
-        f"SLO {options.slo_ms:g} ms, {len(prompts)} prompts {options.rounds - 1} times after a warm-up; "
-        f"{outputs} texts, {wrong} not the target's own.\n"
+        f"SLO {options.slo_ms:g} ms, temperature {options.temperature:g}, top-p {options.top_p:g}, "
+        f"{len(prompts)} prompts {options.rounds - 1} times after a warm-up; {outputs} texts, {judged}.\n"
     )
     print(table(done, oracle))
     return int(wrong > 0)
 
 
+def candidates(options: argparse.Namespace, loaded: Pair) -> list[Prompt]:
+    """The prompts to choose from: bundled, or cut from the texts given; those that leave room for an answer.
+
+    Raises:
+        ValueError: where there are none, or for options that do not go together.
+        OSError: for texts that cannot be read.
+    """
+    if options.texts is None:
+        if options.separator is not None or options.hold_out is not None:
+            raise ValueError("--separator and --hold-out: they say how a file is read; give it with --texts")
+        found = bundled_prompts()
+    else:
+        documents = read_documents(options.texts, options.separator, options.hold_out)
+        labels = list(dict.fromkeys(options.labels or WORDS))
+        found = [prompt for label in labels for prompt in cut(documents, label)]
+        print(f"{options.texts}: {len(documents)} documents, {len(found)} prompts.")
+    known = {prompt.label for prompt in found}
+    if unknown := set(options.labels or ()) - known:
+        raise ValueError(f"--class: no prompts of {', '.join(sorted(unknown))}; there are {sorted(known)}")
+    limit = min(loaded.target.context_limit, loaded.draft.context_limit) - options.max_tokens
+    fitting = [
+        prompt
+        for prompt in found
+        if (not options.labels or prompt.label in options.labels) and len(loaded.encode(prompt.text)) < limit
+    ]
+    if not fitting:
+        raise ValueError("--texts: no prompt is cut from them; give longer texts, or another --class")
+    return fitting
+
+
 def table(done: dict[tuple[str, str], list[Completion]], oracle: dict[str, list[int]]) -> str:
     """Tokens per pass, finished suggestions, and tokens per second over the chain policy's, by class."""
-    labels = list(oracle)
+    labels = list(dict.fromkeys(label for label, _ in done))
     heads = ["class", "oracle chain", *(f"{name}: t/pass" for name in POLICIES)]
-    heads += [f"{name}: done" for name in POLICIES] + [f"{name} ÷ chain, tok/s" for name in POLICIES[1:]]
+    heads += [f"{name}: done" for name in POLICIES]
+    heads += [f"{name} ÷ chain, {what}" for what in ("t/pass", "tok/s") for name in POLICIES[1:]]
     lines = [f"| {' | '.join(heads)} |", "| " + " | ".join("---" for _ in heads) + " |"]
     for label in [*labels, "all"]:
         chosen = labels if label == "all" else [label]
         rows = {name: [answer for one in chosen for answer in done[one, name]] for name in POLICIES}
         passes = {name: sum(answer.target_passes for answer in found) for name, found in rows.items()}
         # All of a class may have been refused: on a machine too slow for the SLO.
-        perfect = sum(sum(oracle[one]) for one in chosen)
-        cells = [label, f"{perfect / passes['chain']:.2f}" if passes["chain"] else "–"]
+        perfect = sum(sum(oracle.get(one, ())) for one in chosen)
+        cells = [label, f"{perfect / passes['chain']:.2f}" if passes["chain"] and perfect else "–"]
         for name in POLICIES:
             tokens = sum(len(answer.token_ids) for answer in rows[name])
             cells.append(f"{tokens / passes[name]:.2f}" if passes[name] else "–")
         for name in POLICIES:
             share = sum(answer.stop_cause.complete for answer in rows[name]) / len(rows[name])
             cells.append(f"{share:.0%}")
-        accounts = {
-            name: Account(
-                [float(len(answer.token_ids)) for answer in found], [answer.e2e_ms / 1e3 for answer in found]
-            )
-            for name, found in rows.items()
-        }
-        cells += [str(ratio(accounts[name], accounts["chain"])) for name in POLICIES[1:]]
+        for spent in (_passes, _seconds):
+            accounts = {
+                name: Account(
+                    [float(len(answer.token_ids)) for answer in found], [spent(answer) for answer in found]
+                )
+                for name, found in rows.items()
+            }
+            for name in POLICIES[1:]:
+                known = passes[name] and passes["chain"]
+                cells.append(str(ratio(accounts[name], accounts["chain"])) if known else "–")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _passes(answer: Completion) -> float:
+    return float(answer.target_passes)
+
+
+def _seconds(answer: Completion) -> float:
+    return answer.e2e_ms / 1e3
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ def test_choices_are_the_likeliest_with_their_shares() -> None:
     assert [share for _, share in found] == pytest.approx([0.5, 0.5, 0.5])
     assert len(list(rule.choices(rule.look(row, 0), row, 9))) == 4
     sampled = Deterministic(SamplingParams(1.0, top_k=2))
-    assert [token for token, _ in sampled.choices(sampled.look(row, 0), row, 2)] == [1, 3]
+    assert [token for token, _ in sampled.choices(sampled.look(row, 0), row, 4)] == [1, 3]
+    noisy = Coupled(SamplingParams(1.0, top_k=2), 7)
+    assert {token for token, _ in noisy.choices(noisy.look(row, 0), row, 4)} == {1, 3}
 
 
 def test_top_k_and_top_p() -> None:
@@ -63,6 +65,21 @@ def test_top_k_and_top_p() -> None:
     assert shaped(top_p=1e-9) == pytest.approx([1.0, 0.0, 0.0, 0.0])
     # Top-p counts what top-k has left: 2/3 ≥ 0.6.
     assert shaped(top_k=2, top_p=0.6) == pytest.approx([1.0, 0.0, 0.0, 0.0])
+
+
+@pytest.mark.parametrize("levels", [3, 40, 10**6])
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.95, 1.0 - 1e-12])
+def test_top_p_is_the_first_of_a_stable_order(levels: int, top_p: float) -> None:
+    """To the last bit what sorting the places gives, ties at the edge included."""
+    rng = np.random.default_rng(levels)
+    for _ in range(20):
+        row = (rng.integers(levels, size=97) * (6.0 / levels)).astype(np.float32)
+        weights = probabilities(row, SamplingParams(1.0))
+        order = np.argsort(-weights, kind="stable")
+        kept = int(np.searchsorted(np.cumsum(weights[order]), top_p)) + 1
+        weights[order[kept:]] = 0.0
+        weights /= weights.sum()
+        assert probabilities(row, SamplingParams(1.0, top_p=top_p)).tolist() == weights.tolist()
 
 
 def test_greedy_confidence_is_the_raw_softmax() -> None:
@@ -131,6 +148,36 @@ def test_make_rule() -> None:
     assert isinstance(make_rule(SamplingParams(0.7)), Rejection)
     assert isinstance(make_rule(SamplingParams(0.7), sampled=False), Deterministic)
     assert isinstance(make_rule(SamplingParams(0.7, seed=1)), Coupled)
+    assert isinstance(make_rule(SamplingParams(0.7, seed=1), sampled=False, trees=True), Coupled)
+    assert isinstance(make_rule(SamplingParams(0.7), sampled=False, trees=True), Deterministic)
+    assert isinstance(make_rule(SamplingParams(), trees=True), Greedy)
+
+
+def test_unseeded_trees_have_noise_of_their_own() -> None:
+    """Coupled without a seed: another noise for each request, unless a random state is given."""
+    flat = np.zeros(4096, dtype=np.float32)
+    unseeded = SamplingParams(0.7)
+
+    def drawn(rng: np.random.Generator | None = None) -> tuple[int, ...]:
+        rule = make_rule(unseeded, trees=True, rng=rng)
+        assert isinstance(rule, Coupled)
+        return tuple(rule.draw(rule.look(flat, position)) for position in range(8))
+
+    # Two of 40 alike: odds of 780 / 4096^8.
+    assert len({drawn() for _ in range(40)}) == 40
+    assert drawn(np.random.default_rng(3)) == drawn(np.random.default_rng(3))
+
+
+def test_coupled_confidence_is_of_the_noisy_weights() -> None:
+    """By hand: weights 1/2, 1/4, 1/8, 1/8 over the noise, normalised; the choices' shares come from them."""
+    rule = Coupled(SamplingParams(1.0), 5)
+    rule._noise[9] = np.array([2.0, 0.25, 0.5, 1.0])  # 1/4, 1, 1/4, 1/8: their sum is 13/8
+    step = rule.look(HALVES, 9)
+    assert rule.draw(step) == step.top == 1
+    assert step.confidence == pytest.approx(8 / 13)
+    found = list(rule.choices(step, HALVES, 3))
+    assert [token for token, _ in found] == [1, 0, 2]
+    assert [share for _, share in found] == pytest.approx([8 / 13, 2 / 5, 2 / 3])
     with pytest.raises(ValueError, match="seed"):
         Coupled(SamplingParams(0.7))
 

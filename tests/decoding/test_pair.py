@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -88,6 +89,22 @@ def test_a_seed_gives_the_same_text_whatever_was_drafted() -> None:
         longest = max(outputs, key=len)
         assert all(output == longest[: len(output)] for output in outputs)
     assert texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("drafter", ["model", "both"])
+def test_unseeded_sampling_uses_trees_where_the_policy_plans_them(drafter: str) -> None:
+    """Under rejection sampling every block would be a chain. Unseeded texts differ from one another."""
+    target = ScriptedLM(seed=2, context_limit=64)
+    pair = Pair(
+        target,
+        target.variant(noise=0.8),
+        Letters(),
+        config=replace(LOOSE, max_nodes=16),
+        drafter=drafter,
+    )
+    found = [pair.complete("abc", 24, temperature=1.0) for _ in range(12)]
+    assert any(not cycle.block.is_chain for completion in found for cycle in completion.cycles)
+    assert len({completion.token_ids for completion in found}) > 1
 
 
 def test_sessions_make_a_completion_no_different() -> None:

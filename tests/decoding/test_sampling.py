@@ -19,7 +19,14 @@ import pytest
 from scipy import stats
 
 from specpilot.control.stop import StopRule
-from specpilot.decoding.acceptance import AcceptanceRule, Coupled, Deterministic, DraftStep, Rejection
+from specpilot.decoding.acceptance import (
+    AcceptanceRule,
+    Coupled,
+    Deterministic,
+    DraftStep,
+    Rejection,
+    make_rule,
+)
 from specpilot.decoding.distribution import probabilities
 from specpilot.decoding.request import DecodingRequest
 from specpilot.decoding.types import Acceptance, Block, Draft, SamplingParams
@@ -53,6 +60,11 @@ def coupled(params: SamplingParams, run: int) -> AcceptanceRule:
 
 def deterministic(params: SamplingParams, run: int) -> AcceptanceRule:
     return Deterministic(params, np.random.default_rng([23, run]))
+
+
+def unseeded(params: SamplingParams, run: int) -> AcceptanceRule:
+    """What a request without a seed gets where the policy plans trees."""
+    return make_rule(params, trees=True, rng=np.random.default_rng([37, run]))
 
 
 class TreeDrafter:
@@ -129,7 +141,7 @@ def confidence_stop(request_id: str, cycle: int) -> StopRule:
 
 
 def p_value(
-    make_rule: MakeRule,
+    rule: MakeRule,
     drafter: Drafter,
     params: SamplingParams,
     depth: int = 3,
@@ -137,9 +149,7 @@ def p_value(
 ) -> float:
     """χ² of RUNS sampled prefixes against :func:`exact`; rare prefixes (expected < 5) in one cell."""
     # One token more than is looked at: the prefix is never cut by the end.
-    requests = [
-        DecodingRequest(f"r{run}", PROMPT, LENGTH + 1, rule=make_rule(params, run)) for run in range(RUNS)
-    ]
+    requests = [DecodingRequest(f"r{run}", PROMPT, LENGTH + 1, rule=rule(params, run)) for run in range(RUNS)]
     controller = StaticController(
         lambda name, cycle: (depth + int(name[1:]) + cycle) % (depth + 1), confidence_stop, nodes=nodes
     )
@@ -170,13 +180,13 @@ def test_chains_are_lossless(rule: MakeRule, params: SamplingParams) -> None:
 
 
 @pytest.mark.parametrize("params", TEMPERATURES, ids=["t1.0", "t0.6"])
-@pytest.mark.parametrize("rule", [coupled, deterministic])
+@pytest.mark.parametrize("rule", [coupled, deterministic, unseeded])
 def test_trees_are_lossless(rule: MakeRule, params: SamplingParams) -> None:
     assert p_value(rule, TreeDrafter(), params) >= FALSE_FAILURE
 
 
 @pytest.mark.parametrize("params", TEMPERATURES, ids=["t1.0", "t0.6"])
-@pytest.mark.parametrize("rule", [coupled, deterministic])
+@pytest.mark.parametrize("rule", [coupled, deterministic, unseeded])
 def test_grown_trees_are_lossless(rule: MakeRule, params: SamplingParams) -> None:
     """Trees as the draft model grows them, up to five nodes: the draft's own choices, with looked-up text."""
     drafter = ModelDrafter(DRAFT, lookup=LookupDrafter(VOCAB, least_match=1))

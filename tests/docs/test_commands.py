@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import shlex
 import subprocess
@@ -26,6 +27,7 @@ SMALL = {
     "benchmarks/bench_decision.py": ["--cycles", "50", "--warm-up", "20"],
     "benchmarks/live_equals_replay.py": ["--requests", "3"],
     "benchmarks/trees.py": ["--per-class", "1"],
+    "benchmarks/sampling_rules.py": ["--per-class", "1", "--tokens", "4", "--draws", "8"],
     "benchmarks/draft_step.py": ["--rounds", "1"],
     "benchmarks/suite.py": ["--requests", "20", "--only", "steady"],
     "benchmarks/no_ledger.py": ["--requests", "20"],
@@ -47,6 +49,8 @@ SMALL = {
 """Options that make a documented command small; the command itself stays as it is written."""
 DOCUMENTED = "http://127.0.0.1:8000"
 """Where the servers of the pages listen; in the tests they take a free port."""
+DOCUMENTS = json.loads((ROOT / "src/specpilot/demo/documents.json").read_text(encoding="utf-8"))["documents"]
+"""They stand in for the reader's own texts."""
 ALLOWED_STATUS = {
     "diagnose": (0, 1),
     "benchmarks/bench_trace.py": (0, 1),
@@ -85,6 +89,8 @@ def test_commands_run_in_the_order_in_which_they_stand(page: Path, tmp_path: Pat
     for folder in ("benchmarks", "examples"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     (tmp_path / "docs").mkdir()
+    texts = ["\n\n".join(document["paragraphs"]) for document in DOCUMENTS]
+    (tmp_path / "corpus.txt").write_text("\n<|doc|>\n".join(texts), encoding="utf-8")
     with contextlib.ExitStack() as servers:
         run_all(page, tmp_path, servers)
 

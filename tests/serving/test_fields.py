@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from live_server import EOS, Letters, Serve, scripted, scripted_pair
+from live_server import EOS, UNHURRIED, Gated, Letters, Serve, scripted, scripted_pair
 
+from specpilot.models.base import FloatArray, ForwardItem
 from specpilot.pair import Pair
 from specpilot.serving.chat import ChatFormat
 from specpilot.testing import plain_greedy
@@ -119,6 +121,32 @@ def test_a_greedy_output_is_known_whatever_else_is_said(serve: Serve) -> None:
     assert cached(temperature=0.7, seed=1)
     assert not cached(temperature=0.7, seed=2)
     assert not cached(temperature=0.7, seed=1, top_p=0.5)
+
+
+class Branching(Gated):
+    """Notes whether a pass verified a tree."""
+
+    seen = False
+
+    def forward(self, batch: Sequence[ForwardItem]) -> list[FloatArray]:
+        self.seen = self.seen or any(
+            item.parents is not None and tuple(item.parents) != tuple(range(-1, len(item.parents) - 1))
+            for item in batch
+        )
+        return super().forward(batch)
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0}, {"temperature": 1.0, "seed": 4}])
+def test_sampled_requests_are_served_with_trees(serve: Serve, sampling: dict[str, object]) -> None:
+    """With a seed and without, where the policy plans trees; rejection sampling would know chains only."""
+    for nodes in (16, 0):
+        target = Branching(scripted())
+        promises = replace(UNHURRIED, pass_budget=6.0, max_nodes=nodes)
+        run = serve(scripted_pair(target, scripted().variant(noise=0.8)), promises=promises)
+        for prompt in ("abc", "bcd", "cde", "def", "efg", "fgh"):
+            body = {"prompt": prompt, "max_tokens": 24, "whole_words": False, **sampling}
+            assert run.post(body).status == 200
+        assert target.seen == (nodes > 0)
 
 
 def test_a_participants_name_reaches_the_template(serve: Serve) -> None:

@@ -2,7 +2,8 @@
 
 Positions count from 1. Both questions are answered from what is known *before* the token at that
 position is drawn (invariant I4): the draft's distribution q_k, never the sample x_k. That is what
-keeps speculative sampling unbiased under an adaptive block length.
+keeps rejection sampling unbiased under an adaptive block length. Under coupled sampling the confidence is
+of q under the shared noise, which settles x_k: there the target's token is the same whatever is proposed.
 """
 
 from __future__ import annotations

@@ -9,14 +9,17 @@ Coupled          argmax of q under shared noise     the child equal to argmax p 
 Deterministic    argmax q (or anything fixed)       draws x ~ p, follows the child equal to x   trees
 ===============  =================================  ==========================================  =======
 
-All four are lossless: what is emitted is distributed as the target alone would have it. Rejection has
-the highest acceptance of the three that sample, but is only right where the proposals *are* samples of
-the q it is told; tree children and looked-up tokens are not, hence Deterministic. Coupled makes the text
-a function of prompt and seed, whatever was drafted.
+All four are lossless: what is emitted is distributed as the target alone would have it. Of one candidate
+Rejection accepts most, but it is only right where the proposals *are* samples of the q it is told: second
+choices and looked-up tokens are not. Coupled follows any child that the target's token under the noise is
+equal to, and its children are chosen under that noise, so trees accept more with it than with recursive
+rejection or with the likeliest children (Deterministic), see docs/trees.md. It also makes the text a function
+of prompt and seed, whatever was drafted.
 
 A drafter uses a rule in two steps, with the stop rule's question between them: :meth:`look` computes the
 distribution and its confidence, and only if the position is kept does :meth:`draw` draw the token
-(invariant I4: whether a position is proposed must not depend on its sample).
+(invariant I4: under Rejection, whether a position is proposed must not depend on its sample; the other rules'
+tokens are the target's whatever was proposed).
 
 A rule belongs to one request: those that draw hold its random state.
 """
@@ -38,8 +41,8 @@ class DraftStep(NamedTuple):
     """One draft position before its token is drawn.
 
     ``position`` is absolute (prompt and output counted, from 0), ``top`` the draft's likeliest token,
-    ``confidence`` the largest probability of the distribution that is drawn from, ``q`` that
-    distribution (vocab,), where the rule draws from one.
+    ``confidence`` its probability in the distribution that is drawn from, ``q`` that distribution (vocab,),
+    where the rule draws from one. Under shared noise both are of q as the noise weighs it.
     """
 
     position: int
@@ -210,8 +213,16 @@ class Coupled:
         self._noise: dict[int, DoubleArray] = {}
 
     def look(self, logits: FloatArray, position: int) -> DraftStep:
-        """The shaped distribution and its maximum."""
-        return _shaped(logits, position, self._params)
+        """The shaped distribution over the noise, normalised: a softmax of the noisy logits, and its maximum.
+
+        That maximum says more than q's of whether the target makes the same choice: how far the draft's is
+        ahead of the next under the very noise that decides.
+        """
+        weights = probabilities(logits, self._params)
+        weights /= self._noise_at(position, weights.size)
+        weights /= weights.sum()
+        top = int(weights.argmax())
+        return DraftStep(position, top, float(weights[top]), weights)
 
     def look_all(self, logits: FloatArray, positions: Sequence[int]) -> list[DraftStep]:
         """Row by row."""
@@ -219,14 +230,13 @@ class Coupled:
 
     def draw(self, step: DraftStep) -> int:
         """Argmax of q under the noise of the step's position."""
-        return self._pick(_drawn_from(step), step.position)
+        return step.top
 
     def choices(self, step: DraftStep, logits: FloatArray, count: int) -> Iterator[tuple[int, float]]:
-        """The tokens that come first under the noise of the position; shares by q ÷ noise."""
-        scores = _drawn_from(step) / self._noise_at(step.position, logits.size)
-        tokens = list(_best(scores, count))
-        listed = scores[tokens]
-        return _shares(zip(tokens, (listed / listed.sum()).tolist(), strict=True), step.confidence)
+        """The tokens that come first under the noise of the position."""
+        weights = _drawn_from(step)
+        best = _best(weights, count, step.top)
+        return _shares(((token, float(weights[token])) for token in best), step.confidence)
 
     def accept(
         self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
@@ -302,21 +312,31 @@ class Deterministic:
 
 
 def make_rule(
-    params: SamplingParams, *, sampled: bool = True, rng: np.random.Generator | None = None
+    params: SamplingParams,
+    *,
+    sampled: bool = True,
+    trees: bool = False,
+    rng: np.random.Generator | None = None,
 ) -> AcceptanceRule:
-    """The rule for a request.
+    """The rule for a request, the same for all its cycles.
 
     Args:
         params: temperature 0 is greedy; a seed means coupled sampling.
-        sampled: whether the drafter's proposals are drawn with the rule (a draft model's chains), not
-            chosen otherwise (trees, prompt lookup).
+        sampled: whether a draft model proposes, which can draw with the rule (not prompt lookup alone).
+        trees: whether blocks may branch, or hold looked-up text beside the draft's. Without a seed sampling
+            is then coupled by a fresh one, which accepts most: see docs/trees.md.
         rng: random state for the rules that need one; default: fresh from the operating system.
     """
     if params.temperature == 0.0:
         return Greedy()
     if params.seed is not None:
         return Coupled(params)
-    return Rejection(params, rng) if sampled else Deterministic(params, rng)
+    if not sampled:
+        return Deterministic(params, rng)
+    if trees:
+        fresh = (rng if rng is not None else np.random.default_rng()).bytes(16)
+        return Coupled(params, int.from_bytes(fresh, "little"))
+    return Rejection(params, rng)
 
 
 _WORD = (1 << 64) - 1
@@ -363,11 +383,13 @@ def _best(scores: npt.NDArray[np.floating[Any]], count: int, top: int | None = N
 
 def _shares(candidates: Iterable[tuple[int, float]], confidence: float) -> Iterator[tuple[int, float]]:
     """From tokens and their probabilities, best first, to tokens with their shares of what is not listed
-    before them; the first with its confidence.
+    before them; the first with its confidence. What has no probability (top-k, top-p) is no candidate.
     """
     left = 1.0
     first = True
     for token, chance in candidates:
+        if chance <= 0.0 and not first:
+            return
         yield token, confidence if first else min(1.0, chance / left)
         first = False
         left = max(left - chance, 1e-9)

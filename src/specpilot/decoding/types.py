@@ -91,11 +91,11 @@ class SamplingParams:
 class Draft:
     """What a drafter proposes for one request in one cycle.
 
-    ``confidences`` holds max q for each *computed* position, in order, so it may be one longer than
-    the block (the last token computed was not kept). ``q`` has one row (vocab,) per proposed token
-    where the acceptance rule needs it, else ``None``. Times in ms; ``prefill_*`` is the part spent
-    on bringing the draft's cache in step. ``fault`` is set where the drafter failed: the block is
-    then empty and the cycle decodes with the target alone.
+    ``confidences`` holds max q (under coupled sampling, of q as the noise weighs it) for each *computed*
+    position, in order, so it may be one longer than the block (the last token computed was not kept). ``q``
+    has one row (vocab,) per proposed token where the acceptance rule needs it, else ``None``. Times in ms;
+    ``prefill_*`` is the part spent on bringing the draft's cache in step. ``fault`` is set where the drafter
+    failed: the block is then empty and the cycle decodes with the target alone.
 
     Of a token tree ``main`` says how many nodes lead the block as the drafter's own first choices
     (``None``: as many as lead it as a chain), ``ranks`` and ``shares`` what choice each node is and how

@@ -23,9 +23,12 @@ MIX = {"completion": 0.42, "continuation": 0.24, "session": 0.18, "rewrite": 0.1
 OPEN_SESSIONS = 3
 """Documents being typed at the same time."""
 
-_COMPLETION_WORDS = (8, 11, 14, 18, 22, 27, 32, 38)
-_CONTINUATION_WORDS = (55, 70, 85, 100, 115, 130, 145)
-_LONG_WORDS = (170, 190, 210, 235, 260, 285)
+WORDS = {
+    "completion": (8, 11, 14, 18, 22, 27, 32, 38),
+    "continuation": (55, 70, 85, 100, 115, 130, 145),
+    "long": (170, 190, 210, 235, 260, 285),
+}
+"""Lengths of prompts by class, taken in turn."""
 _SESSION_WORDS = (180, 235, 290, 345, 400, 455, 500)
 
 
@@ -61,16 +64,16 @@ def bundled_prompts() -> list[Prompt]:
     # Two paragraphs of three are enough; the others still occur inside longer prompts.
     paragraphs = [text for document in documents for text in document["paragraphs"]]
     for index, text in enumerate(text for place, text in enumerate(paragraphs) if place % 3):
-        prompts.append(_cut(f"completion-{index:02}", "completion", text, _pick(_COMPLETION_WORDS, index)))
+        prompts.append(_cut(f"completion-{index:02}", "completion", text, _pick(WORDS["completion"], index)))
     for number, document in enumerate(documents):
         texts = document["paragraphs"]
         for part in range(4):
             # From different places of the document, so that no continuation is a prefix of another.
-            words = _pick(_CONTINUATION_WORDS, 4 * number + part)
+            words = _pick(WORDS["continuation"], 4 * number + part)
             body = "\n\n".join(texts[2 * part :])
             prompts.append(_cut(f"continuation-{number}{part}", "continuation", body, words))
         for part in range(2):
-            words = _pick(_LONG_WORDS, 2 * number + part)
+            words = _pick(WORDS["long"], 2 * number + part)
             body = "\n\n".join([document["title"], *texts[3 * part + 1 :], *_next(documents, number)])
             prompts.append(_cut(f"long-{number}{part}", "long", body, words))
         body = "\n\n".join([document["title"], *texts, *_next(documents, number)])

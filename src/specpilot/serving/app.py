@@ -89,7 +89,13 @@ class Server:
             trace_ids=config.trace_ids,
         )
         self.service = CompletionService(
-            self.engine, config, tokenizer, target.eos_token_ids, self.stores[0].shared, self.metrics
+            self.engine,
+            config,
+            tokenizer,
+            target.eos_token_ids,
+            self.stores[0].shared,
+            self.metrics,
+            trees=self.controller.config.max_nodes > 0,
         )
         self.metrics.registry.register(
             EngineState(
