@@ -101,7 +101,7 @@ def _always_full_price(self: TimePrice, waiting: int, left_ms: float) -> float:
 
 
 def _no_queue(self: TimePrice, waiting: int, left_ms: float) -> float:
-    return self.busy_rate * max(self._floor, self.utilisation**6)
+    return self.busy_rate * self.utilisation**6
 
 
 def _reset_upper(self: UpperQuantile, ratio: float) -> None:
@@ -160,7 +160,6 @@ ABLATIONS: dict[str, Ablation] = {
     "θ by the queue": Ablation(((TimePrice, "price", _no_queue),)),
     "θ by utilisation": Ablation(((TimePrice, "utilisation", 0.0),)),
     "θ by SLO misses": Ablation(((TimePrice, "arrival", _nothing),), guards="SLO"),
-    "θ's floor": Ablation(config={"idle_price": 0.0}),
     "λ (price of a pool pass)": Ablation(((PassPrice, "price", _free_pass),)),
     "finish bonus": Ablation(config={"finish_bonus_tokens": 0.0}),
     "fallback and its hysteresis": Ablation(((Fallback, "decide", _never_fall_back),), guards="I6"),

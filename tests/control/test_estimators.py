@@ -331,19 +331,19 @@ def test_deadline_settles_where_the_target_share_misses() -> None:
 
 
 def test_time_is_dear_when_busy_and_cheap_when_idle() -> None:
-    busy, idle = TimePrice(0.02), TimePrice(0.02)
+    busy, idle = TimePrice(), TimePrice()
     for cycle in range(400):
         busy.cycle(2.0, 10.0, now=cycle * 0.01)  # back to back
         idle.cycle(2.0, 10.0, now=cycle * 0.1)  # a tenth of the time
     assert busy.busy_rate == pytest.approx(0.2)
     assert busy.price(0, 200.0) == pytest.approx(0.2, rel=0.05)
-    assert idle.price(0, 200.0) == pytest.approx(0.2 * 0.02)
+    assert idle.price(0, 200.0) < 0.2 * 0.001
     # Ten requests of one cycle each before a deadline in 200 ms: half of the time is spoken for.
     assert idle.price(10, 200.0) == pytest.approx(0.2 * 0.5, rel=0.01)
 
 
 def test_misses_make_the_queue_press_harder() -> None:
-    idle = TimePrice(0.02)
+    idle = TimePrice()
     for cycle in range(400):
         idle.cycle(2.0, 10.0, now=cycle * 0.1)
     for _ in range(3):
@@ -354,7 +354,7 @@ def test_misses_make_the_queue_press_harder() -> None:
     # A twentieth of the time is spoken for, and counts 1 + 8 · 0.26 times.
     assert idle.price(1, 200.0) == pytest.approx(0.2 * 0.05 * 3.08, rel=0.01)
     assert idle.price(100, 200.0) == pytest.approx(0.2 * 1.13, rel=0.01)  # at most 1 + 0.5 · 0.26 of θ*
-    assert idle.price(0, 200.0) == pytest.approx(0.2 * 0.02)  # nobody waits
+    assert idle.price(0, 200.0) < 0.2 * 0.001  # nobody waits
     for _ in range(100):
         idle.arrival(in_time=True)
     assert idle.strain == 0.0

@@ -77,8 +77,6 @@ class ControllerConfig:
     """Most cycles of fallback between two probes of a context (bounds recovery, I6)."""
     finish_bonus_tokens: float = 1.0
     """What finishing a suggestion is worth beyond its tokens, when bidding for a pool pass."""
-    idle_price: float = 0.02
-    """Least price of time as a share of the busy rate: stops drafting that is sheer waste."""
     mode: Mode = Mode.ON
     """Who chooses τ at the start; :attr:`Controller.mode` switches it while running."""
     static_draft: int = 4
@@ -115,7 +113,6 @@ class ControllerConfig:
         self._require("probe_first", self.probe_first >= 1, "≥ 1", "4 is typical")
         self._require("probe_max", self.probe_max >= self.probe_first, "≥ probe_first", "64 is typical")
         self._require("finish_bonus_tokens", self.finish_bonus_tokens >= 0.0, "≥ 0", "1 is typical")
-        self._require("idle_price", 0.0 <= self.idle_price <= 1.0, "in [0, 1]", "0.02 is typical")
         self._require("mode", self.mode in tuple(Mode), "off, shadow or on", "use on")
         self._require("static_draft", 0 <= self.static_draft <= 32, "0…32", "4 is typical")
         self._require("max_batch", self.max_batch >= 1, "≥ 1", "use 1 for one request at a time")

@@ -96,7 +96,7 @@ class Controller:
         self.ledger = PassLedger(self.config.pass_budget, self.config.burst, self.config.tenant_pool_cap)
         self.cost = CostModel(profile)
         pressing = GIVING_WAY if self.config.give_way else PRESSING
-        self.time_price = TimePrice(self.config.idle_price, pressing=pressing)
+        self.time_price = TimePrice(pressing=pressing)
         self.pass_price = PassPrice()
         self.deadlines = DeadlineTracker(self.config.miss_target)
         self.planner: Planner = planner or OptimalPlanner(self.config, self.cost, self.time_price)

@@ -56,14 +56,11 @@ class TimePrice:
     * the share of this request's remaining time that the queue's work would take: a burst has to be
       worked off before its deadlines whatever the average load is. The more arrivals miss the SLO, the
       harder the queue presses (:class:`Pressing`, in proportion to :attr:`strain`), for a refusal is worse
-      than the tokens it loses;
-
-    and never below ``floor`` · θ*, which stops drafting that is sheer waste.
+      than the tokens it loses.
     """
 
-    def __init__(self, floor: float, memory: float = 0.99, pressing: Pressing = PRESSING) -> None:
+    def __init__(self, memory: float = 0.99, pressing: Pressing = PRESSING) -> None:
         self.pressing = pressing
-        self._floor = floor
         self._memory = memory
         self._tokens = 0.0
         self._time_ms = 0.0
@@ -113,6 +110,4 @@ class TimePrice:
             strain, how = self.strain, self.pressing
             share = (1.0 + how.harder * strain) * queue_ms / max(left_ms, 1.0)
             pressure = max(pressure, min(1.0 + how.above * strain, share))
-        if pressure < self._floor:
-            pressure = self._floor
         return self._tokens / time_ms * pressure

@@ -47,7 +47,7 @@ BLANK: dict[str, Callable[[], object]] = {
     "Offset": Offset,
     "PassPrice": PassPrice,
     "Residuals": Residuals,
-    "TimePrice": lambda: TimePrice(0.0),
+    "TimePrice": TimePrice,
     "UpperQuantile": UpperQuantile,
 }
 """The classes that a snapshot may hold, each with a way to make one that is then filled in."""
