@@ -45,3 +45,27 @@ class Branches:
         """The hazards of the tree's best path: h + (1 − h) · P(rescued | failed)."""
         rescue = self.rescue
         return [hazard + (1.0 - hazard) * rescue for hazard in hazards]
+
+
+class Yields:
+    """How much of what was forecast came: drafted tokens accepted, by kind of block and first cycle or later.
+
+    The context's hazards are those of all its cycles. A tree ends only where none of its choices was right,
+    and after so surprising a token the draft is worse for a while, which a chain's next cycle is not.
+    """
+
+    def __init__(self, memory: float = 0.98, weight: float = 12.0) -> None:
+        self._memory = memory
+        self._brought = [weight] * 4
+        self._forecast = [weight] * 4
+
+    def share(self, *, branching: bool, later: bool) -> float:
+        """Brought ÷ forecast, 0.5 … 1.5; 1 where nothing is known."""
+        place = 2 * branching + later
+        return min(1.5, max(0.5, self._brought[place] / self._forecast[place]))
+
+    def observe(self, *, branching: bool, later: bool, brought: float, forecast: float) -> None:
+        """A block brought so many drafted tokens and was forecast to bring so many."""
+        place = 2 * branching + later
+        self._brought[place] = self._brought[place] * self._memory + brought
+        self._forecast[place] = self._forecast[place] * self._memory + forecast

@@ -320,6 +320,14 @@ class OptimalPlanner:
                 calibration.observe(position, bucket, confidence, position <= accepted, level)
         if outcome.side_proposed:
             self._learn_branches(view.drafter, context, outcome, failed=accepted < proposed)
+        decision = self._latest.get(view.request_id)
+        if decision and decision.forecast > 0.0 and not (probe or closed_rule or outcome.ended):
+            context.yields.observe(
+                branching=decision.branching,
+                later=view.new_context_tokens == 1,
+                brought=outcome.emitted - 1.0,
+                forecast=decision.forecast,
+            )
         if proposed:
             self._learn_difficulty(view, bucket, context, log_odds, accepted, proposed)
         if self._acceptance.observe(view.drafter, bucket, accepted, proposed, cut_at, dropped):
