@@ -274,15 +274,20 @@ class ModelDrafter:
         cache = self._caches.of(item.request_id, item.context)
         if item.tree is None or item.rule.needs_q:
             return _Chain(item, place, cache, depth, eos)
-        # A tree's nodes share the rows that are left.
-        growth = Growth(item.tree, item.stop, depth, min(item.max_nodes, room), eos)
-        tree = _Tree(item, place, cache, growth)
+        found: Sequence[int] = ()
+        confidence = 0.0
         if self._lookup is not None and item.tree.lookup is not None:
             count = min(item.tree.lookup.depth, depth)
             found, confidence = self._lookup.find(item.request_id, item.context, count)
-            if found:
-                tree.looked_up = tuple(found), confidence
-                tree.growth.look_up(found, confidence)
+        if not (found or item.tree.branching):  # the same block, without a tree's bookkeeping
+            depth = min(depth, item.tree.model_depth)
+            return _Chain(item, place, cache, depth, eos) if depth else None
+        # A tree's nodes share the rows that are left.
+        growth = Growth(item.tree, item.stop, depth, min(item.max_nodes, room), eos)
+        tree = _Tree(item, place, cache, growth)
+        if found:
+            tree.looked_up = tuple(found), confidence
+            tree.growth.look_up(found, confidence)
         return tree
 
     def _step(self, growing: list[_Growing], start: float, first: bool) -> list[_Growing]:
