@@ -321,7 +321,8 @@ class OptimalPlanner:
         if outcome.side_proposed:
             self._learn_branches(view.drafter, context, outcome, failed=accepted < proposed)
         decision = self._latest.get(view.request_id)
-        if decision and decision.forecast > 0.0 and not (probe or closed_rule or outcome.ended):
+        plain = outcome.lookup_judged is None and not (probe or closed_rule or outcome.ended)
+        if decision and decision.forecast > 0.0 and plain:
             context.yields.observe(
                 branching=decision.branching,
                 later=view.new_context_tokens == 1,

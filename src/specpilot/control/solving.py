@@ -61,7 +61,7 @@ def decide(known: Estimates, key: Key) -> Decision:
     asked = 1.0 - looked_up[1]  # where text is found, the draft model is hardly asked
     later = width == 1
     share = context.yields.share(branching=False, later=later)
-    survive = _scaled(list(map(max, survival(hazards, shift), looked_up)), share)
+    survive = list(map(max, _scaled(survival(hazards, shift), share), looked_up))
     step_ms, start_ms = cost.draft_step_ms * asked, cost.draft_start_ms * asked
     chain = _solve(known, key, theta, hazards, survive, levels, step_ms, start_ms)
     chain.forecast = (chain.expected - 1.0) / share
@@ -69,7 +69,7 @@ def decide(known: Estimates, key: Key) -> Decision:
     breadth = context.branches.breadth
     levels = [by_node[min(round(level * breadth), len(by_node) - 1)] for level in range(ceiling + 1)]
     share = context.yields.share(branching=True, later=later)
-    survive = _scaled(list(map(max, survival(widened, shift), looked_up)), share)
+    survive = list(map(max, _scaled(survival(widened, shift), share), looked_up))
     step_ms, start_ms = cost.tree_step_ms * asked, cost.tree_start_ms * asked
     tree = _solve(known, key, theta, widened, survive, levels, step_ms, start_ms, stops=False)
     tree.forecast = (tree.expected - 1.0) / share
