@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specpilot.control import Controller, ControllerConfig, CycleOutcome, CyclePlan, RequestInfo, StopCause
-from specpilot.control.branching import Branches
+from specpilot.control.branching import Branches, Yields
 from specpilot.control.cost import CostProfile
 from specpilot.control.stop import StopRule, sigmoid
 from specpilot.control.tree import LookupRule, TreeRule, first_chance
@@ -187,3 +187,15 @@ def test_learnt_branches_survive_a_snapshot() -> None:
 def test_bad_configurations(nodes: int, lookup: int) -> None:
     with pytest.raises(ValueError, match=r"max_nodes|lookup_depth"):
         ControllerConfig(max_nodes=nodes, lookup_depth=lookup)
+
+
+def test_what_blocks_bring_corrects_their_kind_and_place_only() -> None:
+    yields = Yields(memory=0.5, weight=4.0)
+    assert yields.share(branching=True, later=True) == 1.0
+    yields.observe(branching=True, later=True, brought=1.0, forecast=3.0)
+    # (4·0.5 + 1) ÷ (4·0.5 + 3)
+    assert yields.share(branching=True, later=True) == pytest.approx(0.6)
+    assert yields.share(branching=True, later=False) == yields.share(branching=False, later=True) == 1.0
+    for _ in range(20):
+        yields.observe(branching=False, later=False, brought=0.0, forecast=3.0)
+    assert yields.share(branching=False, later=False) == 0.5  # a floor: such blocks are still made at times
