@@ -41,7 +41,8 @@ def steps_until_regular(served: SteppingEngine, bad_steps: int) -> int:
     served.run(60, lambda _: 0.95)
     assert share(served.proposed[-10:]) > 0.6
     served.run(bad_steps, lambda _: 0.0)
-    assert share(served.proposed[-10:]) < 0.5
+    # Over two probes' time: drafting may be taken up for a moment and be dropped again.
+    assert share(served.proposed[-20:]) < 0.5
     before = len(served.proposed)
     served.run(60, lambda _: 0.95)
     after = served.proposed[before:]
