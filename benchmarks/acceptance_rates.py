@@ -28,6 +28,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from specpilot.decoding.distribution import DoubleArray
+from specpilot.decoding.types import depths
 
 RULES = ("rejection", "deterministic", "iid", "distinct", "coupled")
 _NOTHING = 1e-12
@@ -179,10 +180,7 @@ class Shape:
 
     def depths(self) -> list[int]:
         """Depth of each node, from 1."""
-        depths: list[int] = []
-        for parent in self.parents:
-            depths.append(1 if parent < 0 else depths[parent] + 1)
-        return depths
+        return depths(self.parents)
 
 
 def reaches(rows: DoubleArray, shape: Shape) -> DoubleArray:
@@ -191,13 +189,13 @@ def reaches(rows: DoubleArray, shape: Shape) -> DoubleArray:
     Candidates of different nodes are drawn independently of each other, so given the text a node's chance is
     the product along its path.
     """
-    depths = shape.depths()
-    deepest = max(depths, default=0)
+    node_depths = shape.depths()
+    deepest = max(node_depths, default=0)
     padded = np.concatenate([rows, np.zeros((deepest + 1, rows.shape[1]))])
     found = np.zeros((len(rows), deepest + 2))
     found[:, 0] = 1.0
     chances: list[DoubleArray] = []
-    for parent, rank, depth in zip(shape.parents, shape.ranks, depths, strict=True):
+    for parent, rank, depth in zip(shape.parents, shape.ranks, node_depths, strict=True):
         before = found[:, 0] if parent < 0 else chances[parent]
         chances.append(before * padded[depth - 1 : depth - 1 + len(rows), rank])
         found[:, depth] += chances[-1]

@@ -39,7 +39,7 @@ from benchmarks.acceptance_rates import (
     joint,
 )
 from benchmarks.paired import Account, Ratio, ratio
-from benchmarks.trees import take
+from benchmarks.trees import along, take
 
 from specpilot.control.stop import StopRule
 from specpilot.control.tree import TreeRule
@@ -48,7 +48,7 @@ from specpilot.decoding.distribution import probabilities
 from specpilot.decoding.types import Block, SamplingParams
 from specpilot.drafters.base import DraftItem
 from specpilot.drafters.model import ModelDrafter
-from specpilot.models.base import CausalLM, FloatArray, ForwardItem
+from specpilot.models.base import FloatArray, ForwardItem
 from specpilot.pair import Pair, load_pair
 
 CANDIDATES = (1, 2, 4)
@@ -113,12 +113,6 @@ def sample(pair: Pair, key: str, label: str, prompt: list[int], params: Sampling
     return Text(
         key, label, prompt, params.seed, output, np.stack(rows), along(pair.draft, prompt, output), ended
     )
-
-
-def along(model: CausalLM, prompt: Sequence[int], output: Sequence[int]) -> FloatArray:
-    """The model's logits before each token of ``output``."""
-    item = ForwardItem(model.new_cache(), [*prompt, *output[:-1]], logits_from=len(prompt) - 1)
-    return model.forward([item])[0]
 
 
 @dataclass(slots=True)

@@ -40,7 +40,7 @@ from specpilot.control import ControllerConfig
 from specpilot.control.config import TREE_LOOKUP, TREE_NODES
 from specpilot.control.types import CycleOutcome, CyclePlan
 from specpilot.demo.workload import WORDS, Prompt, bundled_prompts
-from specpilot.models.base import CausalLM, ForwardItem
+from specpilot.models.base import CausalLM, FloatArray, ForwardItem
 from specpilot.pair import Completion, Pair, load_pair
 from specpilot.simulation.drive import PausableClock
 from specpilot.simulation.oracle import run_of_ones
@@ -50,12 +50,17 @@ from specpilot.trace.agreement import NEAR_TIE_MARGIN
 POLICIES = ("chain", "tree", "tree+lookup")
 
 
+def along(model: CausalLM, prompt: Sequence[int], output: Sequence[int]) -> FloatArray:
+    """The model's logits before each token of ``output``."""
+    item = ForwardItem(model.new_cache(), [*prompt, *output[:-1]], logits_from=len(prompt) - 1)
+    return model.forward([item])[0]
+
+
 def exact(model: CausalLM, prompt: Sequence[int], output: Sequence[int]) -> bool:
     """Whether one teacher-forced pass over the output prefers each of its tokens (or nearly)."""
     if not output:
         return True
-    item = ForwardItem(model.new_cache(), [*prompt, *output[:-1]], logits_from=len(prompt) - 1)
-    rows = model.forward([item])[0]
+    rows = along(model, prompt, output)
     chosen = rows[np.arange(len(output)), list(output)]
     return bool((rows.max(axis=1) - chosen < NEAR_TIE_MARGIN).all())
 
@@ -108,6 +113,7 @@ def saturate(pair: Pair, clock: PausableClock) -> None:
             clock.pause()
 
     clock.pause()
+    # A pair has no seam for this: what a benchmark times is nothing that a pair's user needs.
     pair._executor.run = timed  # type: ignore[method-assign]
 
 

@@ -19,6 +19,7 @@ from specpilot.control.cost import CostModel
 from specpilot.control.ending import EndHazard
 from specpilot.control.horizon import Decision, Horizon, best_length, increments, thresholds
 from specpilot.control.option import adaptive_block
+from specpilot.control.stop import sigmoid
 
 EASY_SHIFT = 1.0
 """How much easier than forecast a block may turn out (logit scale): sets the ceiling on τ, below which
@@ -176,5 +177,5 @@ def _looked_up(known: Estimates, matched: int, count: int) -> list[float]:
     if known.lookup is None:
         return [0.0] * (count + 1)
     confidence = matched / (matched + 1.0)
-    chances = [known.lookup.acceptance(at, known.bucket, confidence) for at in range(1, count + 1)]
+    chances = map(sigmoid, known.lookup.log_odds(known.bucket, [confidence] * count))
     return list(accumulate(chances, mul, initial=1.0))

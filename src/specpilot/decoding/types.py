@@ -8,6 +8,14 @@ from dataclasses import dataclass, field
 from specpilot.models.base import FloatArray
 
 
+def depths(parents: Sequence[int]) -> list[int]:
+    """The depth of each node, from 1, of nodes in topological order."""
+    found: list[int] = []
+    for parent in parents:
+        found.append(1 if parent < 0 else found[parent] + 1)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Block:
     """A token tree in topological order: ``parents[i] < i``, −1 for a child of the last known token.
@@ -53,10 +61,7 @@ class Block:
         """Length of the longest path."""
         if self.is_chain:
             return len(self.token_ids)
-        depths: list[int] = []
-        for parent in self.parents:
-            depths.append(1 if parent < 0 else depths[parent] + 1)
-        return max(depths, default=0)
+        return max(depths(self.parents), default=0)
 
     def __len__(self) -> int:
         return len(self.token_ids)
