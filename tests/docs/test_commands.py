@@ -162,6 +162,18 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "ARCHITECTURE.md"], ids=lambda page: page.name)
+def test_no_heading_and_no_table_row_stands_twice(page: Path) -> None:
+    """A replaced part of a page has gone (once a page held half of itself twice)."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    for start in ("#", "| ", "- **"):
+        marked = [line for line in lines if line.startswith(start) and not line.startswith("| ---")]
+        twice = {line for line in marked if marked.count(line) > 1}
+        if start == "| ":  # headers of tables may repeat, rows of figures may not
+            twice = {line for line in twice if len(re.findall(r"\d\.\d", line)) > 3}
+        assert not twice, f"{page.name}: {sorted(twice)}"
+
+
 def test_functions_named_in_the_policy_page_exist() -> None:
     """The right-hand column of the pseudocode names real code."""
     source = "\n".join(
