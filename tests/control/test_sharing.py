@@ -80,13 +80,13 @@ def test_the_controller_advises_and_changes_nothing() -> None:
     for name, tokens in (("a", 5), ("b", 5), ("c", 400)):
         assert controller.admit(RequestInfo(name, tokens, 8), now=0.0).admitted
     before = controller.snapshot()
-    advised = controller.share(["a", "b", "c"], 3, now=0.0)
+    advised = controller.schedule(["a", "b", "c"], 3, now=0.0)
     assert advised[0] == "a"
     assert "c" not in advised
     assert controller.snapshot() == before
     assert len(controller.plan(["a", "b", "c"], now=0.0).cycles) == 3
     with pytest.raises(ValueError, match="not in flight"):
-        controller.share(["x"], 1, now=0.0)
+        controller.schedule(["x"], 1, now=0.0)
 
 
 def test_a_request_bears_its_part_of_a_shared_pass() -> None:

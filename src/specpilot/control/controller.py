@@ -18,10 +18,11 @@ from specpilot.control.health import Breaker
 from specpilot.control.latency import GIVING_WAY, PRESSING, DeadlineTracker, TimePrice
 from specpilot.control.planner import OptimalPlanner
 from specpilot.control.planning import Choice, CycleView, Planner, static_choice
+from specpilot.control.queueing import Waiter, next_up
 from specpilot.control.sharing import Forecast, Work, joint_draft, share_pass
 from specpilot.control.snapshot import adopt, check_kinds, dump, load
 from specpilot.control.stop import StopRule
-from specpilot.control.timing import fitting_draft, shared_cost, work_ms
+from specpilot.control.timing import cycle_ms, fitting_draft, shared_cost
 from specpilot.control.types import (
     Admission,
     BatchPlan,
@@ -54,6 +55,10 @@ class _Request:
     drafter_failed: bool = False
     cycle_id: int | None = None  # planned or running
     ended: StopCause | None = None
+
+
+def _deadline(request: _Request) -> float:
+    return request.deadline_s
 
 
 @dataclass(slots=True)
@@ -159,7 +164,8 @@ class Controller:
                 )
             cached = request.info.prompt_tokens + request.emitted - request.uncached
             plain_ms = self.cost.verify_ms(request.uncached, cached if cached > 0 else 0)
-            stop = self._must_stop(request, plain_ms, now)
+            ahead_ms = self._ahead_ms(request, now) if waiting and sharing == 1 and request.emitted else 0.0
+            stop = self._must_stop(request, plain_ms, ahead_ms, now)
             if stop:
                 stops.append(stop)
                 continue
@@ -182,21 +188,41 @@ class Controller:
                 cycles.append(self._open_cycle(request, view, choice, source == "pool"))
         return BatchPlan(tuple(cycles), tuple(stops))
 
-    def share(self, request_ids: Sequence[str], limit: int, *, now: float) -> list[str]:
-        """Which of the waiting requests, most urgent first, are best planned and run together now.
+    def schedule(self, request_ids: Sequence[str], limit: int, *, now: float) -> list[str]:
+        """Which of the waiting requests to plan and run now: together, ``limit`` at most.
 
-        Changes nothing; :meth:`plan` takes any list.
+        The order is that of :func:`~specpilot.control.queueing.next_up`. One that cannot wait for those who
+        come first is named alone: :meth:`plan` ends it. Changes no plan; :meth:`plan` takes any list.
+
+        Args:
+            request_ids: those that wait, most urgent first.
+            limit: most requests in a target pass, ≥ 1.
+            now: in seconds.
 
         Raises:
             ValueError: for an unknown request.
         """
-        works = []
-        for request_id in request_ids:
-            request = self._request(request_id)
-            cached = max(0, request.info.prompt_tokens + request.emitted - request.uncached)
-            left_ms = (request.deadline_s - now) * 1000.0
-            works.append(Work(request.uncached, request.behind, cached, left_ms))
-        return [request_ids[index] for index in share_pass(self.cost, works, limit)]
+        requests = [self._request(request_id) for request_id in request_ids]
+        if len(requests) == 1:
+            return list(request_ids)
+        first = next_up([self._waiter(request, now) for request in requests])
+        order = [first, *(index for index in range(len(requests)) if index != first)]
+        if limit > 1:
+            works = []
+            for request in (requests[index] for index in order):
+                cached = max(0, request.info.prompt_tokens + request.emitted - request.uncached)
+                left_ms = (request.deadline_s - now) * 1000.0
+                works.append(Work(request.uncached, request.behind, cached, left_ms))
+            chosen = [order[index] for index in share_pass(self.cost, works, limit)]
+        else:
+            chosen = [first]
+        ahead_ms = self._cycle_ms(requests[first])
+        for index, request in enumerate(requests):
+            if request.emitted and index not in chosen:
+                plain_ms = self.cost.verify_ms(request.uncached, request.info.prompt_tokens + request.emitted)
+                if self._must_stop(request, plain_ms, ahead_ms, now):
+                    return [request_ids[index]]
+        return [request_ids[index] for index in chosen]
 
     def begin(self, cycle_ids: Sequence[int], *, now: float) -> None:
         """The target passes of these cycles start: the ledger withdraws them.
@@ -381,22 +407,50 @@ class Controller:
         ), first <= left
 
     def _backlog_ms(self) -> float:
-        """Engine time that the requests in flight need by expectation, passes shared where they can be."""
-        active = [(name, r) for name, r in self._requests.items() if r.ended is None]
-        work = sum(
-            work_ms(
-                self.cost,
-                min(self.ledger.own_passes(name), r.info.max_tokens - r.emitted),
-                r.info.prompt_tokens,
-                r.uncached,
-                started=r.cycles > 0,
-            )
-            for name, r in active
-        )
-        return work * shared_cost(self.cost, min(self.config.max_batch, len(active)))
+        """Engine time until a new arrival's first pass: first passes go before later ones, by expectation.
 
-    def _must_stop(self, request: _Request, plain_ms: float, now: float) -> PlannedStop | None:
-        """Deadline check: is there time for one more plain pass, which takes ``plain_ms``?"""
+        Of those that have something to show only the pass that runs now is in the way. Passes are shared
+        where they can be.
+        """
+        before = [
+            request
+            for request in self._requests.values()
+            if request.ended is None and (not request.emitted or request.cycle_id is not None)
+        ]
+        work = sum(map(self._cycle_ms, before))
+        return work * shared_cost(self.cost, min(self.config.max_batch, len(before)))
+
+    def _cycle_ms(self, request: _Request) -> float:
+        """Expected time of the request's next cycle."""
+        cached = max(0, request.info.prompt_tokens + request.emitted - request.uncached)
+        return cycle_ms(self.cost, request.uncached, request.behind, cached)
+
+    def _waiter(self, request: _Request, now: float) -> Waiter:
+        left_ms = (request.deadline_s - now) * 1000.0
+        return Waiter(left_ms, self._cycle_ms(request), request.emitted > 0)
+
+    def _ahead_ms(self, request: _Request, now: float) -> float:
+        """Time of the cycle that runs before this request's, if another one's is next.
+
+        Engines that queue prompts themselves (vLLM) have nobody wait for a request that runs already.
+        """
+        waiting = [
+            other
+            for other in self._requests.values()
+            if other.cycle_id is None and other.ended is None and other.info.prefill_drafts
+        ]
+        if not request.info.prefill_drafts or len(waiting) < 2:
+            return 0.0
+        waiting.sort(key=_deadline)  # stable: in the order of their admission where they are equal
+        ahead = waiting[next_up([self._waiter(other, now) for other in waiting])]
+        return 0.0 if ahead is request else self._cycle_ms(ahead)
+
+    def _must_stop(
+        self, request: _Request, plain_ms: float, ahead_ms: float, now: float
+    ) -> PlannedStop | None:
+        """Deadline check: is there time for one more plain pass, which takes ``plain_ms``, ``ahead_ms`` from
+        now?
+        """
         request_id = request.info.request_id
         if request.ended is not None:
             return PlannedStop(request_id, request.ended, Reason(Binding.LENGTH))
@@ -408,11 +462,13 @@ class Controller:
         else:
             # Nothing yet: an empty answer is a miss too, so only a hopeless pass is spared.
             need, left = plain_ms, (request.arrival_s - now) * 1000.0 + request.slo_ms
+        need += ahead_ms
         if need <= left:
             return None
-        return PlannedStop(
-            request_id, StopCause.DEADLINE, Reason(Binding.DEADLINE, {"need_ms": need, "left_ms": left})
-        )
+        numbers = {"need_ms": need, "left_ms": left}
+        if ahead_ms:
+            numbers["ahead_ms"] = ahead_ms
+        return PlannedStop(request_id, StopCause.DEADLINE, Reason(Binding.DEADLINE, numbers))
 
     # --- cycles -----------------------------------------------------------------------------------
 

@@ -114,14 +114,17 @@ def shared_draft(view: CycleView, survive: Sequence[float]) -> tuple[int, int]:
     return answer
 
 
-def work_ms(cost: CostModel, own: int, prompt_tokens: int, uncached: int, *, started: bool) -> float:
-    """Expected engine time that a request still needs for its ``own`` passes; the first prefills."""
-    draft = cost.draft_start_ms + TYPICAL_DRAFT * cost.draft_step_ms
-    cycle = cost.verify_ms(TYPICAL_DRAFT, prompt_tokens) + draft + cost.host_ms
-    if started:
-        return own * cycle
-    first = cost.verify_ms(uncached + TYPICAL_DRAFT) + cost.draft_prefill_ms(uncached)
-    return first + max(0, own - 1) * cycle
+def cycle_ms(cost: CostModel, uncached: int, behind: int, cached: int) -> float:
+    """Expected time of a request's next cycle in a crowd, where one token is drafted.
+
+    Args:
+        cost: the engine's costs.
+        uncached: context tokens that the target has not cached.
+        behind: context tokens that the draft has not cached.
+        cached: context tokens that the target has cached.
+    """
+    drafting = cost.draft_prefill_ms(behind - 1) + cost.draft_start_ms + cost.draft_step_ms
+    return drafting + cost.verify_ms(uncached + 1, cached) + cost.host_ms
 
 
 def shared_cost(cost: CostModel, sharing: int) -> float:

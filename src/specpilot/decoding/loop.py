@@ -1,8 +1,8 @@
 """The serving loop, shared by live runs, exact replay and the simulator.
 
-It decides *when* whose cycle runs (earliest deadline first, at cycle granularity) and nothing else: the
-controller plans, an executor runs, a clock tells the time. Every request that was admitted ends with
-exactly one stop cause, whatever fails on the way.
+It runs one cycle after the other and decides nothing else: the controller says whose is next (of one that
+does not, the earliest deadline is) and plans it, an executor runs it, a clock tells the time. Every request
+that was admitted ends with exactly one stop cause, whatever fails on the way.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class ControllerLike(Protocol):
 
 
 @runtime_checkable
-class SharesPasses(Protocol):
-    """A controller that knows which requests had better run together."""
+class Schedules(Protocol):
+    """A controller that knows whose cycle is next, and which requests had better run together."""
 
-    def share(self, request_ids: Sequence[str], limit: int, *, now: float) -> list[str]:
-        """Some of the requests, most urgent first; the first one is among them."""
+    def schedule(self, request_ids: Sequence[str], limit: int, *, now: float) -> list[str]:
+        """Some of the requests, which come most urgent first, at least one and at most ``limit``."""
         ...
 
 
@@ -118,7 +118,7 @@ class _Active:
 
 
 class ServeLoop:
-    """Admits requests, runs their cycles in deadline order, and ends them.
+    """Admits requests, runs their cycles in the controller's order, and ends them.
 
     One thread drives it (:meth:`step`). Any other may :meth:`offer` and :meth:`cancel` requests while a cycle
     runs: the controller is called under a lock, the executor outside it and from the driving thread only.
@@ -250,7 +250,7 @@ class ServeLoop:
                 return False
             # Earliest deadline first, then first come first served.
             urgent = sorted(self._active.values(), key=lambda active: (active.deadline_s, active.order))
-            chosen = self._sharing(urgent)
+            chosen = self._next(urgent)
         ready = [active.info.request_id for active in chosen if self._opened(active)]
         with self.lock:
             planned_at = self._clock.now()
@@ -266,13 +266,13 @@ class ServeLoop:
             self._run(cycles)
         return True
 
-    def _sharing(self, urgent: list[_Active]) -> list[_Active]:
-        """Who runs together: what the controller advises, else simply the most urgent."""
-        if min(self._max_batch, len(urgent)) == 1 or not isinstance(self._controller, SharesPasses):
+    def _next(self, urgent: list[_Active]) -> list[_Active]:
+        """Who runs next: as the controller says, else simply the most urgent."""
+        if len(urgent) == 1 or not isinstance(self._controller, Schedules):
             return urgent[: self._max_batch]
         names = [active.info.request_id for active in urgent]
-        advised = self._controller.share(names, self._max_batch, now=self._clock.now())
-        return [self._active[name] for name in advised]
+        chosen = self._controller.schedule(names, self._max_batch, now=self._clock.now())
+        return [self._active[name] for name in chosen]
 
     def _opened(self, active: _Active) -> bool:
         """Open an offered request; False, and it has ended, if the executor cannot."""

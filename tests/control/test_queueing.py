@@ -1,0 +1,139 @@
+"""Whose pass is next, by hand and as properties; what the controller makes of it."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from specpilot.control import Controller, ControllerConfig, CycleOutcome, RequestInfo
+from specpilot.control.queueing import Waiter, next_up
+from specpilot.control.types import Binding, StopCause
+
+PASS_MS = 20.0
+
+
+def shown(left_ms: float) -> Waiter:
+    return Waiter(left_ms, PASS_MS, True)
+
+
+def new(left_ms: float) -> Waiter:
+    return Waiter(left_ms, PASS_MS, False)
+
+
+def test_the_earliest_deadline_is_next_while_nobody_is_late_by_it() -> None:
+    """Its pass and two first passes take 60 ms."""
+    assert next_up([shown(30.0), new(60.0), new(60.0)]) == 0
+    assert next_up([new(1.0), shown(30.0)]) == 0
+    assert next_up([shown(30.0), shown(40.0)]) == 0
+
+
+def test_one_with_something_to_show_lets_those_pass_who_would_be_late() -> None:
+    """The second first pass would end 60 ms from now."""
+    assert next_up([shown(30.0), new(60.0), new(59.0)]) == 1
+    assert next_up([shown(30.0), shown(35.0), new(39.0)]) == 2
+    # One that is late anyway goes first too: the sooner it is over, the fewer wait for it.
+    assert next_up([shown(30.0), new(10.0)]) == 1
+
+
+@given(
+    st.lists(
+        st.builds(Waiter, st.floats(-50.0, 500.0), st.floats(0.1, 100.0), st.booleans()),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_only_one_with_something_to_show_gives_precedence(waiters: list[Waiter]) -> None:
+    waiters.sort(key=lambda waiter: waiter.left_ms)
+    chosen = next_up(waiters)
+    if chosen:
+        assert waiters[0].shown
+        assert chosen == next(place for place, waiter in enumerate(waiters) if not waiter.shown)
+        if all(waiter.shown or waiter.left_ms >= PASS_MS * 1e6 for waiter in waiters):
+            pytest.fail("gave precedence with all the time in the world")
+
+
+def crowd(firsts: int, left_ms: float, **config: object) -> Controller:
+    """Passes of 20 ms for any width. "old" has had one, and ``left_ms`` to its deadline at time 1; the new
+    ones' deadlines are 45 ms later than its.
+    """
+    controller = Controller(ControllerConfig(**config))  # type: ignore[arg-type]
+    for _ in range(60):
+        for width in (1, 2, 4, 8, 16, 32, 64):
+            controller.cost.observe_verify(width, 0, PASS_MS)
+    slo = 950.0 * 1000.0
+    share = controller.deadlines.share
+    info = RequestInfo("old", 20, 24, arrival_s=1.0 - (slo * share - left_ms) / 1000.0, slo_ms=slo)
+    assert controller.admit(info, now=0.9).admitted
+    (plan,) = controller.plan(["old"], now=0.9).cycles
+    controller.begin([plan.cycle_id], now=0.9)
+    controller.observe([CycleOutcome(plan.cycle_id, 0, 0, 0, 1, verify_ms=PASS_MS)], now=1.0)
+    for number in range(firsts):
+        arrival = 1.0 - (slo * share - left_ms - 45.0) / 1000.0
+        info = RequestInfo(f"new{number}", 20, 24, arrival_s=arrival, slo_ms=slo)
+        assert controller.admit(info, now=0.95).admitted
+    return controller
+
+
+def test_it_keeps_its_passes_and_takes_them_when_there_is_time_again() -> None:
+    """100 ms left, 145 for the others: six first passes of 20 ms and its own fit no more, four do."""
+    controller = crowd(6, 100.0)
+    names = ["old", *(f"new{number}" for number in range(6))]
+    assert controller.schedule(names, 1, now=1.0) == ["new0"]
+    for number in range(2):
+        controller.finish(f"new{number}", StopCause.CANCELLED, now=1.0)
+    assert controller.schedule(["old", *names[3:]], 1, now=1.0) == ["old"]
+    (plan,) = controller.plan(["old"], now=1.0).cycles
+    assert not plan.from_pool
+
+
+def test_one_that_cannot_wait_for_the_others_ends_in_time() -> None:
+    """38 ms left: its own pass fits, but not behind another one."""
+    controller = crowd(4, 38.0)
+    names = ["old", *(f"new{number}" for number in range(4))]
+    assert controller.schedule(names, 1, now=1.0) == ["old"]
+    (stop,) = controller.plan(["old"], now=1.0).stops
+    assert stop.cause is StopCause.DEADLINE
+    assert stop.reason.binding is Binding.DEADLINE
+    assert stop.reason.numbers["ahead_ms"] >= PASS_MS
+    assert stop.reason.numbers["need_ms"] > stop.reason.numbers["left_ms"]
+    # With nobody waiting it gets its pass.
+    assert crowd(0, 38.0).plan(["old"], now=1.0).cycles
+
+
+def test_those_who_share_a_pass_keep_nobody_waiting() -> None:
+    """A pass costs the same however many are in it."""
+    controller = crowd(4, 38.0, max_batch=8)
+    names = ["old", *(f"new{number}" for number in range(4))]
+    chosen = controller.schedule(names, 8, now=1.0)
+    assert "old" in chosen
+    assert len(chosen) > 2
+    assert len(controller.plan(chosen, now=1.0).cycles) == len(chosen)
+
+
+def test_an_engine_that_queues_prompts_itself_has_nobody_give_precedence() -> None:
+    """As under vLLM: requests that run and prompts that start are in one pass."""
+    controller = crowd(0, 38.0)
+    for number in range(4):
+        info = RequestInfo(f"new{number}", 20, 24, slo_ms=120.0, prefill_drafts=False)
+        assert controller.admit(info, now=1.0).admitted
+    assert controller.plan(["old"], now=1.0).cycles
+
+
+def test_an_arrival_waits_for_first_passes_only() -> None:
+    """20 requests with something to show are no reason to refuse one that has 60 ms."""
+    controller = crowd(0, 10_000.0)
+    for number in range(20):
+        name = f"shown{number}"
+        assert controller.admit(RequestInfo(name, 20, 24, slo_ms=10_000.0), now=1.0).admitted
+        (plan,) = controller.plan([name], now=1.0).cycles
+        controller.begin([plan.cycle_id], now=1.0)
+        controller.observe([CycleOutcome(plan.cycle_id, 0, 0, 0, 1, verify_ms=PASS_MS)], now=1.0)
+    assert controller.admit(RequestInfo("a", 20, 24, slo_ms=60.0), now=1.0).admitted
+    refused = [
+        not controller.admit(RequestInfo(f"b{n}", 20, 24, slo_ms=60.0), now=1.0).admitted for n in range(4)
+    ]
+    assert any(refused)
+    (running,) = controller.plan(["shown0"], now=1.0).cycles
+    controller.begin([running.cycle_id], now=1.0)
+    assert controller._backlog_ms() > PASS_MS
