@@ -117,7 +117,7 @@ def test_right_sampling_passes(make: Make, nodes: int | None, tmp_path: Path) ->
     """Odds of a false failure: 1e-6 each (Ville's inequality)."""
     cycles = traced(make, 60, tmp_path / "t.jsonl", nodes)
     seen = sum(len(cycle.evidence.sampled or ()) // 4 for cycle in cycles)
-    assert seen > 400
+    assert seen > 200
     assert validate(tmp_path / "t.jsonl").cycles == len(cycles)
     found = diagnose(read_columns(tmp_path / "t.jsonl"))
     assert "sampling_mismatch" not in [finding.cause for finding in found.findings]
@@ -136,12 +136,12 @@ def test_right_sampling_passes(make: Make, nodes: int | None, tmp_path: Path) ->
 )
 def test_faults_are_seen(make: Make, tmp_path: Path) -> None:
     """Seeded, one engine each: passes or fails alike on every run."""
-    traced(make, 120, tmp_path / "t.jsonl")
+    traced(make, 300, tmp_path / "t.jsonl")
     assert diagnose(read_columns(tmp_path / "t.jsonl")).primary == "sampling_mismatch"
 
 
 def test_what_is_recorded_of_a_token_by_hand() -> None:
-    """p = 0.1, 0.2, 0.2, 0.5: token 1 shares its place with token 2; token 3 follows itself."""
+    """Of p = 0.1, 0.2, 0.2, 0.5: token 1 shares its place with token 2; token 3 follows itself."""
     from specpilot.decoding.evidence import _sampled
 
     p = np.array([0.1, 0.2, 0.2, 0.5])

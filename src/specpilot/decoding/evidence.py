@@ -1,7 +1,7 @@
 """What a trace says of a cycle beyond its counts: verdicts, acceptance probabilities, what was drawn, tokens.
 
-None of it goes to the policy. It costs an argmax per proposed token (greedy) or p per judged token (sampling),
-so it is computed only for a trace that asks for it.
+None of it goes to the policy. It costs an argmax per proposed token (greedy) or p per judged token
+(sampling), so it is computed only for a trace that asks for it.
 
 Under every rule of acceptance, of chains and of trees, an emitted token is a draw from p after its prefix.
 ``sampled`` holds what it takes to test that: where the token lies in p. p is computed anew from the pass's
@@ -19,7 +19,7 @@ from specpilot.decoding.request import DecodingRequest
 from specpilot.decoding.types import Acceptance, Draft, Verification
 from specpilot.trace.cycles import CycleEvidence
 
-LOOKED_AT = 4
+LOOKED_AT = 8
 """Where p is not needed for anything else, the tokens of every so many-th cycle are looked at: p is the dear
 part (20 µs, 50 µs with top-p, for 4096 tokens)."""
 

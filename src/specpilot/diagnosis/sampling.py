@@ -7,9 +7,9 @@ probability integral transform, Rosenblatt 1952; randomised where tokens are ato
 [0, 1] that is fixed before the token is seen, the mean of f between those ends is then 1 on average, exactly;
 and the product of such means over all tokens ever reaches 1/α with odds of at most α (Ville 1939).
 
-That is blind to noise that is used twice: each token by itself is right. But a token that won under some noise
-is likely to win under the same noise again. So there is a second kind of bet, on the token before it coming
-again more often than p says.
+That is blind to noise that is used twice: each token by itself is right. But a token that won under some
+noise is likely to win under the same noise again. So there is a second kind of bet, on the token before it
+coming again more often than p says.
 """
 
 from __future__ import annotations
