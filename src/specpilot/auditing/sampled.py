@@ -48,7 +48,8 @@ class Scorer:
                 self._rows.pop(next(iter(self._rows)))
             target, draft = (model.rows(tokens, len(prompt)) for model in self._models)
             self._rows[tokens] = target, draft
-        return [context(p, q, params) for p, q in zip(*self._rows[tokens], strict=True)]
+        before = tokens[len(prompt) - 1 :]
+        return [context(p, q, params, last) for p, q, last in zip(*self._rows[tokens], before, strict=True)]
 
 
 def choose(scorer: Scorer, prompts: Sequence[Sequence[int]], count: int) -> list[int]:

@@ -265,7 +265,7 @@ def _are_draws(sampled: Lists) -> Bools:
             (low >= 0.0) & ((low < high) | (high == 0.0)) & (high <= 1.0) & (again >= 0.0) & (again <= 1.0)
         )
         good[np.repeat(np.arange(len(lengths)), lengths // 4)[~right]] = False
-    return good
+    return np.asarray(good)
 
 
 def _require(name: str, good: Bools, what: str) -> None:
