@@ -18,6 +18,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,9 @@ CHANGES_OUTPUT = (
     "stop_missed_in_block",
     "eos_missed_in_block",
     "seed_depends_on_draft",
+    "coupled_other_temperature",
+    "coupled_draft_token",
+    "coupled_noise_twice",
 )
 MILD = ("draft_temperature", "rejection_on_fixed_tokens")
 RARELY = (0.1, 0.05, 0.02, 0.01)
@@ -123,6 +127,46 @@ class DriftingNoise(Coupled):
     def accept(self, block: Any, q: FloatArray | None, target_logits: FloatArray, position: int) -> Any:
         """Judged under another position's noise."""
         return super().accept(block, q, target_logits, position + 1000 * len(block))
+
+
+class SometimesWrongCoupled(Coupled):
+    """Coupled sampling that goes wrong in a share of the blocks, in one of three ways.
+
+    ``coupled_other_temperature``: the target draws at another temperature than was asked for;
+    ``coupled_draft_token``: where a path leaves the block, the draft's next token is emitted;
+    ``coupled_noise_twice``: all positions of a block have the noise of its first one.
+    """
+
+    def __init__(
+        self, fault: str, params: SamplingParams, seed: int, factor: float, hit: Callable[[], bool]
+    ) -> None:
+        super().__init__(params, seed)
+        other = replace(params, temperature=params.temperature * factor)
+        self._fault, self._hit = fault, hit
+        self._other = Coupled(other, seed)
+        self._first: int | None = None
+
+    def accept(
+        self, block: Any, q: FloatArray | None, target_logits: FloatArray, position: int
+    ) -> Acceptance:
+        """The fault's judgement, or the right one."""
+        if not self._hit():
+            return super().accept(block, q, target_logits, position)
+        if self._fault == "coupled_other_temperature":
+            return self._other.accept(block, q, target_logits, position)
+        if self._fault == "coupled_noise_twice":
+            self._first = position
+            found = super().accept(block, q, target_logits, position)
+            self._first = None
+            return found
+        found = super().accept(block, q, target_logits, position)
+        last = found.path[-1] if found.path else -1
+        if last not in block.parents:
+            return found
+        return Acceptance(found.path, block.token_ids[block.parents.index(last)])
+
+    def _pick(self, weights: Any, position: int) -> int:
+        return super()._pick(weights, position if self._first is None else self._first)
 
 
 class Blockwise(DecodingRequest):
@@ -189,7 +233,7 @@ def subject(fault: str, seed: int, share: float | None = None) -> LocalSubject:
     rng = np.random.default_rng(seed)
 
     def make(name: str, prompt: Sequence[int], max_tokens: int, **settings: Any) -> DecodingRequest:
-        rule = faulty_rule(fault, settings["params"], strength, factor, chance, rng)
+        rule = faulty_rule(fault, settings["params"], strength, factor, chance, rng, settings["rule"])
         if rule is not None:
             settings["rule"] = rule
         kinds: dict[str, Callable[..., DecodingRequest]] = {
@@ -224,8 +268,9 @@ def faulty_rule(
     factor: float,
     chance: random.Random,
     rng: np.random.Generator,
+    given: AcceptanceRule,
 ) -> AcceptanceRule | None:
-    """The rule of acceptance with the fault; ``None`` for the right one.
+    """The rule of acceptance with the fault, in place of the one given; ``None``: that one.
 
     ``factor``: of the draft's temperature.
     """
@@ -234,6 +279,13 @@ def faulty_rule(
         return AcceptMatches(strength, chance)
     if fault == "unverified_emission" and greedy:
         return AcceptAnything(strength, chance)
+    if fault.startswith("coupled_"):
+        if not isinstance(given, Coupled) or params.seed is not None:
+            return None
+        seed = int.from_bytes(rng.bytes(16), "little")
+        return SometimesWrongCoupled(fault, params, seed, factor or 0.4, lambda: chance.random() < strength)
+    if isinstance(given, Coupled) and params.seed is None:
+        return None
     if greedy or params.seed is not None:
         drifting = fault == "seed_depends_on_draft" and params.seed is not None
         return DriftingNoise(params) if drifting else None

@@ -32,8 +32,11 @@ FAULTS = (
     "target_unshaped",
     "target_sharper",
     "target_flatter",
+    "noise_used_twice",
 )
 """Rows of :func:`faulty_laws`."""
+REPEATS = 5.0
+"""Times that noise used twice is taken to make the token before it more likely."""
 
 
 class Context(NamedTuple):
@@ -46,20 +49,23 @@ class Context(NamedTuple):
     laws: DoubleArray
 
 
-def context(target: FloatArray, draft: FloatArray, params: SamplingParams) -> Context | None:
-    """The laws after a prefix, from the logits (vocab,) of both models there.
+def context(
+    target: FloatArray, draft: FloatArray, params: SamplingParams, before: int | None = None
+) -> Context | None:
+    """The laws after a prefix, from the logits (vocab,) of both models there; ``before`` is its last token.
 
     ``None`` where rounding could move the cut of top-k or top-p: not judged, whatever is drawn there.
     """
     if not _cut_is_clear(target, params):
         return None
     p = probabilities(target, params)
-    return Context(
-        p, faulty_laws(p, probabilities(draft, params), probabilities(target, SamplingParams(1.0)))
-    )
+    unshaped = probabilities(target, SamplingParams(1.0))
+    return Context(p, faulty_laws(p, probabilities(draft, params), unshaped, before))
 
 
-def faulty_laws(p: DoubleArray, q: DoubleArray, unshaped: DoubleArray) -> DoubleArray:
+def faulty_laws(
+    p: DoubleArray, q: DoubleArray, unshaped: DoubleArray, before: int | None = None
+) -> DoubleArray:
     """(len(FAULTS), vocab); ``unshaped`` is the target's at temperature 1, nothing cut."""
     kept = np.minimum(p, q)
     accept = np.divide(kept, q, out=np.zeros_like(q), where=q > 0.0)
@@ -82,8 +88,18 @@ def faulty_laws(p: DoubleArray, q: DoubleArray, unshaped: DoubleArray) -> Double
             unshaped,
             _power(p, 2.0),
             _power(p, 0.5),
+            p if before is None else _repeated(p, before),
         ]
     )
+
+
+def _repeated(p: DoubleArray, before: int) -> DoubleArray:
+    """A token that won under some noise is likely to win under it again."""
+    chance = float(p[before])
+    again = min(REPEATS * chance, 0.5 * (1.0 + chance))
+    law = p * ((1.0 - again) / max(1.0 - chance, 1e-12))
+    law[before] = again
+    return np.asarray(law / law.sum())
 
 
 def _argmax(p: DoubleArray) -> DoubleArray:

@@ -20,6 +20,7 @@ from specpilot.decoding.acceptance import make_rule
 from specpilot.decoding.cycle import LiveExecutor
 from specpilot.decoding.loop import ServeLoop
 from specpilot.decoding.request import DecodingRequest, fit_prompt
+from specpilot.decoding.static import StaticController
 from specpilot.decoding.text import Detokenizer
 from specpilot.decoding.types import SamplingParams
 from specpilot.models.base import CausalLM, common_prefix
@@ -44,6 +45,7 @@ class LocalSubject:
         rng: of sampling without a seed; the same state gives the same audit.
         make_request: how requests are made (for engines under test).
         clock: seconds; the loop's.
+        nodes: of the token trees that coupled samples are drawn with; 0: chains (models without trees).
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class LocalSubject:
         make_request: Callable[..., DecodingRequest] = DecodingRequest,
         clock: Any = None,
         name: str = "pair",
+        nodes: int = 0,
     ) -> None:
         from specpilot.decoding.clock import RealClock
 
@@ -67,6 +70,7 @@ class LocalSubject:
         self.encode = encode
         self._executor = executor
         self._controllers: dict[int | None, Controller] = {}
+        self._nodes = nodes
         self._tokenizer = tokenizer
         self._rng = rng
         self._make = make_request
@@ -93,8 +97,13 @@ class LocalSubject:
         seed: int | None = None,
         stop: str | None = None,
         max_draft: int | None = None,
+        coupled: bool = False,
     ) -> Answer:
-        """One completion, alone in the engine."""
+        """One completion, alone in the engine.
+
+        ``coupled``: sampled as where the policy plans trees (without a seed: by a fresh one), and drafted as
+        trees of ``max_draft`` levels, which must be given.
+        """
         params = SamplingParams(temperature, top_k, top_p, seed)
         tokens = self.fit(prompt, max_tokens)
         request = self._make(
@@ -105,20 +114,25 @@ class LocalSubject:
             eos_token_ids=self.target.eos_token_ids,
             stop=() if stop is None else (stop,),
             detokenizer=self._tokenizer,
-            rule=make_rule(params, rng=self._rng),
+            rule=make_rule(params, trees=coupled, rng=self._rng),
         )
         self._executor.add(request)
-        controller = self._controllers.get(max_draft)
-        if controller is None:
-            fixed: dict[str, Any] = {} if max_draft is None else {"mode": Mode.OFF, "static_draft": max_draft}
-            config = ControllerConfig(pass_budget=math.inf, slo_p95_ms=3_600_000.0, **fixed)
-            controller = self._controllers[max_draft] = Controller(config)
-        loop = ServeLoop(controller, self._executor, self._clock)
+        loop = ServeLoop(self._controller(max_draft, coupled), self._executor, self._clock)
         loop.submit(request.info())
         while loop.step():
             pass
         cause = None if request.ended is None else request.ended.value
         return Answer(request.text, tuple(request.output), cause)
+
+    def _controller(self, max_draft: int | None, coupled: bool) -> Controller | StaticController:
+        if coupled and max_draft is not None:
+            return StaticController(max_draft, nodes=self._nodes or None)
+        controller = self._controllers.get(max_draft)
+        if controller is None:
+            fixed: dict[str, Any] = {} if max_draft is None else {"mode": Mode.OFF, "static_draft": max_draft}
+            config = ControllerConfig(pass_budget=math.inf, slo_p95_ms=3_600_000.0, **fixed)
+            controller = self._controllers[max_draft] = Controller(config)
+        return controller
 
 
 def audit_tokenizers(target: str | Path, draft: str | Path) -> Check:
@@ -175,6 +189,9 @@ def audit_pair(
         "stop_and_eos": lambda: _ends(subject, plain, max_tokens),
         "seeds": lambda: _seeds(subject, prompts[: max(4, sampled_prompts)]),
         "distribution": lambda: check_distribution(subject, prompts, sampled_prompts, samples),
+        "coupled_distribution": lambda: check_distribution(
+            subject, prompts, sampled_prompts, samples, coupled=True
+        ),
     }
     checks = []
     for name, make in makers.items():

@@ -19,6 +19,8 @@ SAMPLINGS = (SamplingParams(1.0), SamplingParams(0.7, top_k=20), SamplingParams(
 SAMPLED_TOKENS = 6
 DRAFTS = (2, 5, None)
 """Draft lengths, in turn: with bonus tokens, without, and the policy's own."""
+COUPLED_DRAFTS = (2, 5)
+"""Levels of the trees, or draft lengths, that coupled samples are drawn with."""
 ROUND = 20
 """Samples per prompt and setting between two looks."""
 SUSPICION = -1.0
@@ -46,7 +48,8 @@ class Scorer:
                 self._rows.pop(next(iter(self._rows)))
             target, draft = (model.rows(tokens, len(prompt)) for model in self._models)
             self._rows[tokens] = target, draft
-        return [context(p, q, params) for p, q in zip(*self._rows[tokens], strict=True)]
+        before = tokens[len(prompt) - 1 :]
+        return [context(p, q, params, last) for p, q, last in zip(*self._rows[tokens], before, strict=True)]
 
 
 def choose(scorer: Scorer, prompts: Sequence[Sequence[int]], count: int) -> list[int]:
@@ -64,7 +67,9 @@ def choose(scorer: Scorer, prompts: Sequence[Sequence[int]], count: int) -> list
     return sorted(shorter, key=visible, reverse=True)[:count]
 
 
-def check_distribution(subject: LocalSubject, prompts: Sequence[str], count: int, samples: int) -> Check:
+def check_distribution(
+    subject: LocalSubject, prompts: Sequence[str], count: int, samples: int, *, coupled: bool = False
+) -> Check:
     """Sampled tokens against p, at three settings of temperature, top-k and top-p.
 
     Args:
@@ -72,7 +77,10 @@ def check_distribution(subject: LocalSubject, prompts: Sequence[str], count: int
         prompts: to choose from.
         count: of prompts that are sampled.
         samples: per prompt and setting; up to :data:`MOST` times as many where these leave a suspicion.
+        coupled: as unseeded requests are sampled where the policy plans trees, not by rejection.
     """
+    name = "coupled_distribution" if coupled else "distribution"
+    drafts: tuple[int | None, ...] = COUPLED_DRAFTS if coupled else DRAFTS
     scorer = Scorer(ModelReference(subject.target), ModelReference(subject.draft))
     texts = {prompt: subject.fit(prompt, SAMPLED_TOKENS) for prompt in prompts}
     chosen = choose(scorer, list(texts.values()), count)
@@ -89,7 +97,8 @@ def check_distribution(subject: LocalSubject, prompts: Sequence[str], count: int
                     temperature=params.temperature,
                     top_k=params.top_k,
                     top_p=params.top_p,
-                    max_draft=DRAFTS[sample % len(DRAFTS)],
+                    max_draft=drafts[sample % len(drafts)],
+                    coupled=coupled,
                 )
                 output = answer.token_ids or ()
                 found = scorer.contexts(tokens, output, params) if output else []
@@ -101,6 +110,6 @@ def check_distribution(subject: LocalSubject, prompts: Sequence[str], count: int
                         evidence.weigh(there, POWER_EVERY)
         drawn += number
     if not evidence.tokens:
-        return Check("distribution", "skipped", {"why": "no token was sampled"})
+        return Check(name, "skipped", {"why": "no token was sampled"})
     detail = {"prompts": len(chosen), "samples": drawn * len(cases), **evidence.to_json()}
-    return Check("distribution", "fail" if evidence.wrong else "pass", detail)
+    return Check(name, "fail" if evidence.wrong else "pass", detail)

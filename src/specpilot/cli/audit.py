@@ -69,7 +69,7 @@ def run(
     screen = console(json_target)
     texts = _prompts(prompts, limit)
     with progress(screen) as bar:
-        task = bar.add_task("auditing", total=4)
+        task = bar.add_task("auditing", total=5)
 
         def advance(name: str) -> None:
             bar.update(task, description=name, advance=1)
@@ -126,6 +126,7 @@ def _local(
     import numpy as np
 
     from specpilot.auditing import LocalSubject, audit_pair, audit_tokenizers
+    from specpilot.control.config import TREE_NODES
     from specpilot.decoding.cycle import LiveExecutor
     from specpilot.drafters.model import ModelDrafter
     from specpilot.pair import load_pair, place
@@ -138,13 +139,15 @@ def _local(
         if checks[0].status == "fail":
             return checks
     pair = load_pair(target, draft, engine)
+    target_engine = ModelTarget(pair.target)
     subject = LocalSubject(
-        LiveExecutor(ModelTarget(pair.target), ModelDrafter(pair.draft)),
+        LiveExecutor(target_engine, ModelDrafter(pair.draft)),
         pair.target,
         pair.draft,
         pair.tokenizer,
         pair.encode,
         rng=np.random.default_rng(seed),
+        nodes=TREE_NODES // 2 if target_engine.capabilities.trees else 0,
     )
     return checks + audit_pair(subject, texts, max_tokens=max_tokens, samples=samples, advance=advance)
 

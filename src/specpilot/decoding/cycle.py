@@ -207,8 +207,11 @@ class LiveExecutor:
         if draft.looked_up is not None:
             turn.lookup_judged = judged_lookup(draft.looked_up, request.context[-turn.emitted :])
         if self._evidence is not None:
-            told = cycle_evidence(request, draft, verified, accepted, turn.emitted, ids=self._evidence_ids)
-            self._evidence(turn.plan.cycle_id, told)
+            cycle_id = turn.plan.cycle_id
+            told = cycle_evidence(
+                request, draft, verified, accepted, turn.emitted, cycle_id=cycle_id, ids=self._evidence_ids
+            )
+            self._evidence(cycle_id, told)
         if self._keep_details:
             request.details.append(
                 CycleDetail(

@@ -39,6 +39,8 @@ COUNTS = (
     "draft_prefill_tokens",
 )
 TIMES = ("start_s", "end_s", "draft_ms", "draft_prefill_ms", "verify_ms", "host_ms", "queue_ms")
+LISTS = {"confidences": "f", "overlaps": "f", "proposal_q": "f", "sampled": "d"}
+"""Lists of a cycle, and how exactly they are kept: the two ends of a token may lie near each other."""
 BINDINGS = tuple(str(binding) for binding in Binding)
 
 SKIPPED, UNCOVERED, GAP, NO_BONUS = 1, 2, 4, 8
@@ -73,6 +75,7 @@ class TraceColumns:
     confidences: Lists
     overlaps: Lists
     proposal_q: Lists
+    sampled: Lists
     ids: tuple[Ints, Ints, Bools, Floats]
     causes: tuple[str, ...]
     e2e_ms: Floats
@@ -103,7 +106,7 @@ class _Columns:
         self.counts = {name: array("i") for name in COUNTS}
         self.times = {name: array("d") for name in TIMES}
         self.extra = {name: array("i") for name in ("request", "binding", "odd", "ended")}
-        self.lists = {name: array("f") for name in ("confidences", "overlaps", "proposal_q")}
+        self.lists = {name: array(code) for name, code in LISTS.items()}
         self.lengths = {name: array("i") for name in self.lists}
         self.ids = (array("i"), array("i"), array("b"), array("f"))
         self.open: dict[str, int] = {}
@@ -221,11 +224,12 @@ def _finished(name: str, header: TraceHeader, columns: _Columns, left_out: str |
     _require(name, arrays["accepted"] <= arrays["proposed"], "accepted exceeds proposed")
     lists = {
         field: Lists(
-            np.frombuffer(values, dtype=np.float32) if values else np.zeros(0, np.float32),
+            np.frombuffer(values, dtype=LISTS[field]) if values else np.zeros(0, LISTS[field]),
             np.concatenate([[0], np.cumsum(columns.lengths[field], dtype=np.int64)]),
         )
         for field, values in columns.lists.items()
     }
+    _require(name, _are_draws(lists["sampled"]), "sampled is no list of four probabilities a token")
     first, second, third, fourth = columns.ids
     return TraceColumns(
         name=name,
@@ -234,6 +238,7 @@ def _finished(name: str, header: TraceHeader, columns: _Columns, left_out: str |
         confidences=lists["confidences"],
         overlaps=lists["overlaps"],
         proposal_q=lists["proposal_q"],
+        sampled=lists["sampled"],
         ids=(
             np.array(first, dtype=np.int32),
             np.array(second, dtype=np.int32),
@@ -248,6 +253,19 @@ def _finished(name: str, header: TraceHeader, columns: _Columns, left_out: str |
         refused=columns.refused,
         left_out=left_out,
     )
+
+
+def _are_draws(sampled: Lists) -> Bools:
+    """By cycle: four numbers a token, a token's two ends in order (both 0 where p forbids it)."""
+    lengths = sampled.lengths()
+    good = lengths % 4 == 0
+    if good.all():
+        low, high, again, _ = sampled.values.reshape(-1, 4).T
+        right = (
+            (low >= 0.0) & ((low < high) | (high == 0.0)) & (high <= 1.0) & (again >= 0.0) & (again <= 1.0)
+        )
+        good[np.repeat(np.arange(len(lengths)), lengths // 4)[~right]] = False
+    return np.asarray(good)
 
 
 def _require(name: str, good: Bools, what: str) -> None:

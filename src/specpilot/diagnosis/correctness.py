@@ -109,8 +109,8 @@ def cache_shift(trace: TraceColumns) -> tuple[Signature | None, Signature | None
     evidence = {name: value for name, value in evidence.items() if not math.isnan(value)}
     catching = caught.below(-0.3 - SHIFT)
     unfed = (full.below(-0.6 * SHIFT) or full.worse_than(crop)) and not shifted
-    found = Signature(evidence, _sure(min(crop.z(0.0), 0.0))) if shifted or catching else None
-    bonus = Signature(evidence, _sure(full.z(0.0))) if unfed else None
+    found = Signature(evidence, sure(min(crop.z(0.0), 0.0))) if shifted or catching else None
+    bonus = Signature(evidence, sure(full.z(0.0))) if unfed else None
     return found, bonus
 
 
@@ -184,51 +184,6 @@ def _dead_ids(trace: TraceColumns) -> Signature | None:
     )
 
 
-def sampling_mismatch(trace: TraceColumns) -> Signature | None:
-    """Sampled drafts that are not samples of the distribution that is reported for them.
-
-    Two identities hold for a correct engine whatever the models are: a judged token is accepted with
-    probability Σ min(p, q), and the token drawn is q's likeliest one with probability max q. And no
-    distribution at a temperature above 0 puts all its mass on one token, time after time.
-    """
-    evidence: Evidence = {}
-    sure = 0.0
-    overlaps = trace.overlaps
-    judged = overlaps.lengths()
-    if judged.sum() >= 200:
-        cycle = np.repeat(np.arange(len(trace)), judged)
-        place = np.arange(len(cycle)) - overlaps.offsets[:-1][cycle]
-        gap, z = _identity(trace.accepted[cycle] > place, overlaps.values)
-        if abs(gap) >= 0.03 and abs(z) >= 5.0:
-            evidence |= {"acceptance_less_overlap": gap, "overlap_z": z}
-            sure = max(sure, _sure(-abs(z)))
-    drawn = trace.proposal_q
-    count = drawn.lengths()
-    if count.sum() >= 200:
-        cycle = np.repeat(np.arange(len(trace)), count)
-        place = np.arange(len(cycle)) - drawn.offsets[:-1][cycle]
-        known = place < trace.confidences.lengths()[cycle]
-        cycle, place = cycle[known], place[known]
-        top = trace.confidences.values[trace.confidences.offsets[:-1][cycle] + place]
-        likeliest = drawn.values[known] >= top * (1.0 - 1e-4)
-        gap, z = _identity(likeliest, top)
-        if abs(gap) >= 0.03 and abs(z) >= 5.0:
-            evidence |= {"likeliest_token_drawn_less_its_probability": gap, "drawn_z": z}
-            sure = max(sure, _sure(-abs(z)))
-        certain = float((top >= 1.0 - 1e-6).mean())
-        if certain >= 0.9:
-            evidence |= {"share_of_tokens_drawn_without_chance": certain}
-            sure = max(sure, 0.95)
-    return Signature(evidence, sure) if evidence else None
-
-
-def _identity(happened: Bools, probability: Floats) -> tuple[float, float]:
-    """(mean excess, its z): the summands are martingale differences, so no independence is needed."""
-    excess = float(happened.sum()) - float(probability.sum(dtype=np.float64))
-    variance = float((probability * (1.0 - probability)).sum(dtype=np.float64))
-    return excess / max(1, len(probability)), excess / math.sqrt(max(variance, 1e-9))
-
-
 @dataclass(frozen=True, slots=True)
 class _Estimate:
     value: float
@@ -268,7 +223,7 @@ def _first_clear(values: Floats, mask: Bools, clear: Bools) -> _Estimate:
     return found if found.count >= 40 else _mean(values, mask)
 
 
-def _sure(z: float) -> float:
+def sure(z: float) -> float:
     """A confidence from a z (negative: against the healthy engine)."""
     return min(FIRM, 1.0 - 0.5 * math.exp(z / 4.0))
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from specpilot.diagnosis import bottlenecks, correctness, speed
+from specpilot.diagnosis import bottlenecks, correctness, sampling, speed
 from specpilot.diagnosis.bottlenecks import Bottleneck
 from specpilot.diagnosis.columns import TraceColumns
 from specpilot.diagnosis.correctness import Signature
@@ -43,7 +43,8 @@ REMEDIES: dict[str, str] = {
     ),
     "sampling_mismatch": (
         "Apply the request's temperature, top-k and top-p to the draft as to the target, and pass on "
-        "the very distribution that each token was drawn from."
+        "the very distribution that each token was drawn from. What is emitted must be the target's own "
+        "draw (or an accepted one), under noise that no other position has."
     ),
     "fallback_stuck": (
         "Let accepted probes end the fallback; check the breaker, max_draft and the probes' interval, "
@@ -148,7 +149,7 @@ def diagnose(trace: TraceColumns, rescored: Rescored | None = None) -> Diagnosis
         ("non_prefix_accept", correctness.non_prefix_accept(trace)),
         ("missing_bonus_token", correctness.lost_bonus(trace) or unfed),
         ("tokenizer_mismatch", correctness.tokenizer_mismatch(trace)),
-        ("sampling_mismatch", correctness.sampling_mismatch(trace)),
+        ("sampling_mismatch", sampling.sampling_mismatch(trace)),
         ("kv_misalignment", shifted),
     ]
     findings = [

@@ -14,6 +14,7 @@ Times are seconds on the run's clock (``*_s``) or durations in milliseconds (``*
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar
@@ -138,6 +139,10 @@ class CycleEvidence:
     ``overlaps`` holds Σ min(p, q) per proposed position, both models at the request's sampling parameters,
     as far as the block was judged (up to the first rejection): the probability that it is accepted.
     ``proposal_q`` is what the draft said the probability of each proposed token was.
+    ``sampled`` has four numbers for each emitted token that was looked at: the probability, by the target's p
+    after its prefix at the request's sampling parameters, of a token less likely than it, and of one at most
+    as likely (the two ends of its probability integral transform, tokens in order of p); p of the token
+    before it; and 1 if it is that token again.
     ``emitted_ids`` are the tokens appended, ``prompt_ids`` (in a request's first cycle alone) its prompt.
     Token ids are text of a user: they are written only if asked for.
     """
@@ -151,6 +156,7 @@ class CycleEvidence:
     own_id: int | None = None
     emitted_ids: tuple[int, ...] | None = None
     prompt_ids: tuple[int, ...] | None = None
+    sampled: tuple[float, ...] | None = None
 
 
 NO_EVIDENCE = CycleEvidence()
@@ -265,8 +271,8 @@ class CycleRecord:
             begin_call=lines.optional_count(record, "begin_call"),
             side_proposed=lines.optional_count(record, "side_proposed") or 0,
             side_accepted=lines.optional_count(record, "side_accepted") or 0,
-            side_judged=_triples(record, "side_judged") or (),
-            lookup_judged=_triples(record, "lookup_judged"),
+            side_judged=_groups(record, "side_judged", 3) or (),
+            lookup_judged=_groups(record, "lookup_judged", 3),
             evidence=_evidence(record),
         )
 
@@ -456,10 +462,12 @@ def from_json(record: Mapping[str, Any]) -> TraceRecord:
     return found.from_json(record)
 
 
-def _triples(record: Mapping[str, Any], field: str) -> tuple[float, ...] | None:
-    values = lines.numbers(record, field, low=0.0)
-    if values is not None and len(values) % 3:
-        raise ValueError(f"{field}: {len(values)} numbers are no triples; give three for each choice judged")
+def _groups(
+    record: Mapping[str, Any], field: str, size: int, high: float = math.inf
+) -> tuple[float, ...] | None:
+    values = lines.numbers(record, field, low=0.0, high=high)
+    if values is not None and len(values) % size:
+        raise ValueError(f"{field}: {len(values)} numbers are no groups of {size}; give {size} for each")
     return values
 
 
@@ -476,4 +484,5 @@ def _evidence(record: Mapping[str, Any]) -> CycleEvidence:
         own_id=lines.optional_count(record, "own_id"),
         emitted_ids=lines.whole_numbers(record, "emitted_ids"),
         prompt_ids=lines.whole_numbers(record, "prompt_ids"),
+        sampled=_groups(record, "sampled", 4, 1.0),
     )

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 CHUNK = 20_000
 _TEXTS = ("request", "binding", "note", "ended", "draft_fault", "drafter", "status", "own")
-_LISTS = ("confidences", "overlaps", "proposal_q")
+_LISTS = ("confidences", "overlaps", "proposal_q", "sampled")
 _WHOLE_LISTS = ("accepted_at", "verdicts", "proposed_ids", "emitted_ids", "prompt_ids")
 
 
@@ -98,7 +98,7 @@ def _cycle_row(record: CycleRecord) -> dict[str, Any]:
         "numbers": list(record.numbers.items()),
         "confidences": record.confidences,
     }
-    for name in ("temperature", "own_id", "overlaps", "proposal_q", *_WHOLE_LISTS):
+    for name in ("temperature", "own_id", *_LISTS[1:], *_WHOLE_LISTS):
         row[name] = getattr(record.evidence, name)
     return row
 

@@ -125,6 +125,16 @@ def _check_cycle(record: CycleRecord, life: _Life, seen: set[int]) -> None:
             raise ValueError(
                 f"{name}: {len(values)} values for proposed={record.proposed}; give one per proposed token"
             )
+    sampled = evidence.sampled or ()
+    if len(sampled) > 4 * record.emitted:
+        raise ValueError(
+            f"sampled: {len(sampled)} numbers for emitted={record.emitted}; give four per emitted token"
+        )
+    if any(low >= high > 0.0 for low, high in zip(sampled[0::4], sampled[1::4], strict=True)):
+        raise ValueError(
+            "sampled: a token's upper end is not above its lower one; give the probability of less likely "
+            "tokens first, both 0 for a token that p forbids"
+        )
     if record.status == OBSERVED:
         life.cycles += 1
         life.emitted += record.emitted
