@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ from statistics import fmean
 from typing import Any
 from unittest.mock import patch
 
-from specpilot.control import planner, solving
+from specpilot.control import ControllerConfig, planner, solving
 from specpilot.control.acceptance import Change, HazardTable
 from specpilot.control.budget import PassPrice
 from specpilot.control.calibration import NO_LEVEL, Calibration
@@ -33,6 +33,7 @@ from specpilot.control.health import Fallback
 from specpilot.control.latency import DeadlineTracker, TimePrice
 from specpilot.control.option import adaptive_block
 from specpilot.control.planner import PROBE_DRAFT, OptimalPlanner
+from specpilot.simulation.costs import EngineCosts
 from specpilot.simulation.policies import replay_policy
 from specpilot.simulation.replay import ReplayRequest
 from specpilot.simulation.scenarios import DEVELOPMENT_SEEDS, EVALUATION_SEEDS, SCENARIOS, VERSION, scenario
@@ -46,13 +47,19 @@ NEVER = 10**9
 class Ablation:
     """One signal off: patches (object, attribute, replacement), configuration changes, no confidences.
 
-    ``guards`` names the invariant or promise that keeps the signal whatever it costs.
+    ``guards`` names the invariant or promise that keeps the signal whatever it costs. ``lookup``: there is
+    something to switch off only where text is looked up.
     """
 
     patches: tuple[tuple[Any, str, Any], ...] = ()
     config: dict[str, float] = field(default_factory=dict)
     confidences: bool = True
     guards: str = ""
+    lookup: bool = False
+
+
+Results = dict[str, tuple[float, float]]
+"""(goodput, SLO attainment) with everything (key "") and without each signal."""
 
 
 def _pooled_positions(self: HazardTable, count: int) -> list[float]:
@@ -184,29 +191,41 @@ class Cell:
 
 
 @contextmanager
-def without(signal: str) -> Iterator[Ablation]:
+def without(ablation: Ablation) -> Iterator[None]:
     """The signal is off inside; patching an attribute that is gone raises AttributeError."""
-    ablation = ABLATIONS[signal]
     with ExitStack() as stack:
         for owner, attribute, replacement in ablation.patches:
             stack.enter_context(patch.object(owner, attribute, replacement))
-        yield ablation
+        yield
 
 
-def measure(cell: Cell) -> dict[str, tuple[float, float]]:
-    """(goodput, SLO attainment) with everything (key "") and without each signal."""
+def measure(cell: Cell) -> Results:
+    """A cell on the suite's scenario."""
     one = scenario(cell.scenario)
     requests = offered(one, cell.load, cell.seed, cell.requests)
+    off = {signal: ABLATIONS[signal] for signal in cell.signals}
+    return compare(off, requests, one.costs, one.config, closed_loop=not cell.load)
+
+
+def compare(
+    ablations: Mapping[str, Ablation],
+    requests: Sequence[ReplayRequest],
+    costs: EngineCosts,
+    config: ControllerConfig,
+    *,
+    closed_loop: bool,
+) -> Results:
+    """The same requests with everything and without each signal."""
 
     def result(ablation: Ablation) -> tuple[float, float]:
         served = requests if ablation.confidences else list(map(_blind, requests))
-        config = replace(one.config, **ablation.config)  # type: ignore[arg-type]
-        run = replay_policy("specpilot", served, one.costs, config, closed_loop=not cell.load).result
+        changed = replace(config, **ablation.config)  # type: ignore[arg-type]
+        run = replay_policy("specpilot", served, costs, changed, closed_loop=closed_loop).result
         return run.goodput_tokens_per_s, run.slo_attainment
 
     results = {"": result(Ablation())}
-    for signal in cell.signals:
-        with without(signal) as ablation:
+    for signal, ablation in ablations.items():
+        with without(ablation):
             results[signal] = result(ablation)
     return results
 
@@ -215,9 +234,9 @@ def _blind(request: ReplayRequest) -> ReplayRequest:
     return replace(request, trace=replace(request.trace, confidence=None))
 
 
-def table(cells: Iterable[Cell], results: Iterable[dict[str, tuple[float, float]]]) -> dict[str, Any]:
+def table(cells: Iterable[Cell], results: Iterable[Results]) -> dict[str, Any]:
     """Signal → scenario → changes of mean goodput, one for each load; SLO changes beside them."""
-    grouped: dict[tuple[str, float], list[dict[str, tuple[float, float]]]] = {}
+    grouped: dict[tuple[str, float], list[Results]] = {}
     for cell, result in zip(cells, results, strict=True):
         print(".", end="", file=sys.stderr, flush=True)
         grouped.setdefault((cell.scenario, cell.load), []).append(result)
@@ -234,22 +253,42 @@ def table(cells: Iterable[Cell], results: Iterable[dict[str, tuple[float, float]
     return changes
 
 
-def markdown(changes: dict[str, Any]) -> str:
-    """A row a signal: the worst change anywhere, by scenario least … most over the loads, the verdict."""
-    names = list(next(iter(changes.values())))
+def markdown(
+    changes: dict[str, Any], ablations: Mapping[str, Ablation] = ABLATIONS, chance: Sequence[str] = ()
+) -> str:
+    """A row a signal: the worst change anywhere, by scenario least … most over the loads, the verdict.
+
+    ``chance`` names rows that mean nothing: a change counts only beyond theirs. With them the rows' means are
+    shown, which chance moves less; what was not measured is a dash.
+    """
+    names = list(dict.fromkeys(name for row in changes.values() for name in row))
+    means = ["mean"] if chance else []
     lines = [
-        "| without | worst | " + " | ".join(names) + " | verdict |",
-        "| --- " * (len(names) + 3) + "|",
+        "| " + " | ".join(["without", *means, "worst", *names, "verdict"]) + " |",
+        "| --- " * (len(names) + len(means) + 3) + "|",
     ]
+    worst = {signal: min(min(e["goodput"]) for e in row.values()) for signal, row in changes.items()}
+    least = -max([THRESHOLD, *(-worst[signal] for signal in chance if signal in worst)])
     for signal, row in changes.items():
-        worst = min(min(entry["goodput"]) for entry in row.values())
-        guards = ABLATIONS[signal].guards
+        guards = ablations[signal].guards
         verdict = (
-            "stays" if worst <= -THRESHOLD else f"guards {guards}" if guards else "**no reason to stay**"
+            "chance"
+            if signal in chance
+            else "stays"
+            if worst[signal] <= least
+            else f"guards {guards}"
+            if guards
+            else "**no reason to stay**"
         )
-        cells = [f"{100 * min(row[n]['goodput']):+.1f} … {100 * max(row[n]['goodput']):+.1f}" for n in names]
-        lines.append(f"| {signal} | {100 * worst:+.1f} % | " + " | ".join(cells) + f" | {verdict} |")
+        every = [fmean(change for e in row.values() for change in e["goodput"])] if chance else []
+        cells = [f"{100 * share:+.1f} %" for share in (*every, worst[signal])]
+        cells += [_range(row[name]["goodput"]) if name in row else "–" for name in names]
+        lines.append(f"| {signal} | {' | '.join(cells)} | {verdict} |")
     return "\n".join(lines)
+
+
+def _range(changes: Sequence[float]) -> str:
+    return f"{100 * min(changes):+.1f} … {100 * max(changes):+.1f}"
 
 
 def main() -> int:
