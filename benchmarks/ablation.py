@@ -258,8 +258,8 @@ def markdown(
 ) -> str:
     """A row a signal: the worst change anywhere, by scenario least … most over the loads, the verdict.
 
-    ``chance`` names rows that mean nothing: a change counts only beyond theirs. With them the rows' means are
-    shown, which chance moves less; what was not measured is a dash.
+    ``chance`` names rows that mean nothing. With them a change counts if it is worse than theirs anywhere, or
+    half a per cent in the mean, which chance moves less; what was not measured is a dash.
     """
     names = list(dict.fromkeys(name for row in changes.values() for name in row))
     means = ["mean"] if chance else []
@@ -267,21 +267,19 @@ def markdown(
         "| " + " | ".join(["without", *means, "worst", *names, "verdict"]) + " |",
         "| --- " * (len(names) + len(means) + 3) + "|",
     ]
-    worst = {signal: min(min(e["goodput"]) for e in row.values()) for signal, row in changes.items()}
-    least = -max([THRESHOLD, *(-worst[signal] for signal in chance if signal in worst)])
+    every = {signal: [c for e in row.values() for c in e["goodput"]] for signal, row in changes.items()}
+    least = min([-THRESHOLD, *(min(every[signal]) for signal in chance if signal in every)])
     for signal, row in changes.items():
-        guards = ablations[signal].guards
-        verdict = (
-            "chance"
-            if signal in chance
-            else "stays"
-            if worst[signal] <= least
-            else f"guards {guards}"
-            if guards
-            else "**no reason to stay**"
-        )
-        every = [fmean(change for e in row.values() for change in e["goodput"])] if chance else []
-        cells = [f"{100 * share:+.1f} %" for share in (*every, worst[signal])]
+        mean, worst = fmean(every[signal]), min(every[signal])
+        if signal in chance:
+            verdict = "chance"
+        elif worst <= least or (chance and mean <= -THRESHOLD):
+            verdict = "stays"
+        elif guards := ablations[signal].guards:
+            verdict = f"guards {guards}"
+        else:
+            verdict = "**within chance**" if chance else "**no reason to stay**"
+        cells = [f"{100 * share:+.1f} %" for share in ((mean, worst) if chance else (worst,))]
         cells += [_range(row[name]["goodput"]) if name in row else "–" for name in names]
         lines.append(f"| {signal} | {' | '.join(cells)} | {verdict} |")
     return "\n".join(lines)

@@ -4,10 +4,11 @@
     python benchmarks/tree_ablation.py --trace trace.jsonl --costs costs.json [--requests 300] [--signal NAME]
 
 Scenarios of the suite with the draft's further choices drawn, and a recorded agreement trace of the bundled
-pair with the costs measured beside it: all of its prompts; its rewrites alone, where looked-up text is most
-of the output; and all of them with draft passes over several nodes as dear as live, for the costs of bare
-forward passes leave out what a tree's step does in Python (benchmarks/draft_step.py). The rows of "nothing"
-change a prior by a hundredth: what they move is chance.
+pair with the costs measured beside it: all of its prompts; all of them with draft passes over several nodes
+as dear as live, for the costs of bare forward passes leave out what a tree's step does in Python
+(benchmarks/draft_step.py); and its rewrites alone, where looked-up text is most of the output, with two passes
+a request and with four (a match is known only once something is emitted: with two passes nothing comes after
+it). The rows of "nothing" change a prior by a hundredth or two: what they move is chance.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.ablation import Ablation, Cell, Results, _nothing, compare, markdown, table
-from specpilot.control import planner, solving
+
+from specpilot.control import planner, solving, timing
 from specpilot.control.branching import Branches, Yields
 from specpilot.control.calibration import Calibration
 from specpilot.control.config import TREE_LOOKUP, TREE_NODES, ControllerConfig
@@ -46,13 +48,13 @@ from specpilot.simulation.suite import LOADS, offered
 from specpilot.trace import read_agreement
 
 SCENARIOS = ("steady", "steady-cheap-draft", "long-prompt-collapse", "slow-draft", "compute-bound", "B=1")
-RECORDED = ("recorded", "recorded rewrites", "recorded, dear steps")
+RECORDED = ("recorded", "recorded, dear steps", "rewrites", "rewrites, B=4")
 DEAR_NODE = 0.22
 """What each further node of a draft step costs, in steps: three nodes took 1.44 times one (docs/trees.md)."""
 WIDEST = 6
 """Nodes of a draft step at most (TreeRule.width)."""
 
-_solve, _decide, _fitting_nodes = solving._solve, planner.decide, planner.fitting_nodes
+_solve, _decide, _fitting_nodes = solving._solve, solving.decide, timing.fitting_nodes
 _branch, _learn_branches = OptimalPlanner._branch, OptimalPlanner._learn_branches
 _learn_lookup, _observe_draft = OptimalPlanner._learn_lookup, CostModel.observe_draft
 _share, _observe_yield = Yields.share, Yields.observe
@@ -293,9 +295,10 @@ def replayed(cell: Cell, recorded: Recorded) -> tuple[list[ReplayRequest], Engin
     if cell.scenario == "recorded, dear steps":
         costs = dear_steps(costs)
     traces = read_agreement(recorded.trace)
-    if cell.scenario == "recorded rewrites":
+    if cell.scenario.startswith("rewrites"):
         traces = [trace for trace in traces if trace.request.startswith("rewrite")] or traces
-    config = ControllerConfig(max_nodes=TREE_NODES, lookup_depth=TREE_LOOKUP)
+    budget = 4.0 if cell.scenario.endswith("B=4") else 2.0
+    config = ControllerConfig(pass_budget=budget, max_nodes=TREE_NODES, lookup_depth=TREE_LOOKUP)
     requests, _ = stream(traces, count=cell.requests, max_tokens=24, rate=math.inf, seed=cell.seed)
     if cell.load:
         rate = cell.load * capacity(requests, costs, config)
@@ -345,8 +348,8 @@ def main() -> int:
         changes = table(cells, pool.map(partial(measure, recorded=recorded), cells))
     ordered = {signal: changes[signal] for signal in signals if signal in changes}
     text = (
-        f"Scenario suite version {VERSION} with further choices, {TREE_NODES} nodes, {options.seeds} seeds {seeds}, "
-        f"{options.requests} requests each. "
+        f"Scenario suite version {VERSION} with further choices, {TREE_NODES} nodes, {options.seeds} seeds "
+        f"{seeds}, {options.requests} requests each. "
         "Change of goodput in per cent with one signal off, least … most over the loads.\n\n"
         f"{markdown(ordered, ABLATIONS, CHANCE)}"
     )
