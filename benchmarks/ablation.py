@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -289,20 +289,32 @@ def _range(changes: Sequence[float]) -> str:
     return f"{100 * min(changes):+.1f} … {100 * max(changes):+.1f}"
 
 
-def main() -> int:
-    """Run the ablations and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+def arguments(
+    document: str, ablations: Mapping[str, Ablation], names: Sequence[str], requests: int
+) -> argparse.ArgumentParser:
+    """The options of an ablation benchmark; its default of requests for each replay."""
+    parser = argparse.ArgumentParser(description=document.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--seeds", choices=("evaluation", "development"), default="evaluation")
-    parser.add_argument("--requests", type=int, default=600)
-    parser.add_argument("--signal", action="append", choices=tuple(ABLATIONS), help="repeatable; default all")
-    parser.add_argument("--only", action="append", help="a scenario's name; repeatable")
+    parser.add_argument("--requests", type=int, default=requests)
+    parser.add_argument("--signal", action="append", choices=tuple(ablations), help="repeatable; default all")
+    parser.add_argument("--only", action="append", choices=tuple(names), help="a workload; repeatable")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    return parser
+
+
+def run(
+    options: argparse.Namespace,
+    names: Sequence[str],
+    measure: Callable[[Cell], Results],
+    ablations: Mapping[str, Ablation],
+    chance: Sequence[str] = (),
+    suite: str = f"Scenario suite version {VERSION}",
+) -> None:
+    """Measure every cell, print the table and write what was asked for."""
     seeds = EVALUATION_SEEDS if options.seeds == "evaluation" else DEVELOPMENT_SEEDS
-    names = [scenario(name).name for name in options.only or [one.name for one in SCENARIOS]]
-    signals = tuple(options.signal or ABLATIONS)
+    signals = tuple(options.signal or ablations)
     cells = [
         Cell(name, load, seed, options.requests, signals)
         for name in names
@@ -310,17 +322,25 @@ def main() -> int:
         for seed in seeds
     ]
     with ProcessPoolExecutor(max(1, options.processes)) as pool:
-        changes = table(cells, pool.map(measure, cells))
+        measured = table(cells, pool.map(measure, cells))
+    changes = {signal: measured[signal] for signal in signals if signal in measured}
     text = (
-        f"Scenario suite version {VERSION}, {options.seeds} seeds {seeds}, {options.requests} requests each. "
+        f"{suite}, {options.seeds} seeds {seeds}, {options.requests} requests each. "
         "Change of goodput in per cent with one signal off, least … most over the loads.\n\n"
-        f"{markdown(changes)}"
+        f"{markdown(changes, ablations, chance)}"
     )
     print(text)
     if options.markdown:
         options.markdown.write_text(text + "\n", encoding="utf-8")
     if options.json:
         options.json.write_text(json.dumps(changes, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    """Run the ablations and print the table."""
+    names = [one.name for one in SCENARIOS]
+    options = arguments(__doc__, ABLATIONS, names, 600).parse_args()
+    run(options, options.only or names, measure, ABLATIONS)
     return 0
 
 

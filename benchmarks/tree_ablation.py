@@ -6,19 +6,16 @@
 Scenarios of the suite with the draft's further choices drawn, and a recorded agreement trace of the bundled
 pair with the costs measured beside it: all of its prompts; all of them with draft passes over several nodes
 as dear as live, for the costs of bare forward passes leave out what a tree's step does in Python
-(benchmarks/draft_step.py); and its rewrites alone, where looked-up text is most of the output, with two passes
-a request and with four (a match is known only once something is emitted: with two passes nothing comes after
-it). The rows of "nothing" change a prior by a hundredth or two: what they move is chance.
+(benchmarks/draft_step.py); and its rewrites alone, where looked-up text is most of the output, with two
+passes a request and with four (a match is known only once something is emitted: with two passes nothing
+comes after it). The rows of "nothing" change a prior by a hundredth or two: what they move is chance.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.ablation import Ablation, Cell, Results, _nothing, compare, markdown, table
+from benchmarks.ablation import Ablation, Cell, Results, _nothing, arguments, compare, run
 
 from specpilot.control import planner, solving, timing
 from specpilot.control.branching import Branches, Yields
@@ -42,9 +39,9 @@ from specpilot.control.stop import StopRule
 from specpilot.control.types import CycleOutcome, Reason
 from specpilot.simulation.costs import EngineCosts, Table, read_costs
 from specpilot.simulation.replay import ReplayRequest
-from specpilot.simulation.scenarios import DEVELOPMENT_SEEDS, EVALUATION_SEEDS, VERSION, scenario
+from specpilot.simulation.scenarios import VERSION, scenario
 from specpilot.simulation.stream import capacity, stream
-from specpilot.simulation.suite import LOADS, offered
+from specpilot.simulation.suite import offered
 from specpilot.trace import read_agreement
 
 SCENARIOS = ("steady", "steady-cheap-draft", "long-prompt-collapse", "slow-draft", "compute-bound", "B=1")
@@ -319,45 +316,18 @@ def dear_steps(costs: EngineCosts) -> EngineCosts:
 
 def main() -> int:
     """Run the ablations and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = arguments(__doc__, ABLATIONS, SCENARIOS + RECORDED, 300)
     parser.add_argument("--trace", type=Path, help="recorded agreement trace; without it scenarios only")
     parser.add_argument("--costs", type=Path, help="the costs recorded with it")
-    parser.add_argument("--seeds", choices=("evaluation", "development"), default="evaluation")
-    parser.add_argument("--requests", type=int, default=300)
-    parser.add_argument("--signal", action="append", choices=tuple(ABLATIONS), help="repeatable; default all")
-    parser.add_argument("--only", action="append", choices=(*SCENARIOS, *RECORDED), help="repeatable")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--markdown", type=Path)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if (options.trace is None) != (options.costs is None):
         parser.error("--trace and --costs belong together; `specpilot record` writes both")
     recorded = Recorded(options.trace, options.costs) if options.trace else None
-    seeds = EVALUATION_SEEDS if options.seeds == "evaluation" else DEVELOPMENT_SEEDS
     names = options.only or (SCENARIOS + RECORDED if recorded else SCENARIOS)
     if recorded is None and set(names) & set(RECORDED):
         parser.error("--only: a recorded workload needs --trace and --costs")
-    signals = tuple(options.signal or ABLATIONS)
-    cells = [
-        Cell(name, load, seed, options.requests, signals)
-        for name in names
-        for load in LOADS
-        for seed in seeds
-    ]
-    with ProcessPoolExecutor(max(1, options.processes)) as pool:
-        changes = table(cells, pool.map(partial(measure, recorded=recorded), cells))
-    ordered = {signal: changes[signal] for signal in signals if signal in changes}
-    text = (
-        f"Scenario suite version {VERSION} with further choices, {TREE_NODES} nodes, {options.seeds} seeds "
-        f"{seeds}, {options.requests} requests each. "
-        "Change of goodput in per cent with one signal off, least … most over the loads.\n\n"
-        f"{markdown(ordered, ABLATIONS, CHANCE)}"
-    )
-    print(text)
-    if options.markdown:
-        options.markdown.write_text(text + "\n", encoding="utf-8")
-    if options.json:
-        options.json.write_text(json.dumps(ordered, indent=1) + "\n", encoding="utf-8")
+    suite = f"Scenario suite version {VERSION} with further choices, {TREE_NODES} nodes"
+    run(options, names, partial(measure, recorded=recorded), ABLATIONS, CHANCE, suite)
     return 0
 
 
