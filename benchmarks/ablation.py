@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -22,7 +22,7 @@ from statistics import fmean
 from typing import Any
 from unittest.mock import patch
 
-from specpilot.control import planner, solving
+from specpilot.control import ControllerConfig, planner, solving
 from specpilot.control.acceptance import Change, HazardTable
 from specpilot.control.budget import PassPrice
 from specpilot.control.calibration import NO_LEVEL, Calibration
@@ -33,6 +33,7 @@ from specpilot.control.health import Fallback
 from specpilot.control.latency import DeadlineTracker, TimePrice
 from specpilot.control.option import adaptive_block
 from specpilot.control.planner import PROBE_DRAFT, OptimalPlanner
+from specpilot.simulation.costs import EngineCosts
 from specpilot.simulation.policies import replay_policy
 from specpilot.simulation.replay import ReplayRequest
 from specpilot.simulation.scenarios import DEVELOPMENT_SEEDS, EVALUATION_SEEDS, SCENARIOS, VERSION, scenario
@@ -46,13 +47,19 @@ NEVER = 10**9
 class Ablation:
     """One signal off: patches (object, attribute, replacement), configuration changes, no confidences.
 
-    ``guards`` names the invariant or promise that keeps the signal whatever it costs.
+    ``guards`` names the invariant or promise that keeps the signal whatever it costs. ``lookup``: there is
+    something to switch off only where text is looked up.
     """
 
     patches: tuple[tuple[Any, str, Any], ...] = ()
     config: dict[str, float] = field(default_factory=dict)
     confidences: bool = True
     guards: str = ""
+    lookup: bool = False
+
+
+Results = dict[str, tuple[float, float]]
+"""(goodput, SLO attainment) with everything (key "") and without each signal."""
 
 
 def _pooled_positions(self: HazardTable, count: int) -> list[float]:
@@ -184,29 +191,41 @@ class Cell:
 
 
 @contextmanager
-def without(signal: str) -> Iterator[Ablation]:
+def without(ablation: Ablation) -> Iterator[None]:
     """The signal is off inside; patching an attribute that is gone raises AttributeError."""
-    ablation = ABLATIONS[signal]
     with ExitStack() as stack:
         for owner, attribute, replacement in ablation.patches:
             stack.enter_context(patch.object(owner, attribute, replacement))
-        yield ablation
+        yield
 
 
-def measure(cell: Cell) -> dict[str, tuple[float, float]]:
-    """(goodput, SLO attainment) with everything (key "") and without each signal."""
+def measure(cell: Cell) -> Results:
+    """A cell on the suite's scenario."""
     one = scenario(cell.scenario)
     requests = offered(one, cell.load, cell.seed, cell.requests)
+    off = {signal: ABLATIONS[signal] for signal in cell.signals}
+    return compare(off, requests, one.costs, one.config, closed_loop=not cell.load)
+
+
+def compare(
+    ablations: Mapping[str, Ablation],
+    requests: Sequence[ReplayRequest],
+    costs: EngineCosts,
+    config: ControllerConfig,
+    *,
+    closed_loop: bool,
+) -> Results:
+    """The same requests with everything and without each signal."""
 
     def result(ablation: Ablation) -> tuple[float, float]:
         served = requests if ablation.confidences else list(map(_blind, requests))
-        config = replace(one.config, **ablation.config)  # type: ignore[arg-type]
-        run = replay_policy("specpilot", served, one.costs, config, closed_loop=not cell.load).result
+        changed = replace(config, **ablation.config)  # type: ignore[arg-type]
+        run = replay_policy("specpilot", served, costs, changed, closed_loop=closed_loop).result
         return run.goodput_tokens_per_s, run.slo_attainment
 
     results = {"": result(Ablation())}
-    for signal in cell.signals:
-        with without(signal) as ablation:
+    for signal, ablation in ablations.items():
+        with without(ablation):
             results[signal] = result(ablation)
     return results
 
@@ -215,9 +234,9 @@ def _blind(request: ReplayRequest) -> ReplayRequest:
     return replace(request, trace=replace(request.trace, confidence=None))
 
 
-def table(cells: Iterable[Cell], results: Iterable[dict[str, tuple[float, float]]]) -> dict[str, Any]:
+def table(cells: Iterable[Cell], results: Iterable[Results]) -> dict[str, Any]:
     """Signal → scenario → changes of mean goodput, one for each load; SLO changes beside them."""
-    grouped: dict[tuple[str, float], list[dict[str, tuple[float, float]]]] = {}
+    grouped: dict[tuple[str, float], list[Results]] = {}
     for cell, result in zip(cells, results, strict=True):
         print(".", end="", file=sys.stderr, flush=True)
         grouped.setdefault((cell.scenario, cell.load), []).append(result)
@@ -234,38 +253,68 @@ def table(cells: Iterable[Cell], results: Iterable[dict[str, tuple[float, float]
     return changes
 
 
-def markdown(changes: dict[str, Any]) -> str:
-    """A row a signal: the worst change anywhere, by scenario least … most over the loads, the verdict."""
-    names = list(next(iter(changes.values())))
+def markdown(
+    changes: dict[str, Any], ablations: Mapping[str, Ablation] = ABLATIONS, chance: Sequence[str] = ()
+) -> str:
+    """A row a signal: the worst change anywhere, by scenario least … most over the loads, the verdict.
+
+    ``chance`` names rows that mean nothing. With them a change counts if it is worse than theirs anywhere, or
+    half a per cent in the mean, which chance moves less; what was not measured is a dash.
+    """
+    names = list(dict.fromkeys(name for row in changes.values() for name in row))
+    means = ["mean"] if chance else []
     lines = [
-        "| without | worst | " + " | ".join(names) + " | verdict |",
-        "| --- " * (len(names) + 3) + "|",
+        "| " + " | ".join(["without", *means, "worst", *names, "verdict"]) + " |",
+        "| --- " * (len(names) + len(means) + 3) + "|",
     ]
+    every = {signal: [c for e in row.values() for c in e["goodput"]] for signal, row in changes.items()}
+    least = min([-THRESHOLD, *(min(every[signal]) for signal in chance if signal in every)])
     for signal, row in changes.items():
-        worst = min(min(entry["goodput"]) for entry in row.values())
-        guards = ABLATIONS[signal].guards
-        verdict = (
-            "stays" if worst <= -THRESHOLD else f"guards {guards}" if guards else "**no reason to stay**"
-        )
-        cells = [f"{100 * min(row[n]['goodput']):+.1f} … {100 * max(row[n]['goodput']):+.1f}" for n in names]
-        lines.append(f"| {signal} | {100 * worst:+.1f} % | " + " | ".join(cells) + f" | {verdict} |")
+        mean, worst = fmean(every[signal]), min(every[signal])
+        if signal in chance:
+            verdict = "chance"
+        elif worst <= least or (chance and mean <= -THRESHOLD):
+            verdict = "stays"
+        elif guards := ablations[signal].guards:
+            verdict = f"guards {guards}"
+        else:
+            verdict = "**within chance**" if chance else "**no reason to stay**"
+        cells = [f"{100 * share:+.1f} %" for share in ((mean, worst) if chance else (worst,))]
+        cells += [_range(row[name]["goodput"]) if name in row else "–" for name in names]
+        lines.append(f"| {signal} | {' | '.join(cells)} | {verdict} |")
     return "\n".join(lines)
 
 
-def main() -> int:
-    """Run the ablations and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+def _range(changes: Sequence[float]) -> str:
+    return f"{100 * min(changes):+.1f} … {100 * max(changes):+.1f}"
+
+
+def arguments(
+    document: str, ablations: Mapping[str, Ablation], names: Sequence[str], requests: int
+) -> argparse.ArgumentParser:
+    """The options of an ablation benchmark; its default of requests for each replay."""
+    parser = argparse.ArgumentParser(description=document.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--seeds", choices=("evaluation", "development"), default="evaluation")
-    parser.add_argument("--requests", type=int, default=600)
-    parser.add_argument("--signal", action="append", choices=tuple(ABLATIONS), help="repeatable; default all")
-    parser.add_argument("--only", action="append", help="a scenario's name; repeatable")
+    parser.add_argument("--requests", type=int, default=requests)
+    parser.add_argument("--signal", action="append", choices=tuple(ablations), help="repeatable; default all")
+    parser.add_argument("--only", action="append", choices=tuple(names), help="a workload; repeatable")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--markdown", type=Path)
     parser.add_argument("--json", type=Path)
-    options = parser.parse_args()
+    return parser
+
+
+def run(
+    options: argparse.Namespace,
+    names: Sequence[str],
+    measure: Callable[[Cell], Results],
+    ablations: Mapping[str, Ablation],
+    chance: Sequence[str] = (),
+    suite: str = f"Scenario suite version {VERSION}",
+) -> None:
+    """Measure every cell, print the table and write what was asked for."""
     seeds = EVALUATION_SEEDS if options.seeds == "evaluation" else DEVELOPMENT_SEEDS
-    names = [scenario(name).name for name in options.only or [one.name for one in SCENARIOS]]
-    signals = tuple(options.signal or ABLATIONS)
+    signals = tuple(options.signal or ablations)
     cells = [
         Cell(name, load, seed, options.requests, signals)
         for name in names
@@ -273,17 +322,25 @@ def main() -> int:
         for seed in seeds
     ]
     with ProcessPoolExecutor(max(1, options.processes)) as pool:
-        changes = table(cells, pool.map(measure, cells))
+        measured = table(cells, pool.map(measure, cells))
+    changes = {signal: measured[signal] for signal in signals if signal in measured}
     text = (
-        f"Scenario suite version {VERSION}, {options.seeds} seeds {seeds}, {options.requests} requests each. "
+        f"{suite}, {options.seeds} seeds {seeds}, {options.requests} requests each. "
         "Change of goodput in per cent with one signal off, least … most over the loads.\n\n"
-        f"{markdown(changes)}"
+        f"{markdown(changes, ablations, chance)}"
     )
     print(text)
     if options.markdown:
         options.markdown.write_text(text + "\n", encoding="utf-8")
     if options.json:
         options.json.write_text(json.dumps(changes, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    """Run the ablations and print the table."""
+    names = [one.name for one in SCENARIOS]
+    options = arguments(__doc__, ABLATIONS, names, 600).parse_args()
+    run(options, options.only or names, measure, ABLATIONS)
     return 0
 
 

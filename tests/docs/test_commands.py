@@ -35,6 +35,7 @@ SMALL = {
     "benchmarks/scale.py": ["--requests", "60", "--replicas", "4", "--single", "0"],
     "benchmarks/recovery.py": ["--seeds", "2"],
     "benchmarks/ablation.py": ["--requests", "20", "--only", "steady"],
+    "benchmarks/tree_ablation.py": ["--requests", "10", "--only", "steady", "--only", "rewrites"],
     "benchmarks/serve_load.py": ["--seconds", "2", "--levels", "0.5"],
     "benchmarks/serve_memory.py": ["--requests", "60"],
     "benchmarks/typing_session.py": ["--documents", "1", "--words", "3"],
