@@ -169,6 +169,18 @@ class PassLedger:
                 granted[request_id] = "pool"
         return granted
 
+    def reserve_own(self, request_id: str) -> dict[str, str]:
+        """:meth:`reserve` for one request that has a pass of its own: no bid, no price.
+
+        Raises:
+            ValueError: as :meth:`reserve`.
+        """
+        account = self._accounts.get(request_id) or self._account(request_id)
+        if account.reserved or not account.own:
+            return self.reserve({request_id: math.inf})
+        account.reserved = "own"
+        return {request_id: "own"}
+
     def start(self, request_id: str) -> None:
         """Turn the request's reservation into a started pass.
 

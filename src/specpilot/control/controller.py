@@ -152,30 +152,34 @@ class Controller:
         """
         stops: list[PlannedStop] = []
         wanting: list[tuple[_Request, CycleView, Choice]] = []
-        waiting = max(0, self._ready - len(request_ids))
-        known = self._requests
+        cost, known = self.cost, self._requests
+        sharing = len(request_ids)
+        waiting = max(0, self._ready - sharing)
         requests = [known.get(request_id) or self._request(request_id) for request_id in request_ids]
-        sharing = len(requests)
         tokens = sum([request.uncached for request in requests]) if sharing > 1 else 0
-        for request_id, request in zip(request_ids, requests, strict=True):
+        for request in requests:
             if request.cycle_id is not None:
                 raise ValueError(
-                    f"request_ids: {request_id!r} has cycle {request.cycle_id} open; observe or abort it"
+                    f"request_ids: {request.info.request_id!r} has cycle {request.cycle_id} open; "
+                    "observe or abort it"
                 )
             cached = request.info.prompt_tokens + request.emitted - request.uncached
-            plain_ms = self.cost.verify_ms(request.uncached, cached if cached > 0 else 0)
+            plain_ms = cost.verify_ms(request.uncached, cached if cached > 0 else 0)
             ahead_ms = self._ahead_ms(request, now) if waiting and sharing == 1 and request.emitted else 0.0
-            stop = self._must_stop(request, plain_ms, ahead_ms, now)
-            if stop:
-                stops.append(stop)
-                continue
+            left_ms = (request.deadline_s - now) * 1000.0
+            # Who has time for its upper quantile has it by any rule.
+            if ahead_ms + plain_ms * cost.verify_upper.ratio > left_ms or request.ended is not None:
+                stop = self._must_stop(request, plain_ms, ahead_ms, now)
+                if stop:
+                    stops.append(stop)
+                    continue
             beside = tokens - request.uncached if sharing > 1 else 0
-            view = self._view(request, waiting, now, plain_ms, sharing, beside)
+            view = self._view(request, waiting, left_ms, plain_ms, sharing, beside)
             choice = self._choose(request, view, now)
             if not choice.max_draft and view.speculation_allowed:
                 self._breaker(view.drafter).unused()
             if choice.end:
-                stops.append(PlannedStop(request_id, StopCause.POLICY, choice.reason))
+                stops.append(PlannedStop(view.request_id, StopCause.POLICY, choice.reason))
             else:
                 wanting.append((request, view, choice))
         grants = self._grant(wanting)
@@ -305,7 +309,8 @@ class Controller:
             request = self._request(request_id)
             if request.ended is not None or not self.ledger.may_start_pass(request_id):
                 continue
-            view = self._view(request, 0, now, None, sharing, sharing - 1, emitting=1)
+            left_ms = (request.deadline_s - now) * 1000.0
+            view = self._view(request, 0, left_ms, None, sharing, sharing - 1, emitting=1)
             forecasts.append(self._forecast(view))
         return joint_draft(self.cost, forecasts) if forecasts else 0
 
@@ -476,7 +481,7 @@ class Controller:
         self,
         request: _Request,
         waiting: int,
-        now: float,
+        left_ms: float,
         plain_ms: float | None,
         sharing: int,
         beside: int,
@@ -502,7 +507,6 @@ class Controller:
         else:
             known = context or 1
             uncached, behind = min(request.uncached, known), min(request.behind, known)
-        left_ms = (request.deadline_s - now) * 1000.0
         nodes = lookup = 0
         if config.max_nodes and cap > 0:
             nodes = config.max_nodes
@@ -549,6 +553,8 @@ class Controller:
         return static_choice(view, self.config.static_draft, shadow)
 
     def _grant(self, wanting: Sequence[tuple[_Request, CycleView, Choice]]) -> dict[str, str]:
+        if len(wanting) == 1 and not wanting[0][1].from_pool:
+            return self.ledger.reserve_own(wanting[0][1].request_id)
         bids = {}
         price = 0.0
         for _, view, choice in wanting:
