@@ -493,10 +493,10 @@ class Controller:
         planned for the same pass, the others with ``beside`` context tokens that are not cached.
         """
         info, ledger, config = request.info, self.ledger, self.config
-        own = ledger.own_passes(info.request_id)
+        request_id, drafter, own = info.request_id, info.drafter, ledger.own_passes(info.request_id)
         emitted = request.emitted + emitting
         remaining = info.max_tokens - emitted
-        breaker = self._breaker(info.drafter)
+        breaker = self._breakers.get(drafter) or self._breaker(drafter)
         allowed = not breaker.open if emitting else breaker.allow()
         cap = config.max_draft if config.max_draft < remaining else remaining - 1
         if info.max_draft is not None:
@@ -506,7 +506,9 @@ class Controller:
             uncached = behind = 1
         else:
             known = context or 1
-            uncached, behind = min(request.uncached, known), min(request.behind, known)
+            uncached, behind = request.uncached, request.behind
+            if uncached > known or behind > known:
+                uncached, behind = min(uncached, known), min(behind, known)
         nodes = lookup = 0
         if config.max_nodes and cap > 0:
             nodes = config.max_nodes
@@ -516,8 +518,8 @@ class Controller:
         max_draft, times = fitting_draft(self.cost, cap, uncached, behind, context, left_ms, plain_ms)
         # By position: named arguments take three times as long, and one is made for every decision.
         return CycleView(
-            info.request_id,
-            info.drafter,
+            request_id,
+            drafter,
             info.prompt_tokens,
             context,
             uncached,

@@ -438,7 +438,7 @@ class OptimalPlanner:
         keep_at: tuple[float, ...],
         draft_at: tuple[float, ...],
     ) -> StopRule:
-        _, _, _, step_ms, verify_ms = view.times or self._cost.pass_times(
+        times = view.times or self._cost.pass_times(
             view.max_draft, view.new_context_tokens, view.draft_behind_tokens, view.context_tokens
         )
         if not context.intercepts:
@@ -446,7 +446,7 @@ class OptimalPlanner:
             context.intercepts = context.calibration.intercepts(bucket, level)
             context.slope = context.calibration.slope
         return StopRule(
-            context.intercepts, context.slope, keep_at, draft_at, view.time_left_ms, step_ms, verify_ms
+            context.intercepts, context.slope, keep_at, draft_at, view.time_left_ms, times[3], times[4]
         )
 
 
