@@ -146,3 +146,17 @@ def test_price_is_the_quantile_at_which_grants_equal_the_inflow() -> None:
     assert price.price(0.0) == 9.0
     assert price.price(0.75) == 4.5  # cheaper as the pool fills
     assert price.price(1.0) == 0.0  # a full pool burns what flows in
+
+
+def test_an_own_pass_needs_no_bid() -> None:
+    """Once reserved it is neither given twice nor taken from the pool."""
+    ledger = PassLedger(1.0)
+    ledger.admit("a")
+    assert ledger.reserve_own("a")
+    with pytest.raises(ValueError, match="reserved already"):
+        ledger.reserve_own("a")
+    ledger.start("a")
+    assert not ledger.reserve_own("a")
+    assert ledger.passes("a") == (1, 0)
+    with pytest.raises(ValueError, match="not admitted"):
+        ledger.reserve_own("b")

@@ -169,17 +169,21 @@ class PassLedger:
                 granted[request_id] = "pool"
         return granted
 
-    def reserve_own(self, request_id: str) -> dict[str, str]:
-        """:meth:`reserve` for one request that has a pass of its own: no bid, no price.
+    def reserve_own(self, request_id: str) -> bool:
+        """Set one of the request's own passes aside, which needs no bid; False where it has none.
 
         Raises:
-            ValueError: as :meth:`reserve`.
+            ValueError: for an unknown request or one that has a pass reserved already.
         """
         account = self._accounts.get(request_id) or self._account(request_id)
-        if account.reserved or not account.own:
-            return self.reserve({request_id: math.inf})
+        if account.reserved:
+            raise ValueError(
+                f"request_id: {request_id!r} has a pass reserved already; start or release it first"
+            )
+        if account.own <= 0:
+            return False
         account.reserved = "own"
-        return {request_id: "own"}
+        return True
 
     def start(self, request_id: str) -> None:
         """Turn the request's reservation into a started pass.

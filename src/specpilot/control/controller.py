@@ -175,13 +175,21 @@ class Controller:
                     continue
             beside = tokens - request.uncached if sharing > 1 else 0
             view = self._view(request, waiting, left_ms, plain_ms, sharing, beside)
-            choice = self._choose(request, view, now)
+            if self._mode is Mode.ON and (request.emitted or request.info.prefill_drafts):
+                choice = self.planner.choose(view, now=now)
+            else:
+                choice = self._fixed(request, view, now)
             if not choice.max_draft and view.speculation_allowed:
                 self._breaker(view.drafter).unused()
             if choice.end:
                 stops.append(PlannedStop(view.request_id, StopCause.POLICY, choice.reason))
             else:
                 wanting.append((request, view, choice))
+        if sharing == 1 and wanting:
+            # Most plans are for one request that has a pass of its own: no bids, no price.
+            request, view, choice = wanting[0]
+            if not view.from_pool and self.ledger.reserve_own(view.request_id):
+                return BatchPlan((self._open_cycle(request, view, choice, False),), ())
         grants = self._grant(wanting)
         cycles = []
         for request, view, choice in wanting:
@@ -542,12 +550,10 @@ class Controller:
             beside,
         )
 
-    def _choose(self, request: _Request, view: CycleView, now: float) -> Choice:
-        """The planner's choice, or the static one with what the planner would have done beside it."""
+    def _fixed(self, request: _Request, view: CycleView, now: float) -> Choice:
+        """A static τ, in shadow mode with the planner's beside it; 0 for a prompt that carries no block."""
         if view.emitted_tokens == 0 and not request.info.prefill_drafts:
             return Choice(0, StopRule(), Reason(Binding.MAX, note="prefill"))
-        if self._mode is Mode.ON:
-            return self.planner.choose(view, now=now)
         shadow = None
         if self._mode is Mode.SHADOW:
             shadow = self.planner.choose(view, now=now)
@@ -555,8 +561,6 @@ class Controller:
         return static_choice(view, self.config.static_draft, shadow)
 
     def _grant(self, wanting: Sequence[tuple[_Request, CycleView, Choice]]) -> dict[str, str]:
-        if len(wanting) == 1 and not wanting[0][1].from_pool:
-            return self.ledger.reserve_own(wanting[0][1].request_id)
         bids = {}
         price = 0.0
         for _, view, choice in wanting:
