@@ -98,14 +98,13 @@ def _open_trees(
     context: Context,
     bucket: int,
     decision: Decision,
-    choice: Choice,
-    *,
+    *args: Any,
     branching: bool,
     is_open: bool = False,
 ) -> Choice:
     """An open block is of the kind that the decision is for."""
     kind = decision.branching if is_open else branching
-    return _branch(self, view, context, bucket, decision, choice, branching=kind, is_open=is_open)
+    return _branch(self, view, context, bucket, decision, *args, branching=kind, is_open=is_open)
 
 
 def _ranks_believed(

@@ -56,6 +56,11 @@ class _Request:
     cycle_id: int | None = None  # planned or running
     ended: StopCause | None = None
 
+    @property
+    def cached(self) -> int:
+        """Context tokens that the target has cached."""
+        return max(0, self.info.prompt_tokens + self.emitted - self.uncached)
+
 
 def _deadline(request: _Request) -> float:
     return request.deadline_s
@@ -163,8 +168,7 @@ class Controller:
                     f"request_ids: {request.info.request_id!r} has cycle {request.cycle_id} open; "
                     "observe or abort it"
                 )
-            cached = request.info.prompt_tokens + request.emitted - request.uncached
-            plain_ms = cost.verify_ms(request.uncached, cached if cached > 0 else 0)
+            plain_ms = cost.verify_ms(request.uncached, request.cached)
             ahead_ms = self._ahead_ms(request, now) if waiting and sharing == 1 and request.emitted else 0.0
             left_ms = (request.deadline_s - now) * 1000.0
             # Who has time for its upper quantile has it by any rule.
@@ -222,16 +226,15 @@ class Controller:
         if limit > 1:
             works = []
             for request in (requests[index] for index in order):
-                cached = max(0, request.info.prompt_tokens + request.emitted - request.uncached)
                 left_ms = (request.deadline_s - now) * 1000.0
-                works.append(Work(request.uncached, request.behind, cached, left_ms))
+                works.append(Work(request.uncached, request.behind, request.cached, left_ms))
             chosen = [order[index] for index in share_pass(self.cost, works, limit)]
         else:
             chosen = [first]
         ahead_ms = self._cycle_ms(requests[first])
         for index, request in enumerate(requests):
             if request.emitted and index not in chosen:
-                plain_ms = self.cost.verify_ms(request.uncached, request.info.prompt_tokens + request.emitted)
+                plain_ms = self.cost.verify_ms(request.uncached, request.cached)
                 if self._must_stop(request, plain_ms, ahead_ms, now):
                     return [request_ids[index]]
         return [request_ids[index] for index in chosen]
@@ -435,8 +438,7 @@ class Controller:
 
     def _cycle_ms(self, request: _Request) -> float:
         """Expected time of the request's next cycle."""
-        cached = max(0, request.info.prompt_tokens + request.emitted - request.uncached)
-        return cycle_ms(self.cost, request.uncached, request.behind, cached)
+        return cycle_ms(self.cost, request.uncached, request.behind, request.cached)
 
     def _waiter(self, request: _Request, now: float) -> Waiter:
         left_ms = (request.deadline_s - now) * 1000.0
