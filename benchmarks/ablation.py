@@ -22,7 +22,7 @@ from statistics import fmean
 from typing import Any
 from unittest.mock import patch
 
-from specpilot.control import ControllerConfig, planner, solving
+from specpilot.control import ControllerConfig, knowledge, planner, solving
 from specpilot.control.acceptance import Change, HazardTable
 from specpilot.control.budget import PassPrice
 from specpilot.control.calibration import NO_LEVEL, Calibration
@@ -137,7 +137,7 @@ def _one_bucket(prompt_tokens: int) -> int:
 
 ABLATIONS: dict[str, Ablation] = {
     "acceptance by position": Ablation(((HazardTable, "hazards", _pooled_positions),)),
-    "acceptance by prompt length": Ablation(((planner, "bucket_of", _one_bucket),)),
+    "acceptance by prompt length": Ablation(((knowledge, "bucket_of", _one_bucket),)),
     "draft confidence": Ablation(confidences=False),
     "calibration (α̂ = max q)": Ablation(((Calibration, "observe", _nothing),)),
     "open blocks": Ablation(config={"open_block_every": NEVER}),

@@ -32,7 +32,8 @@ from specpilot.control.config import TREE_LOOKUP, TREE_NODES, ControllerConfig
 from specpilot.control.contexts import Context, Key
 from specpilot.control.cost import CostModel
 from specpilot.control.horizon import Decision
-from specpilot.control.planner import COLD_BLOCKS, LOOKUP, OptimalPlanner
+from specpilot.control.knowledge import LOOKUP, Knowledge, Place
+from specpilot.control.planner import COLD_BLOCKS, OptimalPlanner
 from specpilot.control.planning import Choice, CycleView
 from specpilot.control.solving import Estimates
 from specpilot.control.stop import StopRule
@@ -52,8 +53,8 @@ WIDEST = 6
 """Nodes of a draft step at most (TreeRule.width)."""
 
 _solve, _decide, _fitting_nodes = solving._solve, solving.decide, timing.fitting_nodes
-_branch, _learn_branches = OptimalPlanner._branch, OptimalPlanner._learn_branches
-_learn_lookup, _observe_draft = OptimalPlanner._learn_lookup, CostModel.observe_draft
+_branch, _learn_branches = OptimalPlanner._branch, Knowledge.learn_branches
+_learn_lookup, _observe_draft = Knowledge.learn_lookup, CostModel.observe_draft
 _share, _observe_yield = Yields.share, Yields.observe
 
 
@@ -85,18 +86,17 @@ def _chains_only(self: OptimalPlanner, *args: Any, branching: bool, **kwargs: An
 
 
 def _cold_chains(
-    self: OptimalPlanner, view: CycleView, context: Context, *args: Any, branching: bool, **kwargs: Any
+    self: OptimalPlanner, view: CycleView, place: Place, *args: Any, branching: bool, **kwargs: Any
 ) -> Choice:
     """A drafter's first blocks are chains, as without trees."""
-    warm = context.calibration.blocks >= COLD_BLOCKS
-    return _branch(self, view, context, *args, branching=branching and warm, **kwargs)
+    warm = place.context.calibration.blocks >= COLD_BLOCKS
+    return _branch(self, view, place, *args, branching=branching and warm, **kwargs)
 
 
 def _open_trees(
     self: OptimalPlanner,
     view: CycleView,
-    context: Context,
-    bucket: int,
+    place: Place,
     decision: Decision,
     *args: Any,
     branching: bool,
@@ -104,14 +104,14 @@ def _open_trees(
 ) -> Choice:
     """An open block is of the kind that the decision is for."""
     kind = decision.branching if is_open else branching
-    return _branch(self, view, context, bucket, decision, *args, branching=kind, is_open=is_open)
+    return _branch(self, view, place, decision, *args, branching=kind, is_open=is_open)
 
 
 def _ranks_believed(
-    self: OptimalPlanner, drafter: str, context: Context, outcome: CycleOutcome, *, failed: bool
+    self: Knowledge, source: str, context: Context, outcome: CycleOutcome, *, failed: bool
 ) -> None:
     """The draft's share of a further choice is its chance."""
-    _learn_branches(self, drafter, context, replace(outcome, side_judged=()), failed=failed)
+    _learn_branches(self, source, context, replace(outcome, side_judged=()), failed=failed)
 
 
 def _not_widened(self: Branches, hazards: Sequence[float]) -> list[float]:
@@ -199,9 +199,9 @@ class _OneChance(Calibration):
 def _lookup_by(kind: type[Calibration]) -> Any:
     """Looked-up text is calibrated by another class, from its first cycle on."""
 
-    def learn(self: OptimalPlanner, request_id: str, bucket: int, judged: tuple[float, int, int]) -> None:
-        if not isinstance(self._calibrations.get(LOOKUP), kind):
-            self._calibrations[LOOKUP] = kind()
+    def learn(self: Knowledge, request_id: str, bucket: int, judged: tuple[float, int, int]) -> None:
+        if not isinstance(self.calibrations.get(LOOKUP), kind):
+            self.calibrations[LOOKUP] = kind()
         _learn_lookup(self, request_id, bucket, judged)
 
     return learn
@@ -223,7 +223,7 @@ ABLATIONS: dict[str, Ablation] = {
     "chains (always a tree)": Ablation(_TREE.patches()),
     "both kinds in turn at the start": Ablation(((OptimalPlanner, "_branch", _cold_chains),)),
     "open blocks are chains": Ablation(((OptimalPlanner, "_branch", _open_trees),)),
-    "rank calibration": Ablation(((OptimalPlanner, "_learn_branches", _ranks_believed),)),
+    "rank calibration": Ablation(((Knowledge, "learn_branches", _ranks_believed),)),
     "rescue by side branches (widened hazards)": Ablation(((Branches, "widened", _not_widened),)),
     "nodes per level (breadth)": Ablation(((Branches, "breadth", 1.0),)),
     "rescue and breadth learnt": Ablation(((Branches, "observe", _nothing),)),
@@ -244,11 +244,9 @@ ABLATIONS: dict[str, Ablation] = {
     "nodes by the time left": Ablation(((planner, "fitting_nodes", _nodes_whatever_time),), guards="SLO"),
     "looked-up text": Ablation(config={"lookup_depth": 0}, lookup=True),
     "calibration of looked-up text": Ablation(
-        ((OptimalPlanner, "_learn_lookup", _lookup_by(_Unlearning)),), lookup=True
+        ((Knowledge, "learn_lookup", _lookup_by(_Unlearning)),), lookup=True
     ),
-    "length of the match": Ablation(
-        ((OptimalPlanner, "_learn_lookup", _lookup_by(_OneChance)),), lookup=True
-    ),
+    "length of the match": Ablation(((Knowledge, "learn_lookup", _lookup_by(_OneChance)),), lookup=True),
     "looked-up text in the forecast": Ablation(((solving, "_looked_up", _nothing_found),), lookup=True),
     "first step by what is looked up": Ablation(((planner, "decide", _always_asked),), lookup=True),
     "looked-up text in fallback": Ablation(((OptimalPlanner, "_fall_back", _plain_fallback),), lookup=True),

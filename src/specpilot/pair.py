@@ -128,7 +128,6 @@ class Pair:
         self.controller: ControllerLike = Controller(config)
         self.start_token = min(target.eos_token_ids, default=None) if start_token is None else start_token
         self._drafter = drafter
-        self._trees = config is not None and config.max_nodes > 0
         lookup = None
         if drafter != "model":
             lookup = LookupDrafter(target.vocab_size, memory=TenantMemory())
@@ -197,7 +196,7 @@ class Pair:
             stop=(stop,) if isinstance(stop, str) else stop,
             detokenizer=self.tokenizer,
             session_id=session_id,
-            rule=make_rule(params, sampled=self._drafter != "lookup", trees=self._trees),
+            rule=make_rule(params, sampled=self._drafter != "lookup"),
         )
         info = replace(request.info(slo_ms=slo_ms), max_draft=max_draft)
         if self._drafter == "lookup":

@@ -410,7 +410,7 @@ def fallen_back(**config: object) -> Controller:
 def fallback(controller: Controller) -> Fallback:
     planner = controller.planner
     assert isinstance(planner, OptimalPlanner)
-    (context,) = planner._contexts.values()
+    (context,) = planner.knowledge.contexts.values()
     assert context.fallback.active
     return context.fallback
 

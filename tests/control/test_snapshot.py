@@ -65,7 +65,7 @@ def test_a_restored_controller_plans_as_the_first_would() -> None:
     expected = plans(second, start=1000.0)
     assert plans(third, start=1000.0) == expected
     # The first has decisions in its cache that the others make anew: compare what it drafts once it has.
-    for context in first.planner._contexts.values():  # type: ignore[attr-defined]
+    for context in first.planner.knowledge.contexts.values():  # type: ignore[attr-defined]
         context.forget_decisions()
     first.time_price._last_s = None
     assert plans(first, start=1000.0) == expected
@@ -82,7 +82,7 @@ def test_snapshot_shares_what_was_shared() -> None:
     """Contexts of one drafter learn into one calibration, before and after."""
     controller = Controller()
     controller.restore(taught().snapshot())
-    contexts = list(controller.planner._contexts.values())  # type: ignore[attr-defined]
+    contexts = list(controller.planner.knowledge.contexts.values())  # type: ignore[attr-defined]
     assert len(contexts) > 1
     assert len({id(context.calibration) for context in contexts}) == 1
 

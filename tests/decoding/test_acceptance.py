@@ -148,9 +148,11 @@ def test_make_rule() -> None:
     assert isinstance(make_rule(SamplingParams(0.7)), Rejection)
     assert isinstance(make_rule(SamplingParams(0.7), sampled=False), Deterministic)
     assert isinstance(make_rule(SamplingParams(0.7, seed=1)), Coupled)
-    assert isinstance(make_rule(SamplingParams(0.7, seed=1), sampled=False, trees=True), Coupled)
-    assert isinstance(make_rule(SamplingParams(0.7), sampled=False, trees=True), Deterministic)
-    assert isinstance(make_rule(SamplingParams(), trees=True), Greedy)
+    assert isinstance(make_rule(SamplingParams(0.7, seed=1), sampled=False), Coupled)
+    assert isinstance(make_rule(SamplingParams(0.7)).coupled(), Coupled)
+    for params in (SamplingParams(), SamplingParams(0.7, seed=1)):
+        rule = make_rule(params)
+        assert rule.coupled() is rule
 
 
 def test_unseeded_trees_have_noise_of_their_own() -> None:
@@ -159,7 +161,7 @@ def test_unseeded_trees_have_noise_of_their_own() -> None:
     unseeded = SamplingParams(0.7)
 
     def drawn(rng: np.random.Generator | None = None) -> tuple[int, ...]:
-        rule = make_rule(unseeded, trees=True, rng=rng)
+        rule = make_rule(unseeded, rng=rng).coupled()
         assert isinstance(rule, Coupled)
         return tuple(rule.draw(rule.look(flat, position)) for position in range(8))
 

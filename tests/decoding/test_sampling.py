@@ -13,12 +13,15 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from specpilot.control.stop import StopRule
+from specpilot.control.types import BatchPlan, CycleOutcome
 from specpilot.decoding.acceptance import (
     AcceptanceRule,
     Coupled,
@@ -63,8 +66,46 @@ def deterministic(params: SamplingParams, run: int) -> AcceptanceRule:
 
 
 def unseeded(params: SamplingParams, run: int) -> AcceptanceRule:
-    """What a request without a seed gets where the policy plans trees."""
-    return make_rule(params, trees=True, rng=np.random.default_rng([37, run]))
+    """What a request without a seed gets: rejection until its first tree, then noise that is shared."""
+    return make_rule(params, rng=np.random.default_rng([37, run]))
+
+
+def gone_over(params: SamplingParams, run: int) -> AcceptanceRule:
+    return unseeded(params, run).coupled()
+
+
+class ChosenNoise(Rejection):
+    """Planted: the noise that a request goes over to was looked at before, and liked."""
+
+    def coupled(self) -> AcceptanceRule:
+        found = [Coupled(self._params, int(self._rng.integers(2**60))) for _ in range(8)]
+        flat = np.zeros(VOCAB, dtype=np.float32)
+        places = range(len(PROMPT) + 1, len(PROMPT) + LENGTH)
+        return min(found, key=lambda rule: sum(rule.draw(rule.look(flat, place)) for place in places))
+
+
+class OverAfterRejection(StaticController):
+    """Chains until a request's first rejection, trees from then on: what it was depends on what was drawn."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._rejected: set[str] = set()
+
+    def plan(self, request_ids: Sequence[str], *, now: float) -> BatchPlan:
+        batch = super().plan(request_ids, now=now)
+        cycles = (
+            plan
+            if plan.request_id in self._rejected
+            else replace(plan, tree=None, max_nodes=plan.max_draft, coupled=False)
+            for plan in batch.cycles
+        )
+        return BatchPlan(tuple(cycles), batch.stops)
+
+    def observe(self, outcomes: Sequence[CycleOutcome], *, now: float) -> None:
+        for outcome in outcomes:
+            if outcome.accepted < outcome.proposed:
+                self._rejected.add(self._cycles[outcome.cycle_id])
+        super().observe(outcomes, now=now)
 
 
 class TreeDrafter:
@@ -146,14 +187,15 @@ def p_value(
     params: SamplingParams,
     depth: int = 3,
     nodes: int | None = None,
+    controller: type[StaticController] = StaticController,
 ) -> float:
     """χ² of RUNS sampled prefixes against :func:`exact`; rare prefixes (expected < 5) in one cell."""
     # One token more than is looked at: the prefix is never cut by the end.
     requests = [DecodingRequest(f"r{run}", PROMPT, LENGTH + 1, rule=rule(params, run)) for run in range(RUNS)]
-    controller = StaticController(
+    plans = controller(
         lambda name, cycle: (depth + int(name[1:]) + cycle) % (depth + 1), confidence_stop, nodes=nodes
     )
-    decode(ModelTarget(TARGET), drafter, requests, controller, max_batch=16)
+    decode(ModelTarget(TARGET), drafter, requests, plans, max_batch=16)
     counts = Counter(tuple(request.output[:LENGTH]) for request in requests)
     observed, expected = [0.0], [0.0]
     for prefix, mass in exact(params).items():
@@ -180,7 +222,7 @@ def test_chains_are_lossless(rule: MakeRule, params: SamplingParams) -> None:
 
 
 @pytest.mark.parametrize("params", TEMPERATURES, ids=["t1.0", "t0.6"])
-@pytest.mark.parametrize("rule", [coupled, deterministic, unseeded])
+@pytest.mark.parametrize("rule", [coupled, deterministic, gone_over])
 def test_trees_are_lossless(rule: MakeRule, params: SamplingParams) -> None:
     assert p_value(rule, TreeDrafter(), params) >= FALSE_FAILURE
 
@@ -191,6 +233,21 @@ def test_grown_trees_are_lossless(rule: MakeRule, params: SamplingParams) -> Non
     """Trees as the draft model grows them, up to five nodes: the draft's own choices, with looked-up text."""
     drafter = ModelDrafter(DRAFT, lookup=LookupDrafter(VOCAB, least_match=1))
     assert p_value(rule, drafter, params, nodes=5) >= FALSE_FAILURE
+
+
+@pytest.mark.parametrize("params", TEMPERATURES, ids=["t1.0", "t0.6"])
+def test_going_over_to_shared_noise_is_lossless(params: SamplingParams) -> None:
+    """From rejection to trees in the middle of a request, when a rejection says so."""
+    drafter = ModelDrafter(DRAFT)
+    assert p_value(unseeded, drafter, params, nodes=5, controller=OverAfterRejection) >= FALSE_FAILURE
+
+
+def test_going_over_to_noise_that_was_looked_at_is_caught() -> None:
+    def planted(params: SamplingParams, run: int) -> AcceptanceRule:
+        return ChosenNoise(params, np.random.default_rng([41, run]))
+
+    p = p_value(planted, ModelDrafter(DRAFT), TEMPERATURES[0], nodes=5, controller=OverAfterRejection)
+    assert p < FOUND
 
 
 def test_a_tree_that_favours_its_children_is_caught() -> None:

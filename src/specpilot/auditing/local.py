@@ -101,10 +101,11 @@ class LocalSubject:
     ) -> Answer:
         """One completion, alone in the engine.
 
-        ``coupled``: sampled as where the policy plans trees (without a seed: by a fresh one), and drafted as
+        ``coupled``: sampled as the policy's trees are (without a seed: by a fresh one), and drafted as
         trees of ``max_draft`` levels, which must be given.
         """
         params = SamplingParams(temperature, top_k, top_p, seed)
+        rule = make_rule(params, rng=self._rng)
         tokens = self.fit(prompt, max_tokens)
         request = self._make(
             f"audit-{next(self._numbers)}",
@@ -114,7 +115,7 @@ class LocalSubject:
             eos_token_ids=self.target.eos_token_ids,
             stop=() if stop is None else (stop,),
             detokenizer=self._tokenizer,
-            rule=make_rule(params, trees=coupled, rng=self._rng),
+            rule=rule.coupled() if coupled else rule,
         )
         self._executor.add(request)
         loop = ServeLoop(self._controller(max_draft, coupled), self._executor, self._clock)

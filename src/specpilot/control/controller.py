@@ -550,6 +550,7 @@ class Controller:
             lookup,
             sharing,
             beside,
+            info.acceptance,
         )
 
     def _fixed(self, request: _Request, view: CycleView, now: float) -> Choice:
@@ -586,6 +587,7 @@ class Controller:
             choice.reason,
             choice.shadow_draft,
             tree,
+            choice.coupled,
         )
         self._cycles[cycle_id] = _Cycle(request, view, plan, self._mode is not Mode.OFF)
         request.cycle_id = cycle_id

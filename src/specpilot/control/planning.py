@@ -12,7 +12,7 @@ from typing import Protocol
 from specpilot.control.cost import PassTimes
 from specpilot.control.stop import StopRule
 from specpilot.control.tree import TreeRule
-from specpilot.control.types import Binding, CycleOutcome, Reason
+from specpilot.control.types import AcceptanceName, Binding, CycleOutcome, Reason
 
 
 @dataclass(slots=True)  # not frozen: one is made for every decision, and a frozen one takes 3 µs longer
@@ -30,7 +30,8 @@ class CycleView:
     breaker is open. ``times`` are those of a pass that drafts up to ``max_draft`` (``None`` where that is
     0). ``max_nodes`` caps a token tree (0: chains only), ``max_lookup`` the tokens of looked-up text in it.
     ``sharing`` requests are planned for the same target pass, this one included; the others bring
-    ``beside_tokens`` context tokens that are not in the target's cache yet.
+    ``beside_tokens`` context tokens that are not in the target's cache yet. ``acceptance`` is the rule that
+    the request began with.
     """
 
     request_id: str
@@ -55,6 +56,7 @@ class CycleView:
     max_lookup: int = 0
     sharing: int = 1
     beside_tokens: int = 0
+    acceptance: AcceptanceName = "greedy"
 
 
 @dataclass(slots=True)
@@ -64,7 +66,7 @@ class Choice:
     ``bid_tokens`` is the expected gain of this pass in tokens; the controller grants a pass from the
     pool only for a bid that is worth its price. ``end`` asks to end the request instead. ``shadow_draft``
     is what the policy would have drafted where a static τ is run. With ``tree`` the block may branch, up to
-    ``max_nodes`` nodes.
+    ``max_nodes`` nodes. ``coupled``: as :attr:`~specpilot.control.types.CyclePlan.coupled`.
     """
 
     max_draft: int
@@ -75,6 +77,7 @@ class Choice:
     shadow_draft: int | None = None
     tree: TreeRule | None = None
     max_nodes: int = 0
+    coupled: bool = False
 
 
 def static_choice(view: CycleView, draft: int, shadow: Choice | None) -> Choice:

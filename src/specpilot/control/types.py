@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Literal, get_args
 
 from specpilot.control.stop import StopRule
 from specpilot.control.tree import TreeRule
@@ -50,6 +51,10 @@ class Binding(StrEnum):
     MAX = "max"
 
 
+AcceptanceName = Literal["greedy", "rejection", "coupled", "deterministic"]
+"""The rules of acceptance (:mod:`specpilot.decoding.acceptance`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class RequestInfo:
     """What the policy may know of a request when it arrives.
@@ -59,10 +64,12 @@ class RequestInfo:
     ``slo_ms`` overrides the configured end-to-end SLO; ``max_draft`` caps τ for this request (0
     switches speculation off); ``prefill_passes`` is how many target passes the prompt needs before
     its last one (0 unless the engine chunks prefill). ``prefill_drafts`` says whether the prompt's last
-    pass can carry the first block; engines that draft after the target's pass cannot (vLLM).
+    pass can carry the first block; engines that draft after the target's pass cannot (vLLM). ``acceptance``
+    is the rule that the request begins with: estimates of acceptance are kept by it, and one that begins
+    with ``rejection`` may go over to ``coupled`` for token trees (:attr:`CyclePlan.coupled`).
 
     Raises:
-        ValueError: for a negative count, max_tokens < 1 or slo_ms ≤ 0.
+        ValueError: for a negative count, max_tokens < 1, slo_ms ≤ 0 or an unknown rule.
     """
 
     request_id: str
@@ -76,6 +83,7 @@ class RequestInfo:
     drafter: str = "draft_model"
     tenant: str = ""
     prefill_drafts: bool = True
+    acceptance: AcceptanceName = "greedy"
 
     def __post_init__(self) -> None:
         for name in ("prompt_tokens", "cached_tokens", "prefill_passes"):
@@ -87,6 +95,9 @@ class RequestInfo:
             raise ValueError(f"slo_ms: {self.slo_ms} is not > 0; give milliseconds")
         if self.max_draft is not None and self.max_draft < 0:
             raise ValueError(f"max_draft: {self.max_draft} is not ≥ 0; use 0 to switch speculation off")
+        if self.acceptance not in get_args(AcceptanceName):
+            known = ", ".join(get_args(AcceptanceName))
+            raise ValueError(f"acceptance: {self.acceptance!r} is no rule; use one of {known}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,8 +130,9 @@ class CyclePlan:
     """One cycle for one request: at most ``max_draft`` tokens deep and ``max_nodes`` in all.
 
     A chain has no ``tree`` and ``max_nodes == max_draft``. ``max_draft == 0`` is plain target decoding. The
-    drafter runs ``stop`` by itself; ``deadline_s`` is when the pass must have ended. In shadow mode a
-    static τ is run, ``shadow_draft`` is what the policy would have drafted at most, and ``reason`` is the
+    drafter runs ``stop`` by itself; ``deadline_s`` is when the pass must have ended. From a plan on that is
+    ``coupled`` a request's tokens are drawn under noise that draft and target share. In shadow mode a static
+    τ is run, ``shadow_draft`` is what the policy would have drafted at most, and ``reason`` is the
     policy's. Not to be changed.
     """
 
@@ -134,6 +146,7 @@ class CyclePlan:
     reason: Reason
     shadow_draft: int | None = None
     tree: TreeRule | None = None
+    coupled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,11 @@ equal to, and its children are chosen under that noise, so trees accept more wit
 rejection or with the likeliest children (Deterministic), see docs/trees.md. It also makes the text a function
 of prompt and seed, whatever was drafted.
 
+A request sampled without a seed may begin with Rejection and go over to Coupled for its trees
+(:meth:`AcceptanceRule.coupled`): noise that nothing has depended on yet draws the target's tokens whatever
+happened before. The way back is barred. Noise that has chosen a block also had a part in where the block
+ended, so that what it would have drawn next may not be drawn anew.
+
 A drafter uses a rule in two steps, with the stop rule's question between them: :meth:`look` computes the
 distribution and its confidence, and only if the position is kept does :meth:`draw` draw the token
 (invariant I4: under Rejection, whether a position is proposed must not depend on its sample; the other rules'
@@ -32,6 +37,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from specpilot.control.types import AcceptanceName
 from specpilot.decoding.distribution import DoubleArray, draw, probabilities, top_token, top_tokens
 from specpilot.decoding.types import Acceptance, Block, SamplingParams
 from specpilot.models.base import FloatArray
@@ -55,8 +61,17 @@ class AcceptanceRule(Protocol):
     """How one request's tokens are drawn and accepted."""
 
     @property
+    def name(self) -> AcceptanceName:
+        """Of :attr:`specpilot.control.types.RequestInfo.acceptance`."""
+        ...
+
+    @property
     def needs_q(self) -> bool:
         """Whether :meth:`accept` must be given the q rows that the tokens were drawn from."""
+        ...
+
+    def coupled(self) -> AcceptanceRule:
+        """The rule from now on if draft and target are to share their noise: of Rejection another one."""
         ...
 
     def look(self, logits: FloatArray, position: int) -> DraftStep:
@@ -96,7 +111,12 @@ class AcceptanceRule(Protocol):
 class Greedy:
     """The target's likeliest token, always. Confidence is the draft's raw softmax maximum."""
 
+    name: AcceptanceName = "greedy"
     needs_q = False
+
+    def coupled(self) -> AcceptanceRule:
+        """Itself."""
+        return self
 
     def look(self, logits: FloatArray, position: int) -> DraftStep:
         """Argmax and its raw softmax probability."""
@@ -135,11 +155,16 @@ class Rejection:
     is drawn from the normalised positive part of p − q.
     """
 
+    name: AcceptanceName = "rejection"
     needs_q = True
 
     def __init__(self, params: SamplingParams, rng: np.random.Generator | None = None) -> None:
         self._params = params
         self._rng = rng if rng is not None else np.random.default_rng()
+
+    def coupled(self) -> AcceptanceRule:
+        """Coupled by a fresh seed."""
+        return Coupled(self._params, int.from_bytes(self._rng.bytes(16), "little"))
 
     def look(self, logits: FloatArray, position: int) -> DraftStep:
         """The shaped distribution and its maximum."""
@@ -202,6 +227,7 @@ class Coupled:
     numpy versions, platforms and processes.
     """
 
+    name: AcceptanceName = "coupled"
     needs_q = False
 
     def __init__(self, params: SamplingParams, seed: int | None = None) -> None:
@@ -211,6 +237,10 @@ class Coupled:
         self._params = params
         self._key = np.array([chosen & _WORD, (chosen >> 64) & _WORD], dtype=np.uint64)
         self._noise: dict[int, DoubleArray] = {}
+
+    def coupled(self) -> AcceptanceRule:
+        """Itself."""
+        return self
 
     def look(self, logits: FloatArray, position: int) -> DraftStep:
         """The shaped distribution over the noise, normalised: a softmax of the noisy logits, and its maximum.
@@ -278,11 +308,16 @@ class Deterministic:
     lossless, and acceptance is p's mass on the children.
     """
 
+    name: AcceptanceName = "deterministic"
     needs_q = False
 
     def __init__(self, params: SamplingParams, rng: np.random.Generator | None = None) -> None:
         self._params = params
         self._rng = rng if rng is not None else np.random.default_rng()
+
+    def coupled(self) -> AcceptanceRule:
+        """Itself."""
+        return self
 
     def look(self, logits: FloatArray, position: int) -> DraftStep:
         """The shaped distribution and its maximum."""
@@ -315,16 +350,13 @@ def make_rule(
     params: SamplingParams,
     *,
     sampled: bool = True,
-    trees: bool = False,
     rng: np.random.Generator | None = None,
 ) -> AcceptanceRule:
-    """The rule for a request, the same for all its cycles.
+    """The rule that a request begins with.
 
     Args:
         params: temperature 0 is greedy; a seed means coupled sampling.
         sampled: whether a draft model proposes, which can draw with the rule (not prompt lookup alone).
-        trees: whether blocks may branch, or hold looked-up text beside the draft's. Without a seed sampling
-            is then coupled by a fresh one, which accepts most: see docs/trees.md.
         rng: random state for the rules that need one; default: fresh from the operating system.
     """
     if params.temperature == 0.0:
@@ -333,9 +365,6 @@ def make_rule(
         return Coupled(params)
     if not sampled:
         return Deterministic(params, rng)
-    if trees:
-        fresh = (rng if rng is not None else np.random.default_rng()).bytes(16)
-        return Coupled(params, int.from_bytes(fresh, "little"))
     return Rejection(params, rng)
 
 

@@ -159,6 +159,8 @@ class LiveExecutor:
         places: list[int] = []
         items: list[DraftItem] = []
         for place, (plan, request) in enumerate(zip(plans, requests, strict=True)):
+            if plan.coupled:
+                request.rule = request.rule.coupled()
             room = self._target.capabilities.context_limit - len(request.context)
             depth, nodes = min(plan.max_draft, room), min(plan.max_nodes, room)
             if depth >= 1 and nodes >= 1:

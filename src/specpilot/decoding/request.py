@@ -53,7 +53,7 @@ class DecodingRequest:
         stop: strings that end the output; left out of the text. Needs a ``detokenizer``.
         detokenizer: gives :attr:`text`; without one there is none.
         session_id: requests of one session share their models' KV caches.
-        rule: how drafts are accepted; default: by ``params``.
+        rule: how drafts are accepted at first; default: by ``params``.
 
     Raises:
         ValueError: for an empty prompt, max_tokens < 1, or stop strings without a detokenizer.
@@ -116,6 +116,7 @@ class DecodingRequest:
             max_tokens=self.max_tokens,
             arrival_s=arrival_s,
             slo_ms=slo_ms,
+            acceptance=self.rule.name,
         )
 
     def emit(self, tokens: Sequence[int]) -> int:

@@ -82,7 +82,18 @@ class StaticController:
             tree = None if self._nodes is None or not depth else TreeRule()
             nodes = depth if tree is None or self._nodes is None else self._nodes
             cycles.append(
-                CyclePlan(self._next, request_id, depth, nodes, stop, now + 3600.0, False, reason, tree=tree)
+                CyclePlan(
+                    self._next,
+                    request_id,
+                    depth,
+                    nodes,
+                    stop,
+                    now + 3600.0,
+                    False,
+                    reason,
+                    tree=tree,
+                    coupled=tree is not None,
+                )
             )
             self._cycles[self._next] = request_id
             account.planned = True

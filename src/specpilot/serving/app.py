@@ -95,7 +95,6 @@ class Server:
             target.eos_token_ids,
             self.stores[0].shared,
             self.metrics,
-            trees=self.controller.config.max_nodes > 0,
         )
         self.metrics.registry.register(
             EngineState(

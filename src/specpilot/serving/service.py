@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 from specpilot.control.types import Admission, StopCause
-from specpilot.decoding.acceptance import make_rule
 from specpilot.decoding.request import DecodingRequest
 from specpilot.decoding.text import Detokenizer
 from specpilot.serving.answers import Answer, Ask, account_of, answer_of, cut_again, usage_block
@@ -103,7 +102,6 @@ class CompletionService:
         eos_token_ids: what ends an output.
         shared: how many tokens of a prompt the target's session caches hold (session, prompt).
         metrics: counts what the engine does not see.
-        trees: whether the policy may plan token trees, which decides how unseeded sampling is done.
     """
 
     def __init__(
@@ -114,8 +112,6 @@ class CompletionService:
         eos_token_ids: frozenset[int],
         shared: Callable[[str, Sequence[int]], int],
         metrics: Metrics,
-        *,
-        trees: bool = False,
     ) -> None:
         self.engine = engine
         self.config = config
@@ -125,7 +121,6 @@ class CompletionService:
         self._eos = eos_token_ids
         self._shared = shared
         self._metrics = metrics
-        self._trees = trees
         self._numbers = count(1)
         self._in_flight: Counter[str] = Counter()  # by tenant
 
@@ -154,7 +149,6 @@ class CompletionService:
             stop=ask.stop,
             detokenizer=self._detokenizer,
             session_id=ask.session_key,
-            rule=make_rule(ask.params, trees=self._trees),
         )
         carried = 0
         if ask.continuation and ask.repeatable:

@@ -17,9 +17,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast, get_args
 
-from specpilot.control.types import Binding, StopCause
+from specpilot.control.types import AcceptanceName, Binding, StopCause
 from specpilot.trace import lines
 
 VERSION = 2
@@ -105,6 +105,7 @@ class AdmitRecord:
     deadline_s: float = 0.0
     reason: str = ""
     prefill_drafts: bool = True
+    acceptance: AcceptanceName = "greedy"
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> AdmitRecord:
@@ -126,7 +127,14 @@ class AdmitRecord:
             deadline_s=lines.number(record, "deadline_s"),
             reason=lines.text(record, "reason"),
             prefill_drafts="prefill_drafts" not in record or lines.flag(record, "prefill_drafts"),
+            acceptance=_acceptance(record),
         )
+
+
+def _acceptance(record: Mapping[str, Any]) -> AcceptanceName:
+    if "acceptance" not in record:
+        return "greedy"
+    return cast(AcceptanceName, lines.one_of(record, "acceptance", get_args(AcceptanceName)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,7 @@ class TraceRecorder:
                 deadline_s=deadline,
                 reason=admission.reason,
                 prefill_drafts=request.prefill_drafts,
+                acceptance=request.acceptance,
             )
         )
 

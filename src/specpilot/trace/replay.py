@@ -179,6 +179,7 @@ def _admit(controller: Controller, told: AdmitRecord, result: Replayed) -> None:
         drafter=told.drafter,
         tenant=told.tenant,
         prefill_drafts=told.prefill_drafts,
+        acceptance=told.acceptance,
     )
     admission = controller.admit(info, now=told.time_s)
     result.admissions += 1

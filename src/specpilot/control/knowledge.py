@@ -1,0 +1,255 @@
+"""What the planner has learned of drafters, and how it learns from a cycle.
+
+Estimates of acceptance are kept by *source*, which is a drafter under a rule of acceptance, and by
+prompt-length bucket: under noise that is shared the same draft model is accepted less often than by
+rejection, and its confidence says more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from math import exp, log
+from typing import Any
+
+from specpilot.control.acceptance import MAX_POSITIONS, AcceptanceModel
+from specpilot.control.calibration import Calibration
+from specpilot.control.config import ControllerConfig
+from specpilot.control.contexts import Context, bucket_of
+from specpilot.control.difficulty import Difficulty
+from specpilot.control.ending import EndHazard
+from specpilot.control.health import Fallback
+from specpilot.control.horizon import Decision
+from specpilot.control.planning import CycleView
+from specpilot.control.stop import StopRule, logit, sigmoid
+from specpilot.control.types import AcceptanceName, CycleOutcome
+
+LEARNED = ("acceptance", "difficulty", "calibrations", "ranks", "contexts", "end_hazard")
+LOOKUP = "lookup"
+"""The source under which looked-up text is calibrated."""
+
+
+@dataclass(slots=True)
+class Place:
+    """Where estimates are: those of a source in one prompt-length bucket.
+
+    ``trees``: its rule can judge them. ``coupled``: of a request that began with rejection and is to share
+    its noise.
+    """
+
+    source: str
+    bucket: int
+    context: Context
+    trees: bool
+    coupled: bool
+
+
+@dataclass(slots=True)
+class Asked:
+    """How the block of a cycle was asked for: as a probe, or open, and then with the rule that would have
+    stopped it.
+    """
+
+    probe: bool = False
+    closed_rule: StopRule | None = None
+
+
+class Knowledge:
+    """The estimates, by name those of :data:`LEARNED`, and what is known of single requests."""
+
+    def __init__(self, config: ControllerConfig) -> None:
+        self._config = config
+        self.acceptance = AcceptanceModel(
+            config.prior_acceptance, config.discount, config.shrinkage, config.open_block_every
+        )
+        self.difficulty: dict[str, Difficulty] = {}
+        self.calibrations: dict[str, Calibration] = {}
+        self.contexts: dict[tuple[str, int], Context] = {}
+        self.ranks: dict[str, Calibration] = {}
+        self.end_hazard = EndHazard()
+        self._posteriors: dict[str, list[float]] = {}
+        # Tokens matched, of requests whose looked-up text was right so far.
+        self._matches: dict[str, int] = {}
+
+    def place(
+        self, drafter: str, acceptance: AcceptanceName, prompt_tokens: int, *, coupled: bool = False
+    ) -> Place:
+        """The estimates for such a request; made where there are none."""
+        rule = "coupled" if coupled else acceptance
+        source = drafter if rule == "greedy" else f"{drafter}/{rule}"
+        bucket = bucket_of(prompt_tokens)
+        context = self.contexts.get((source, bucket))
+        if context is None:
+            calibration = self.calibrations.setdefault(source, Calibration())
+            context = Context(Fallback(self._config.probe_first, self._config.probe_max), calibration)
+            self.contexts[source, bucket] = context
+        return Place(source, bucket, context, rule != "rejection", coupled)
+
+    def hazards(self, place: Place, count: int) -> list[float]:
+        """h_1 … h_count."""
+        return self.acceptance.table(place.source, place.bucket).hazards(count)
+
+    def quarters(self, place: Place, request_id: str) -> int:
+        """How much easier this request is than others so far: quarters of a logit unit."""
+        posterior = self._posteriors.get(request_id)
+        if not posterior:
+            return 0
+        return round(self._difficulty(place.source).shift(posterior) * 4.0)
+
+    def matched(self, request_id: str) -> int:
+        """Tokens that looked-up text has matched, where it was right so far; else 0."""
+        return self._matches.get(request_id, 0)
+
+    def calibrated(self, place: Place) -> tuple[tuple[float, ...], float]:
+        """(intercepts, slope) of the context's calibration, for a drafter's rule."""
+        context = place.context
+        if not context.intercepts:
+            level = self.acceptance.table(place.source, place.bucket).level()
+            context.intercepts = context.calibration.intercepts(place.bucket, level)
+            context.slope = context.calibration.slope
+        return context.intercepts, context.slope
+
+    def ranks_of(self, source: str) -> Calibration:
+        """Whether a draft's second, third … choice is right."""
+        return self.ranks.setdefault(source, Calibration())
+
+    def lookup(self) -> Calibration:
+        """Whether looked-up text is right, by the length of the match."""
+        return self.calibrations.setdefault(LOOKUP, Calibration())
+
+    def observe(
+        self, place: Place, view: CycleView, outcome: CycleOutcome, asked: Asked, decision: Decision | None
+    ) -> None:
+        """Learn from a cycle; ``decision`` is the request's last one."""
+        bucket, context = place.bucket, place.context
+        self.end_hazard.observe(
+            outcome.emitted, outcome.ended is not None and outcome.ended.value in ("eos", "stop")
+        )
+        context.grow_older()
+        if outcome.lookup_judged is not None:
+            self.learn_lookup(view.request_id, bucket, outcome.lookup_judged)
+        drafted = outcome.drafted if outcome.drafter in (None, view.drafter) else 0
+        if asked.probe and not drafted and not outcome.draft_fault:
+            context.fallback.retry()  # the engine had no draft for it (vLLM drafts a step ahead)
+        if not drafted or outcome.draft_fault:
+            return
+        context.has_confidence = bool(outcome.confidences)
+        # A block that ended the output inside itself was verified only up to there.
+        proposed = outcome.proposed if outcome.ended is None else min(outcome.proposed, outcome.emitted)
+        accepted = min(outcome.accepted, proposed)
+        calibration = context.calibration
+        calibration.blocks += 1
+        dropped = None
+        cut_at = None
+        log_odds: list[float] = []
+        if outcome.confidences:
+            level = self.acceptance.table(place.source, bucket).level()
+            log_odds = calibration.log_odds(bucket, outcome.confidences, level)
+            if len(log_odds) > outcome.proposed and outcome.ended is None:
+                dropped = sigmoid(log_odds[-1])
+            if asked.closed_rule:
+                cut_at = _cut(asked.closed_rule, outcome.confidences)
+            for position in range(1, min(accepted + 1, proposed) + 1):
+                confidence = outcome.confidences[position - 1]
+                calibration.observe(position, bucket, confidence, position <= accepted, level)
+        if outcome.side_proposed:
+            self.learn_branches(place.source, context, outcome, failed=accepted < proposed)
+        plain = outcome.lookup_judged is None and not (asked.probe or asked.closed_rule or outcome.ended)
+        if decision and decision.forecast > 0.0 and plain:
+            context.yields.observe(
+                branching=decision.branching,
+                later=view.new_context_tokens == 1,
+                brought=outcome.emitted - 1.0,
+                forecast=decision.forecast,
+            )
+        if proposed:
+            self._learn_difficulty(place, view.request_id, log_odds, accepted, proposed)
+        if self.acceptance.observe(place.source, bucket, accepted, proposed, cut_at, dropped):
+            context.forget_decisions()
+            self._hurry_probes(place.source)
+        elif asked.probe and self.acceptance.rising(place.source, bucket):
+            context.fallback.hurry()
+
+    def learn_branches(self, source: str, context: Context, outcome: CycleOutcome, *, failed: bool) -> None:
+        """Learn from a tree's nodes beside its main chain."""
+        ranks = self.ranks_of(source)
+        for rank, share, right in outcome.side_judged:
+            ranks.observe(rank - 1, 0, share, right)
+        context.branches.observe(
+            failed=failed,
+            rescued=outcome.side_accepted > 0,
+            nodes=outcome.proposed + outcome.side_proposed,
+            levels=outcome.drafted,
+        )
+
+    def learn_lookup(self, request_id: str, bucket: int, judged: tuple[float, int, int]) -> None:
+        """Whether it was proposed or not: the verified path says what it would have been worth."""
+        confidence, right, seen = judged
+        calibration = self.lookup()
+        calibration.blocks += 1
+        for position in range(1, seen + 1):
+            calibration.observe(position, bucket, confidence, position <= right)
+        self._matches.pop(request_id, None)
+        if right == seen:
+            self._matches[request_id] = grid(round(confidence / (1.0 - confidence)) + right)
+
+    def _hurry_probes(self, source: str) -> None:
+        """What ends one context's bad times may end those of the source's others."""
+        for (name, _), context in self.contexts.items():
+            if name == source and context.fallback.active:
+                context.fallback.hurry()
+
+    def _difficulty(self, source: str) -> Difficulty:
+        found = self.difficulty.get(source)
+        if found is None:
+            found = self.difficulty[source] = Difficulty()
+        return found
+
+    def _learn_difficulty(
+        self, place: Place, request_id: str, log_odds: Sequence[float], accepted: int, proposed: int
+    ) -> None:
+        context, difficulty = place.context, self._difficulty(place.source)
+        prior = self._posteriors.get(request_id, difficulty.weights)
+        known = min(max(proposed, len(log_odds)), MAX_POSITIONS)
+        hazards = self.hazards(place, known)
+        if log_odds:
+            posterior = difficulty.posterior_by_confidence(
+                prior, hazards, log_odds, accepted, proposed, context.residuals, context.calibration.slope
+            )
+            context.residuals.observe(log_odds[0] - logit(hazards[0]))
+        else:
+            posterior = difficulty.posterior(prior, hazards, accepted, proposed)
+        self._posteriors[request_id] = posterior
+        difficulty.learn(posterior)
+
+    def finished(self, request_id: str) -> None:
+        """Forget what belongs to the request alone."""
+        self._posteriors.pop(request_id, None)
+        self._matches.pop(request_id, None)
+
+    def learned(self) -> dict[str, object]:
+        """The estimates by name, for a snapshot: what belongs to no single request."""
+        return {name: getattr(self, name) for name in LEARNED}
+
+    def restore(self, learned: Mapping[str, Any]) -> None:
+        """Take up estimates that :meth:`learned` gave in another process."""
+        for name in LEARNED:
+            setattr(self, name, learned[name])
+
+
+@lru_cache(4096)
+def grid(tokens: int) -> int:
+    """A width on a grid of a tenth, exact up to 8."""
+    return tokens if tokens <= 8 else round(exp(round(log(tokens) * 10.0) / 10.0))
+
+
+def _cut(rule: StopRule, confidences: Sequence[float]) -> int | None:
+    """The first position that ``rule`` would not have computed, had the block not been open."""
+    rule.start()
+    for position, confidence in enumerate(confidences, 1):
+        if not rule.draft_on(position, 0.0):
+            return position
+        if not rule.keep(position, confidence):
+            return position + 1
+    return None
