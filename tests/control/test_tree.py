@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from specpilot.control import Controller, ControllerConfig, CycleOutcome, CyclePlan, RequestInfo, StopCause
 from specpilot.control.branching import Branches, Yields
 from specpilot.control.cost import CostProfile
+from specpilot.control.health import Trials
 from specpilot.control.stop import StopRule, sigmoid
 from specpilot.control.tree import LookupRule, TreeRule, first_chance
+from specpilot.control.types import AcceptanceName
 
 FLAT = CostProfile(0.3, tuple(6.0 + 0.001 * n for n in range(12)))
 
@@ -57,9 +59,19 @@ def test_branches_by_hand() -> None:
     assert branches.rescue == before
 
 
-def serve(controller: Controller, cycles: int, seed: int, *, node_ms: float = 0.0) -> list[CyclePlan]:
-    """Made-up requests, one after the other without a pause; the first choice is right with 0.6, else the
-    second.
+def serve(
+    controller: Controller,
+    cycles: int,
+    seed: int,
+    *,
+    node_ms: float = 0.0,
+    acceptance: AcceptanceName = "greedy",
+    right: float = 0.6,
+    right_coupled: float = 0.6,
+    rescue: float = 1.0,
+) -> list[CyclePlan]:
+    """Made-up requests, one after the other without a pause; the first choice is right with ``right``, or
+    ``right_coupled`` once the request has gone over to shared noise, else the second with ``rescue``.
 
     A draft step takes 0.3 ms, a pass 7 ms and ``node_ms`` for each node.
     """
@@ -69,7 +81,9 @@ def serve(controller: Controller, cycles: int, seed: int, *, node_ms: float = 0.
     while len(plans) < cycles:
         number += 1
         name = f"r{number}"
-        controller.admit(RequestInfo(name, 40, 24, slo_ms=1e9), now=now)
+        info = RequestInfo(name, 40, 24, slo_ms=1e9, acceptance=acceptance)
+        controller.admit(info, now=now)
+        chance = right
         while True:
             answer = controller.plan([name], now=now)
             if answer.stops:
@@ -80,19 +94,21 @@ def serve(controller: Controller, cycles: int, seed: int, *, node_ms: float = 0.
             controller.begin([plan.cycle_id], now=now)
             proposed = min(plan.max_draft, 4 if plan.tree is None else plan.tree.model_depth)
             accepted = 0
-            while accepted < proposed and rng.random() < 0.6:
+            if plan.coupled:
+                chance = right_coupled
+            while accepted < proposed and rng.random() < chance:
                 accepted += 1
             side = 0 if plan.tree is None else max(0, plan.max_nodes - proposed)
-            rescued = int(side > 0 and accepted < proposed)
+            rescued = int(side > 0 and accepted < proposed and rng.random() < rescue)
             verify_ms = 7.0 + node_ms * (proposed + side)
             now += (0.3 * proposed + verify_ms) / 1000.0
             controller.observe(
                 [
                     CycleOutcome(
                         plan.cycle_id, proposed, proposed, accepted, accepted + rescued + 1,
-                        tuple([0.6] * proposed), 0.3 * proposed, verify_ms=verify_ms,
+                        tuple([chance] * proposed), 0.3 * proposed, verify_ms=verify_ms,
                         verified_tokens=proposed + side + 1, side_proposed=side, side_accepted=rescued,
-                        side_judged=((2, 0.7, True),) * rescued,
+                        side_judged=((2, 0.7, bool(rescued)),) * (side > 0 and accepted < proposed),
                     )
                 ],
                 now=now,
@@ -125,6 +141,50 @@ def test_ranks_are_learnt() -> None:
     last = serve(controller, 300, 1)[-1].tree
     assert last is not None
     assert last.right(2, 0.7) > 1.3 * TreeRule().right(2, 0.7)
+
+
+@pytest.mark.parametrize(
+    ("right", "right_coupled", "rescue", "least", "most"),
+    [(0.8, 0.5, 0.0, 0.0, 0.1), (0.5, 0.6, 0.6, 0.8, 1.0)],
+    ids=["rejection accepts more", "trees bring more"],
+)
+def test_an_unseeded_request_goes_over_to_shared_noise_where_it_pays(
+    right: float, right_coupled: float, rescue: float, least: float, most: float
+) -> None:
+    """And stays there: nothing leads back (the noise has been looked at)."""
+    controller = Controller(ControllerConfig(max_nodes=16), profile=FLAT)
+    plans = serve(
+        controller,
+        1200,
+        1,
+        node_ms=0.01,
+        acceptance="rejection",
+        right=right,
+        right_coupled=right_coupled,
+        rescue=rescue,
+    )
+    assert least <= sum(plan.coupled for plan in plans[600:]) / 600 <= most
+    assert any(plan.coupled for plan in plans[600:])
+    assert not all(plan.coupled for plan in plans[600:])
+    assert not any(plan.tree is not None and not plan.coupled for plan in plans)
+    over: dict[str, bool] = {}
+    for plan in plans:
+        assert plan.coupled or not over.get(plan.request_id, False)
+        over[plan.request_id] = plan.coupled
+
+
+@pytest.mark.parametrize("acceptance", ["greedy", "coupled", "deterministic"])
+def test_who_judges_trees_has_nowhere_to_go_over_to(acceptance: AcceptanceName) -> None:
+    plans = serve(Controller(ControllerConfig(max_nodes=16), profile=FLAT), 60, 1, acceptance=acceptance)
+    assert any(plan.tree is not None for plan in plans)
+    assert not any(plan.coupled for plan in plans)
+
+
+def test_trials_by_hand() -> None:
+    """Every fourth, then every eighth choice goes against what is better; a change starts it over."""
+    trials = Trials(4, 8)
+    assert [trials.due(second_better=False) for _ in range(20)] == [n in (3, 11, 19) for n in range(20)]
+    assert [trials.due(second_better=True) for _ in range(5)] == [False] * 3 + [True, False]
 
 
 def test_a_node_is_dear_where_verification_is_not_parallel() -> None:

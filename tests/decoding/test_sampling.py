@@ -78,7 +78,7 @@ class ChosenNoise(Rejection):
     """Planted: the noise that a request goes over to was looked at before, and liked."""
 
     def coupled(self) -> AcceptanceRule:
-        found = [Coupled(self._params, int(self._rng.integers(2**60))) for _ in range(8)]
+        found = [Coupled(self._params, int(self._rng.integers(2**60))) for _ in range(16)]
         flat = np.zeros(VOCAB, dtype=np.float32)
         places = range(len(PROMPT) + 1, len(PROMPT) + LENGTH)
         return min(found, key=lambda rule: sum(rule.draw(rule.look(flat, place)) for place in places))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from specpilot.control.branching import Branches, Yields
 from specpilot.control.calibration import Calibration
 from specpilot.control.difficulty import Residuals
-from specpilot.control.health import Fallback
+from specpilot.control.health import Fallback, Trials
 from specpilot.control.horizon import Decision
 from specpilot.control.tree import LookupRule
 
@@ -39,6 +39,7 @@ class Context:
 
     fallback: Fallback
     calibration: Calibration
+    trials: Trials  # of shared noise, where the context's requests may go over to it
     blocks: int = 0
     has_confidence: bool = True
     age: int = 0  # cycles observed

@@ -44,6 +44,23 @@ class Backoff:
         self._left = 1
 
 
+class Trials:
+    """When to go the worse of two ways, for nothing is learnt of one that is never gone: at doubling
+    intervals between ``first`` and ``maximum`` while it stays the worse.
+    """
+
+    def __init__(self, first: int, maximum: int) -> None:
+        self._backoff = Backoff(first, maximum)
+        self._second_better = False
+
+    def due(self, *, second_better: bool) -> bool:
+        """Count one choice; True if it is to go against what is better now."""
+        if second_better is not self._second_better:
+            self._second_better = second_better
+            self._backoff.reset()
+        return self._backoff.due()
+
+
 class Breaker:
     """Opens after ``faults`` drafter faults in a row, then lets trials through at doubling intervals."""
 

@@ -19,13 +19,15 @@ from specpilot.control.config import ControllerConfig
 from specpilot.control.contexts import Context, bucket_of
 from specpilot.control.difficulty import Difficulty
 from specpilot.control.ending import EndHazard
-from specpilot.control.health import Fallback
+from specpilot.control.health import Fallback, Trials
 from specpilot.control.horizon import Decision
 from specpilot.control.planning import CycleView
 from specpilot.control.stop import StopRule, logit, sigmoid
 from specpilot.control.types import AcceptanceName, CycleOutcome
 
 LEARNED = ("acceptance", "difficulty", "calibrations", "ranks", "contexts", "end_hazard")
+RARELY = 8
+"""Open blocks to one trial of shared noise, at the last."""
 LOOKUP = "lookup"
 """The source under which looked-up text is calibrated."""
 
@@ -82,7 +84,9 @@ class Knowledge:
         context = self.contexts.get((source, bucket))
         if context is None:
             calibration = self.calibrations.setdefault(source, Calibration())
-            context = Context(Fallback(self._config.probe_first, self._config.probe_max), calibration)
+            config, every = self._config, self._config.open_block_every
+            fallback = Fallback(config.probe_first, config.probe_max)
+            context = Context(fallback, calibration, Trials(every, every * RARELY))
             self.contexts[source, bucket] = context
         return Place(source, bucket, context, rule != "rejection", coupled)
 
@@ -127,6 +131,7 @@ class Knowledge:
             outcome.emitted, outcome.ended is not None and outcome.ended.value in ("eos", "stop")
         )
         context.grow_older()
+        counted_on = self.matched(view.request_id)
         if outcome.lookup_judged is not None:
             self.learn_lookup(view.request_id, bucket, outcome.lookup_judged)
         drafted = outcome.drafted if outcome.drafter in (None, view.drafter) else 0
@@ -155,7 +160,8 @@ class Knowledge:
                 calibration.observe(position, bucket, confidence, position <= accepted, level)
         if outcome.side_proposed:
             self.learn_branches(place.source, context, outcome, failed=accepted < proposed)
-        plain = outcome.lookup_judged is None and not (asked.probe or asked.closed_rule or outcome.ended)
+        # What looked-up text is to bring has a forecast of its own.
+        plain = not (counted_on or asked.probe or asked.closed_rule or outcome.ended)
         if decision and decision.forecast > 0.0 and plain:
             context.yields.observe(
                 branching=decision.branching,

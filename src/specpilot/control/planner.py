@@ -51,7 +51,6 @@ class OptimalPlanner:
         self._places: dict[str, Place] = {}
         self._asked: dict[str, Asked] = {}
         self._latest: dict[str, Decision] = {}
-        self._unsettled = 0  # first cycles that could have been under either rule
 
     def admitted(self, request_id: str, prompt_tokens: int, *, now: float) -> None:
         """Nothing is kept for a request before its first cycle."""
@@ -234,25 +233,25 @@ class OptimalPlanner:
 
     def _settle(self, view: CycleView, chains: Place, theta: float) -> Place:
         """Under which rule a request sampled without a seed goes on: rejection, which accepts more of a
-        chain, or noise that is shared, which can judge trees.
+        chain, or noise that is shared, which can judge trees and looked-up text.
 
-        The greater value, and now and then for a request's first cycle the other: how either is accepted is
-        seen only where it is used.
+        The greater value. How either is accepted is seen only where it is used, so a request's first cycle
+        now and then goes by the other, the more seldom the longer it is not the better one.
         """
         trees = self.knowledge.place(view.drafter, view.acceptance, view.prompt_tokens, coupled=True)
         tried = chains.context.calibration.blocks, trees.context.calibration.blocks
         if min(tried) < COLD_BLOCKS:
             better = trees if tried[1] < tried[0] else chains
         else:
-            values = []
-            for place in (chains, trees):
-                key = self._key(view, place, theta)
-                values.append(self._decision(place, key).value if key[0] else 0.0)
-            better = trees if values[1] > values[0] else chains
-            if view.emitted_tokens == 0:
-                self._unsettled += 1
-                if self._unsettled % self._config.open_block_every == 0:
-                    better = chains if better is trees else trees
+            key = self._key(view, trees, theta)
+            tree = self._decision(trees, key) if key[0] else None
+            better = chains
+            if tree is not None and (tree.branching or self.knowledge.matched(view.request_id)):
+                key = self._key(view, chains, theta)
+                if not key[0] or tree.value > self._decision(chains, key).value:
+                    better = trees
+            if view.emitted_tokens == 0 and chains.context.trials.due(second_better=better is trees):
+                better = chains if better is trees else trees
         self._places[view.request_id] = better
         return better
 

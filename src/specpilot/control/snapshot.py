@@ -22,10 +22,10 @@ from specpilot.control.contexts import Context
 from specpilot.control.cost import KNOTS, ContextSlope, CostCurve, CostModel, DraftCost, UpperQuantile
 from specpilot.control.difficulty import Difficulty, Residuals
 from specpilot.control.ending import EndHazard
-from specpilot.control.health import Backoff, Breaker, Fallback
+from specpilot.control.health import Backoff, Breaker, Fallback, Trials
 from specpilot.control.latency import DeadlineTracker, TimePrice
 
-VERSION = 5
+VERSION = 6
 
 BLANK: dict[str, Callable[[], object]] = {
     "AcceptanceModel": lambda: AcceptanceModel(0.5, 0.5, 1.0, 2),
@@ -34,7 +34,7 @@ BLANK: dict[str, Callable[[], object]] = {
     "Breaker": lambda: Breaker(1, 1, 1),
     "Calibration": Calibration,
     "Change": Change,
-    "Context": lambda: Context(Fallback(1, 1), Calibration()),
+    "Context": lambda: Context(Fallback(1, 1), Calibration(), Trials(1, 1)),
     "ContextSlope": ContextSlope,
     "CostCurve": lambda: CostCurve([1.0] * len(KNOTS)),
     "CostModel": CostModel,
@@ -48,6 +48,7 @@ BLANK: dict[str, Callable[[], object]] = {
     "PassPrice": PassPrice,
     "Residuals": Residuals,
     "TimePrice": TimePrice,
+    "Trials": lambda: Trials(1, 1),
     "UpperQuantile": UpperQuantile,
     "Yields": Yields,
 }
