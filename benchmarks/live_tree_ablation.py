@@ -1,0 +1,116 @@
+"""What each signal of trees is worth live: the bundled pair with one signal off at a time, in turn.
+
+    python benchmarks/live_tree_ablation.py --loop closed --per-class 16 --rounds 5
+
+The simulator undercharges trees (docs/trees.md), so signals that it finds to be worth nothing are judged
+here. Each policy is the same controller with trees and looked-up text but one signal (``tree_ablation.py``
+patches it away while that policy's request runs), learns from its own cycles only and serves the same
+prompts. ``nothing`` is the whole policy a second time: what chance does. Goodput is tokens per target pass
+with ``--loop open``, where nobody waits, and tokens per second with ``--loop closed``. Exit status 1 if a
+text is not the target's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks.ablation import Ablation, without
+from benchmarks.paired import Account, ratio
+from benchmarks.tree_ablation import ABLATIONS
+from benchmarks.trees import exact, saturate, take
+
+from specpilot.control import ControllerConfig
+from specpilot.control.config import TREE_LOOKUP, TREE_NODES
+from specpilot.pair import Completion, Pair, load_pair
+from specpilot.simulation.drive import PausableClock
+
+ALL = "everything"
+SIGNALS: dict[str, Ablation] = {
+    name: found
+    for name, found in ABLATIONS.items()
+    if not name.startswith(("nothing", "trees", "chains", "looked-up text", "nodes by the time"))
+} | {name: ABLATIONS[name] for name in ABLATIONS if name.startswith("looked-up text in")}
+"""Those that are judged unless ``--signal`` says which: all but the big ones."""
+
+
+def main() -> int:
+    """Run, print a table, return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--per-class", type=int, default=16, help="prompts of each class")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="times each prompt is asked, the warm-up included"
+    )
+    parser.add_argument("--loop", choices=("open", "closed"), default="closed")
+    parser.add_argument("--max-tokens", type=int, default=24)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--signal", action="append", choices=list(ABLATIONS), help="can be repeated")
+    options = parser.parse_args()
+    if min(options.per_class, options.max_tokens) < 1 or options.rounds < 2:
+        parser.error("--per-class and --max-tokens must be ≥ 1, --rounds ≥ 2 (the first is warm-up)")
+    signals = {name: ABLATIONS[name] for name in options.signal} if options.signal else SIGNALS
+    policies = {ALL: Ablation(), "nothing": Ablation()} | signals
+    loaded = load_pair()
+    whole = ControllerConfig(max_nodes=TREE_NODES, lookup_depth=TREE_LOOKUP)
+    prompts = take(options.per_class, options.seed)
+    done: dict[str, list[Completion]] = {name: [] for name in policies}
+    outputs = wrong = 0
+    for label in dict.fromkeys(prompt.label for prompt in prompts):
+        group = [prompt for prompt in prompts if prompt.label == label]
+        clocks = {name: PausableClock() for name in policies}
+        pairs = {
+            name: Pair(
+                loaded.target,
+                loaded.draft,
+                loaded.tokenizer,
+                config=replace(whole, **off.config),  # type: ignore[arg-type]
+                drafter="both",
+                clock=clocks[name],
+            )
+            for name, off in policies.items()
+        }
+        if options.loop == "closed":
+            for name, pair in pairs.items():
+                saturate(pair, clocks[name])
+        names = list(policies)
+        for turn, prompt in enumerate(group * options.rounds):
+            ids = loaded.encode(prompt.text)
+            for place in range(len(names)):
+                name = names[(turn + place) % len(names)]
+                with without(policies[name]):
+                    answer = pairs[name].complete(ids, options.max_tokens)
+                outputs += 1
+                wrong += not exact(loaded.target, ids, answer.token_ids)
+                if turn >= len(group):
+                    done[name].append(answer)
+    print(
+        f"onnx, {options.loop} loop, {len(prompts)} prompts {options.rounds - 1} times after a warm-up, "
+        f"B = {whole.pass_budget:g}, SLO {whole.slo_p95_ms:g} ms; {outputs} texts, {wrong} not the target's "
+        "own.\n"
+    )
+    print(table(done, options.loop))
+    return int(wrong > 0)
+
+
+def table(done: dict[str, list[Completion]], loop: str) -> str:
+    """Goodput without each signal ÷ that of everything, with 95 % intervals over texts."""
+    per = "t/pass" if loop == "open" else "tok/s"
+    lines = [f"| without | t/pass | {per} ÷ everything's (95 %) |", "| --- | --- | --- |"]
+
+    def account(answers: list[Completion]) -> Account:
+        spent = [a.target_passes if loop == "open" else a.e2e_ms / 1e3 for a in answers]
+        return Account([float(len(a.token_ids)) for a in answers], [float(part) for part in spent])
+
+    for name, answers in done.items():
+        passes = sum(answer.target_passes for answer in answers)
+        tokens = sum(len(answer.token_ids) for answer in answers)
+        beside = "" if name == ALL else str(ratio(account(answers), account(done[ALL])))
+        lines.append(f"| {name} | {tokens / passes:.2f} | {beside} |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
