@@ -9,11 +9,11 @@ leaves the choice of τ to a :class:`~specpilot.control.planning.Planner`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 from specpilot.control.admission import must_stop, refusal
 from specpilot.control.budget import PassLedger
-from specpilot.control.config import PROMISES, ControllerConfig, Mode
+from specpilot.control.config import ControllerConfig, Mode
 from specpilot.control.cost import CostProfile
 from specpilot.control.estimates import Estimates
 from specpilot.control.planner import OptimalPlanner
@@ -23,7 +23,6 @@ from specpilot.control.requests import Cycles, OpenCycle, OpenRequest, Requests
 from specpilot.control.sharing import Forecast, joint_draft
 from specpilot.control.snapshot import check_kinds, dump, load
 from specpilot.control.stop import StopRule
-from specpilot.control.timing import fitting_draft
 from specpilot.control.types import (
     Admission,
     BatchPlan,
@@ -36,6 +35,7 @@ from specpilot.control.types import (
     RequestSummary,
     StopCause,
 )
+from specpilot.control.views import Views
 
 
 @dataclass(slots=True)
@@ -72,7 +72,7 @@ class Controller:
         self.pass_price, self.deadlines = estimates.pass_price, estimates.deadlines
         self.planner: Planner = planner or OptimalPlanner(self.config, self.cost, self.time_price)
         self.counters = _Counters()
-        self._breakers = estimates.breakers
+        self._views = Views(self.config, self.ledger, estimates)
         self._requests = Requests()
         self._cycles = Cycles()
         self._next_cycle = 1
@@ -123,7 +123,7 @@ class Controller:
         wanting: list[tuple[OpenRequest, CycleView, Choice]] = []
         cost, known = self.cost, self._requests
         sharing = len(request_ids)
-        waiting = max(0, self._ready - sharing)
+        waiting = self._ready - sharing if self._ready > sharing else 0
         requests = [known[request_id] for request_id in request_ids]
         tokens = sum([request.uncached for request in requests]) if sharing > 1 else 0
         for request in requests:
@@ -144,13 +144,13 @@ class Controller:
                     stops.append(stop)
                     continue
             beside = tokens - request.uncached if sharing > 1 else 0
-            view = self._view(request, waiting, left_ms, plain_ms, sharing, beside)
+            view = self._views.of(request, waiting, left_ms, plain_ms, sharing, beside)
             if self._mode is Mode.ON and (request.emitted or request.info.prefill_drafts):
                 choice = self.planner.choose(view, now=now)
             else:
                 choice = self._fixed(request, view, now)
             if not choice.max_draft and view.speculation_allowed:
-                self._breakers[view.drafter].unused()
+                self._estimates.breakers[view.drafter].unused()
             if choice.end:
                 stops.append(PlannedStop(view.request_id, StopCause.POLICY, choice.reason))
             else:
@@ -158,7 +158,7 @@ class Controller:
         if sharing == 1 and wanting:
             # Most plans are for one request that has a pass of its own: no bids, no price.
             request, view, choice = wanting[0]
-            if not view.from_pool and self.ledger.reserve_own(view.request_id):
+            if self.ledger.reserve_own(view.request_id):
                 return BatchPlan((self._open_cycle(request, view, choice, False),), ())
         grants = self._grant(wanting)
         cycles = []
@@ -210,7 +210,7 @@ class Controller:
         """
         for index, outcome in enumerate(outcomes):
             cycle = self._cycles[outcome.cycle_id]
-            cycle.check(outcome, f"outcomes[{index}]")
+            cycle.check(outcome, index)
             del self._cycles[outcome.cycle_id]
             cycle.close(outcome)
             self._ready += outcome.ended is None
@@ -249,7 +249,8 @@ class Controller:
             request = self._requests[request_id]
             if request.ended is not None or not self.ledger.may_start_pass(request_id):
                 continue
-            view = self._view(request, 0, request.left_ms(now), None, sharing, sharing - 1, emitting=1)
+            left_ms = request.left_ms(now)
+            view = self._views.of(request, 0, left_ms, None, sharing, sharing - 1, emitting=1)
             forecasts.append(self._forecast(view))
         return joint_draft(self.cost, forecasts) if forecasts else 0
 
@@ -297,7 +298,7 @@ class Controller:
 
     def snapshot(self) -> bytes:
         """The learned state, for :meth:`restore` in another process; no request, clock or credit is in it."""
-        return dump(self._learned(), self._constants())
+        return dump(self._learned(), self.config.constants(self.planner.name))
 
     def restore(self, data: bytes) -> None:
         """Take up what another process has learned. The ledger starts empty: I1 holds on its own.
@@ -310,87 +311,17 @@ class Controller:
             raise ValueError(
                 f"restore: {len(self._requests)} requests are in flight; restore before the first"
             )
-        parts = load(data, self._constants())
+        parts = load(data, self.config.constants(self.planner.name))
         check_kinds(self._learned(), parts)
         self._estimates.restore(parts)
         if isinstance(self.planner, OptimalPlanner):
             self.planner.restore(parts)
 
     def _learned(self) -> dict[str, object]:
-        return self._estimates.learned() | (
-            self.planner.learned() if isinstance(self.planner, OptimalPlanner) else {}
-        )
-
-    def _constants(self) -> dict[str, object]:
-        values = {f.name: getattr(self.config, f.name) for f in fields(self.config) if f.name not in PROMISES}
-        return {"planner": self.planner.name, **values}
+        of_planner = self.planner.learned() if isinstance(self.planner, OptimalPlanner) else {}
+        return self._estimates.learned() | of_planner
 
     # --- cycles -----------------------------------------------------------------------------------
-
-    def _view(
-        self,
-        request: OpenRequest,
-        waiting: int,
-        left_ms: float,
-        plain_ms: float | None,
-        sharing: int,
-        beside: int,
-        emitting: int = 0,
-    ) -> CycleView:
-        """What the planner may look at; ``emitting`` tokens of a running pass count as emitted.
-
-        ``plain_ms`` is the pass's time with nothing drafted, where it is known; ``sharing`` requests are
-        planned for the same pass, the others with ``beside`` context tokens that are not cached.
-        """
-        info, ledger, config = request.info, self.ledger, self.config
-        request_id, drafter, own = info.request_id, info.drafter, ledger.own_passes(info.request_id)
-        emitted = request.emitted + emitting
-        remaining = info.max_tokens - emitted
-        breaker = self._breakers[drafter]
-        allowed = not breaker.open if emitting else breaker.allow()
-        cap = config.max_draft if config.max_draft < remaining else remaining - 1
-        if info.max_draft is not None:
-            cap = min(cap, info.max_draft)
-        context = info.prompt_tokens + emitted
-        if emitting:
-            uncached = behind = 1
-        else:
-            known = context or 1
-            uncached, behind = request.uncached, request.behind
-            if uncached > known or behind > known:
-                uncached, behind = min(uncached, known), min(behind, known)
-        nodes = lookup = 0
-        if config.max_nodes and cap > 0:
-            nodes = config.max_nodes
-            lookup = min(config.lookup_depth, remaining - 1)
-            if info.max_draft is not None:
-                lookup = min(lookup, info.max_draft)
-        max_draft, times = fitting_draft(self.cost, cap, uncached, behind, context, left_ms, plain_ms)
-        # By position: named arguments take three times as long, and one is made for every decision.
-        return CycleView(
-            request_id,
-            drafter,
-            info.prompt_tokens,
-            context,
-            uncached,
-            behind,
-            emitted,
-            remaining,
-            request.cycles,
-            own,
-            own == 0,  # from the pool
-            max_draft,
-            left_ms,
-            waiting,
-            self.pass_price.price(ledger.fill),
-            allowed and not request.drafter_failed,
-            int(ledger.pool),
-            times,
-            nodes,
-            lookup,
-            sharing,
-            beside,
-        )
 
     def _fixed(self, request: OpenRequest, view: CycleView, now: float) -> Choice:
         """A static τ, in shadow mode with the planner's beside it; 0 for a prompt that carries no block."""
@@ -415,7 +346,9 @@ class Controller:
     def _open_cycle(
         self, request: OpenRequest, view: CycleView, choice: Choice, from_pool: bool
     ) -> CyclePlan:
-        draft = min(choice.max_draft, max(view.max_draft, view.max_lookup))
+        draft = choice.max_draft
+        if draft > view.max_draft:
+            draft = min(draft, max(view.max_draft, view.max_lookup))
         cycle_id, tree = self._next_cycle, choice.tree
         plan = CyclePlan(
             cycle_id,

@@ -35,7 +35,8 @@ class OpenRequest:
     @property
     def cached(self) -> int:
         """Context tokens that the target has cached."""
-        return max(0, self.info.prompt_tokens + self.emitted - self.uncached)
+        cached = self.info.prompt_tokens + self.emitted - self.uncached
+        return cached if cached > 0 else 0
 
     def left_ms(self, now: float) -> float:
         """Time to the internal deadline."""
@@ -59,19 +60,23 @@ class OpenCycle:
     learns: bool
     begun: bool = False
 
-    def check(self, outcome: CycleOutcome, place: str) -> None:
-        """Whether the cycle can have ended so; ``place`` is where the caller's list has the outcome.
+    def check(self, outcome: CycleOutcome, index: int) -> None:
+        """Whether the cycle can have ended so; ``index`` is the outcome's in the caller's list.
 
         Raises:
             ValueError: if it has not begun, or for impossible counts.
         """
         if not self.begun:
-            raise ValueError(f"{place}.cycle_id: {outcome.cycle_id} has not begun; call begin first")
+            raise ValueError(
+                f"outcomes[{index}].cycle_id: {outcome.cycle_id} has not begun; call begin first"
+            )
         if not 0 <= outcome.accepted <= outcome.proposed:
-            raise ValueError(f"{place}.accepted: {outcome.accepted} exceeds proposed={outcome.proposed}")
+            raise ValueError(
+                f"outcomes[{index}].accepted: {outcome.accepted} exceeds proposed={outcome.proposed}"
+            )
         if not 0 <= outcome.side_accepted <= outcome.side_proposed:
             raise ValueError(
-                f"{place}.side_accepted: {outcome.side_accepted} exceeds "
+                f"outcomes[{index}].side_accepted: {outcome.side_accepted} exceeds "
                 f"side_proposed={outcome.side_proposed}"
             )
 
@@ -92,14 +97,14 @@ class OpenCycle:
 
 
 class Requests(dict[str, OpenRequest]):
-    """By id, in the order of their admission; an id that is not in flight is a ValueError."""
+    """The requests in flight by id, in the order of their admission; any other id is a ValueError."""
 
     def __missing__(self, request_id: str) -> NoReturn:
         raise ValueError(f"request_id: {request_id!r} is not in flight; admit it first")
 
 
 class Cycles(dict[int, OpenCycle]):
-    """By id; one that is not open is a ValueError."""
+    """The open cycles by id; any other id is a ValueError."""
 
     def __missing__(self, cycle_id: int) -> NoReturn:
         raise ValueError(f"cycle_id: {cycle_id} is not open; plan it first")
