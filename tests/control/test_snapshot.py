@@ -89,7 +89,7 @@ def test_snapshot_shares_what_was_shared() -> None:
 
 
 def test_an_open_breaker_stays_open_and_only_the_snapshots_are_kept() -> None:
-    """ "bad" has failed three times before the snapshot, "late" in the other process before it is restored."""
+    """Three faults open one: of "bad" before the snapshot, of "late" before it is restored elsewhere."""
 
     def broken(controller: Controller, drafter: str) -> Controller:
         for number in range(3):
