@@ -35,7 +35,7 @@ from specpilot.control.horizon import Decision
 from specpilot.control.knowledge import LOOKUP, Knowledge, Place
 from specpilot.control.planner import COLD_BLOCKS, OptimalPlanner
 from specpilot.control.planning import Choice, CycleView
-from specpilot.control.solving import Estimates
+from specpilot.control.solving import Inputs
 from specpilot.control.stop import StopRule
 from specpilot.control.types import CycleOutcome, Reason
 from specpilot.simulation.costs import EngineCosts, Table, read_costs
@@ -69,7 +69,7 @@ class _OneKind:
         self._solved.append(_solve(*args, **kwargs))
         return self._solved[-1]
 
-    def decide(self, known: Estimates, key: Key) -> Decision:
+    def decide(self, known: Inputs, key: Key) -> Decision:
         self._solved.clear()
         better = _decide(known, key)
         chain, tree = self._solved
@@ -130,20 +130,20 @@ def _learn_any_place(self: Yields, *, branching: bool, later: bool, brought: flo
     _observe_yield(self, branching=branching, later=False, brought=brought, forecast=forecast)
 
 
-def _free_nodes(known: Estimates, key: Key) -> Decision:
+def _free_nodes(known: Inputs, key: Key) -> Decision:
     decision = _decide(known, key)
     decision.node_price = ()
     return decision
 
 
-def _equal_depths(known: Estimates, key: Key) -> Decision:
+def _equal_depths(known: Inputs, key: Key) -> Decision:
     """A token is worth 1 wherever it is."""
     decision = _decide(known, key)
     decision.worth = ()
     return decision
 
 
-def _all_steps(known: Estimates, key: Key) -> Decision:
+def _all_steps(known: Inputs, key: Key) -> Decision:
     """A tree's steps go on to its depth while there are nodes to expand."""
     decision = _decide(known, key)
     if decision.branching:
@@ -151,7 +151,7 @@ def _all_steps(known: Estimates, key: Key) -> Decision:
     return decision
 
 
-def _always_asked(known: Estimates, key: Key) -> Decision:
+def _always_asked(known: Inputs, key: Key) -> Decision:
     """The draft model makes its first step however sure what is looked up is."""
     decision = _decide(known, key)
     decision.first_at = 0.0
@@ -207,7 +207,7 @@ def _lookup_by(kind: type[Calibration]) -> Any:
     return learn
 
 
-def _nothing_found(known: Estimates, matched: int, count: int) -> list[float]:
+def _nothing_found(known: Inputs, matched: int, count: int) -> list[float]:
     return [0.0] * (count + 1)
 
 

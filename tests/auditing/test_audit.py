@@ -173,8 +173,8 @@ def test_a_forbidden_token_fails_at_once_but_not_where_the_cut_is_near() -> None
 
 def test_more_is_drawn_only_where_the_answer_is_open() -> None:
     """A fault at a tenth of the draws: open after the first samples, then proved. The seed is fixed."""
-    open_case = audit(("rejection_on_fixed_tokens", 45, 120), 0.1)[3][-2].detail
-    healthy = audit(("healthy", 45, 120))[3][-2].detail
+    open_case = audit(("rejection_on_fixed_tokens", 47, 120), 0.1)[3][-2].detail
+    healthy = audit(("healthy", 47, 120))[3][-2].detail
     assert healthy["samples"] == 120 * 2 * 3
     assert open_case["samples"] > 120 * 2 * 3
     assert open_case["p_value"] < FALSE_ALARM

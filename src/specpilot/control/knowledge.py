@@ -1,6 +1,6 @@
 """What the planner has learned of drafters, and how it learns from a cycle.
 
-Estimates of acceptance are kept by *source*, which is a drafter under a rule of acceptance, and by
+What is learned of acceptance is kept by *source*, which is a drafter under a rule of acceptance, and by
 prompt-length bucket: under noise that is shared the same draft model is accepted less often than by
 rejection, and its confidence says more.
 """

@@ -21,7 +21,7 @@ from specpilot.control.knowledge import LOOKUP, Asked, Knowledge, Place, grid
 from specpilot.control.latency import TimePrice
 from specpilot.control.planning import Choice, CycleView
 from specpilot.control.sharing import Forecast
-from specpilot.control.solving import NO_PRICE, Estimates, decide
+from specpilot.control.solving import NO_PRICE, Inputs, decide
 from specpilot.control.stop import StopRule
 from specpilot.control.timing import ample_time, fitting_nodes, shared_draft
 from specpilot.control.tree import RANKS, LookupRule, TreeRule
@@ -298,7 +298,7 @@ class OptimalPlanner:
         hazards, lookup = known.hazards(place, key[0]), known.calibrations.get(LOOKUP)
         nodes = self._config.max_nodes if place.trees else 0
         return decide(
-            Estimates(hazards, place.context, place.bucket, known.end_hazard, self._cost, nodes, lookup), key
+            Inputs(hazards, place.context, place.bucket, known.end_hazard, self._cost, nodes, lookup), key
         )
 
     def observe(self, view: CycleView, outcome: CycleOutcome, *, now: float) -> None:

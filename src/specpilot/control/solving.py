@@ -31,7 +31,7 @@ NO_PRICE = -(10**6)
 
 
 @dataclass(slots=True)  # not frozen: as CycleView
-class Estimates:
+class Inputs:
     """What a decision rests on beside its key; not to be changed.
 
     ``hazards`` are h_1 … h_ceiling of the context, ``lookup`` the calibration of looked-up text, if any.
@@ -46,7 +46,7 @@ class Estimates:
     lookup: Calibration | None
 
 
-def decide(known: Estimates, key: Key) -> Decision:
+def decide(known: Inputs, key: Key) -> Decision:
     """The best block for what ``key`` says: of both kinds, chain and tree, where there may be trees."""
     ceiling, _, _, price, width, _, quarters, matched, beside, sharing = key
     theta = exp(price / 10.0) if price > NO_PRICE else 0.0
@@ -81,7 +81,7 @@ def decide(known: Estimates, key: Key) -> Decision:
 
 
 def _solve(
-    known: Estimates,
+    known: Inputs,
     key: Key,
     theta: float,
     hazards: Sequence[float],
@@ -151,7 +151,7 @@ def _scaled(survive: Sequence[float], share: float) -> list[float]:
 
 
 def _with_stops(
-    known: Estimates,
+    known: Inputs,
     theta: float,
     survive: Sequence[float],
     verify: Sequence[float],
@@ -172,7 +172,7 @@ def _with_stops(
     return block, (*nearest, *draft_at[near:])
 
 
-def _looked_up(known: Estimates, matched: int, count: int) -> list[float]:
+def _looked_up(known: Inputs, matched: int, count: int) -> list[float]:
     """S_0 … S_count of text that goes on a match of so many tokens."""
     if known.lookup is None:
         return [0.0] * (count + 1)
