@@ -32,7 +32,7 @@ from specpilot.control.config import TREE_LOOKUP, TREE_NODES, ControllerConfig
 from specpilot.control.contexts import Context, Key
 from specpilot.control.cost import CostModel
 from specpilot.control.horizon import Decision
-from specpilot.control.knowledge import LOOKUP, Knowledge, Place
+from specpilot.control.knowledge import LOOKUP, Knowledge
 from specpilot.control.planner import COLD_BLOCKS, OptimalPlanner
 from specpilot.control.planning import Choice, CycleView
 from specpilot.control.solving import Inputs
@@ -86,17 +86,17 @@ def _chains_only(self: OptimalPlanner, *args: Any, branching: bool, **kwargs: An
 
 
 def _cold_chains(
-    self: OptimalPlanner, view: CycleView, place: Place, *args: Any, branching: bool, **kwargs: Any
+    self: OptimalPlanner, view: CycleView, context: Context, *args: Any, branching: bool, **kwargs: Any
 ) -> Choice:
     """A drafter's first blocks are chains, as without trees."""
-    warm = place.context.calibration.blocks >= COLD_BLOCKS
-    return _branch(self, view, place, *args, branching=branching and warm, **kwargs)
+    warm = context.calibration.blocks >= COLD_BLOCKS
+    return _branch(self, view, context, *args, branching=branching and warm, **kwargs)
 
 
 def _open_trees(
     self: OptimalPlanner,
     view: CycleView,
-    place: Place,
+    context: Context,
     decision: Decision,
     *args: Any,
     branching: bool,
@@ -104,14 +104,12 @@ def _open_trees(
 ) -> Choice:
     """An open block is of the kind that the decision is for."""
     kind = decision.branching if is_open else branching
-    return _branch(self, view, place, decision, *args, branching=kind, is_open=is_open)
+    return _branch(self, view, context, decision, *args, branching=kind, is_open=is_open)
 
 
-def _ranks_believed(
-    self: Knowledge, source: str, context: Context, outcome: CycleOutcome, *, failed: bool
-) -> None:
+def _ranks_believed(self: Knowledge, context: Context, outcome: CycleOutcome, *, failed: bool) -> None:
     """The draft's share of a further choice is its chance."""
-    _learn_branches(self, source, context, replace(outcome, side_judged=()), failed=failed)
+    _learn_branches(self, context, replace(outcome, side_judged=()), failed=failed)
 
 
 def _not_widened(self: Branches, hazards: Sequence[float]) -> list[float]:

@@ -1,4 +1,4 @@
-"""A context, which is a drafter on one prompt-length bucket, and what is kept for it between cycles."""
+"""A context, which is a source of drafts on one prompt-length bucket, and what is kept for it."""
 
 from __future__ import annotations
 
@@ -35,8 +35,15 @@ def bucket_of(prompt_tokens: int) -> int:
 
 @dataclass(slots=True)
 class Context:
-    """A drafter on one prompt-length bucket: its decisions by what they depend on, kept for a few cycles."""
+    """A source of drafts on one prompt-length bucket: its decisions by what they depend on, kept for a few
+    cycles.
 
+    A *source* is a drafter under a rule of acceptance; ``trees``: the rule can judge them.
+    """
+
+    source: str
+    bucket: int
+    trees: bool
     fallback: Fallback
     calibration: Calibration
     trials: Trials  # of shared noise, where the context's requests may go over to it

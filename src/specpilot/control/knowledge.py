@@ -33,21 +33,6 @@ LOOKUP = "lookup"
 
 
 @dataclass(slots=True)
-class Place:
-    """Where estimates are: those of a source in one prompt-length bucket.
-
-    ``trees``: its rule can judge them. ``coupled``: of a request that began with rejection and is to share
-    its noise.
-    """
-
-    source: str
-    bucket: int
-    context: Context
-    trees: bool
-    coupled: bool
-
-
-@dataclass(slots=True)
 class Asked:
     """How the block of a cycle was asked for: as a probe, or open, and then with the rule that would have
     stopped it.
@@ -70,47 +55,46 @@ class Knowledge:
         self.contexts: dict[tuple[str, int], Context] = {}
         self.ranks: dict[str, Calibration] = {}
         self.end_hazard = EndHazard()
-        self._posteriors: dict[str, list[float]] = {}
-        # Tokens matched, of requests whose looked-up text was right so far.
-        self._matches: dict[str, int] = {}
+        self.posteriors: dict[str, list[float]] = {}
+        """By request that has drafted: P(easier, as usual, harder)."""
+        self.matches: dict[str, int] = {}
+        """By request whose looked-up text was right so far: tokens that it has matched."""
 
-    def place(
+    def context(
         self, drafter: str, acceptance: AcceptanceName, prompt_tokens: int, *, coupled: bool = False
-    ) -> Place:
-        """The estimates for such a request; made where there are none."""
+    ) -> Context:
+        """Where the estimates for such a request are, made where there are none; ``coupled``: for one that
+        goes over to shared noise.
+        """
         rule = "coupled" if coupled else acceptance
         source = drafter if rule == "greedy" else f"{drafter}/{rule}"
         bucket = bucket_of(prompt_tokens)
         context = self.contexts.get((source, bucket))
         if context is None:
-            calibration = self.calibrations.setdefault(source, Calibration())
             config, every = self._config, self._config.open_block_every
-            fallback = Fallback(config.probe_first, config.probe_max)
-            context = Context(fallback, calibration, Trials(every, every * RARELY))
-            self.contexts[source, bucket] = context
-        return Place(source, bucket, context, rule != "rejection", coupled)
+            context = self.contexts[source, bucket] = Context(
+                source,
+                bucket,
+                rule != "rejection",
+                Fallback(config.probe_first, config.probe_max),
+                self.calibrations.setdefault(source, Calibration()),
+                Trials(every, every * RARELY),
+            )
+        return context
 
-    def hazards(self, place: Place, count: int) -> list[float]:
+    def hazards(self, context: Context, count: int) -> list[float]:
         """h_1 … h_count."""
-        return self.acceptance.table(place.source, place.bucket).hazards(count)
+        return self.acceptance.table(context.source, context.bucket).hazards(count)
 
-    def quarters(self, place: Place, request_id: str) -> int:
-        """How much easier this request is than others so far: quarters of a logit unit."""
-        posterior = self._posteriors.get(request_id)
-        if not posterior:
-            return 0
-        return round(self._difficulty(place.source).shift(posterior) * 4.0)
+    def shift(self, context: Context, posterior: Sequence[float]) -> float:
+        """How much easier such a request is than others so far, in logit units."""
+        return self._difficulty(context.source).shift(posterior)
 
-    def matched(self, request_id: str) -> int:
-        """Tokens that looked-up text has matched, where it was right so far; else 0."""
-        return self._matches.get(request_id, 0)
-
-    def calibrated(self, place: Place) -> tuple[tuple[float, ...], float]:
+    def calibrated(self, context: Context) -> tuple[tuple[float, ...], float]:
         """(intercepts, slope) of the context's calibration, for a drafter's rule."""
-        context = place.context
         if not context.intercepts:
-            level = self.acceptance.table(place.source, place.bucket).level()
-            context.intercepts = context.calibration.intercepts(place.bucket, level)
+            level = self.acceptance.table(context.source, context.bucket).level()
+            context.intercepts = context.calibration.intercepts(context.bucket, level)
             context.slope = context.calibration.slope
         return context.intercepts, context.slope
 
@@ -123,15 +107,20 @@ class Knowledge:
         return self.calibrations.setdefault(LOOKUP, Calibration())
 
     def observe(
-        self, place: Place, view: CycleView, outcome: CycleOutcome, asked: Asked, decision: Decision | None
+        self,
+        context: Context,
+        view: CycleView,
+        outcome: CycleOutcome,
+        asked: Asked,
+        decision: Decision | None,
     ) -> None:
         """Learn from a cycle; ``decision`` is the request's last one."""
-        bucket, context = place.bucket, place.context
+        source, bucket = context.source, context.bucket
         self.end_hazard.observe(
             outcome.emitted, outcome.ended is not None and outcome.ended.value in ("eos", "stop")
         )
         context.grow_older()
-        counted_on = self.matched(view.request_id)
+        counted_on = view.request_id in self.matches
         if outcome.lookup_judged is not None:
             self.learn_lookup(view.request_id, bucket, outcome.lookup_judged)
         drafted = outcome.drafted if outcome.drafter in (None, view.drafter) else 0
@@ -149,7 +138,7 @@ class Knowledge:
         cut_at = None
         log_odds: list[float] = []
         if outcome.confidences:
-            level = self.acceptance.table(place.source, bucket).level()
+            level = self.acceptance.table(source, bucket).level()
             log_odds = calibration.log_odds(bucket, outcome.confidences, level)
             if len(log_odds) > outcome.proposed and outcome.ended is None:
                 dropped = sigmoid(log_odds[-1])
@@ -159,7 +148,7 @@ class Knowledge:
                 confidence = outcome.confidences[position - 1]
                 calibration.observe(position, bucket, confidence, position <= accepted, level)
         if outcome.side_proposed:
-            self.learn_branches(place.source, context, outcome, failed=accepted < proposed)
+            self.learn_branches(context, outcome, failed=accepted < proposed)
         # What looked-up text is to bring has a forecast of its own.
         plain = not (counted_on or asked.probe or asked.closed_rule or outcome.ended)
         if decision and decision.forecast > 0.0 and plain:
@@ -170,16 +159,16 @@ class Knowledge:
                 forecast=decision.forecast,
             )
         if proposed:
-            self._learn_difficulty(place, view.request_id, log_odds, accepted, proposed)
-        if self.acceptance.observe(place.source, bucket, accepted, proposed, cut_at, dropped):
+            self._learn_difficulty(context, view.request_id, log_odds, accepted, proposed)
+        if self.acceptance.observe(source, bucket, accepted, proposed, cut_at, dropped):
             context.forget_decisions()
-            self._hurry_probes(place.source)
-        elif asked.probe and self.acceptance.rising(place.source, bucket):
+            self._hurry_probes(source)
+        elif asked.probe and self.acceptance.rising(source, bucket):
             context.fallback.hurry()
 
-    def learn_branches(self, source: str, context: Context, outcome: CycleOutcome, *, failed: bool) -> None:
+    def learn_branches(self, context: Context, outcome: CycleOutcome, *, failed: bool) -> None:
         """Learn from a tree's nodes beside its main chain."""
-        ranks = self.ranks_of(source)
+        ranks = self.ranks_of(context.source)
         for rank, share, right in outcome.side_judged:
             ranks.observe(rank - 1, 0, share, right)
         context.branches.observe(
@@ -196,9 +185,9 @@ class Knowledge:
         calibration.blocks += 1
         for position in range(1, seen + 1):
             calibration.observe(position, bucket, confidence, position <= right)
-        self._matches.pop(request_id, None)
+        self.matches.pop(request_id, None)
         if right == seen:
-            self._matches[request_id] = grid(round(confidence / (1.0 - confidence)) + right)
+            self.matches[request_id] = grid(round(confidence / (1.0 - confidence)) + right)
 
     def _hurry_probes(self, source: str) -> None:
         """What ends one context's bad times may end those of the source's others."""
@@ -213,12 +202,12 @@ class Knowledge:
         return found
 
     def _learn_difficulty(
-        self, place: Place, request_id: str, log_odds: Sequence[float], accepted: int, proposed: int
+        self, context: Context, request_id: str, log_odds: Sequence[float], accepted: int, proposed: int
     ) -> None:
-        context, difficulty = place.context, self._difficulty(place.source)
-        prior = self._posteriors.get(request_id, difficulty.weights)
+        difficulty = self._difficulty(context.source)
+        prior = self.posteriors.get(request_id, difficulty.weights)
         known = min(max(proposed, len(log_odds)), MAX_POSITIONS)
-        hazards = self.hazards(place, known)
+        hazards = self.hazards(context, known)
         if log_odds:
             posterior = difficulty.posterior_by_confidence(
                 prior, hazards, log_odds, accepted, proposed, context.residuals, context.calibration.slope
@@ -226,13 +215,13 @@ class Knowledge:
             context.residuals.observe(log_odds[0] - logit(hazards[0]))
         else:
             posterior = difficulty.posterior(prior, hazards, accepted, proposed)
-        self._posteriors[request_id] = posterior
+        self.posteriors[request_id] = posterior
         difficulty.learn(posterior)
 
     def finished(self, request_id: str) -> None:
         """Forget what belongs to the request alone."""
-        self._posteriors.pop(request_id, None)
-        self._matches.pop(request_id, None)
+        self.posteriors.pop(request_id, None)
+        self.matches.pop(request_id, None)
 
     def learned(self) -> dict[str, object]:
         """The estimates by name, for a snapshot: what belongs to no single request."""

@@ -14,10 +14,10 @@ from typing import Any
 
 from specpilot.control.acceptance import survival
 from specpilot.control.config import ControllerConfig
-from specpilot.control.contexts import Key
+from specpilot.control.contexts import Context, Key
 from specpilot.control.cost import CostModel
 from specpilot.control.horizon import Decision
-from specpilot.control.knowledge import LOOKUP, Asked, Knowledge, Place, grid
+from specpilot.control.knowledge import LOOKUP, Asked, Knowledge, grid
 from specpilot.control.latency import TimePrice
 from specpilot.control.planning import Choice, CycleView
 from specpilot.control.sharing import Forecast
@@ -48,7 +48,7 @@ class OptimalPlanner:
         self._cost = cost
         self._time = time_price
         self.knowledge = Knowledge(config)
-        self._places: dict[str, Place] = {}
+        self._contexts: dict[str, Context] = {}
         self._asked: dict[str, Asked] = {}
         self._latest: dict[str, Decision] = {}
 
@@ -59,16 +59,17 @@ class OptimalPlanner:
         """Plan one cycle."""
         if not view.speculation_allowed or view.max_draft == 0:
             return self._plain(view)
-        place = self._places.get(view.request_id) or self._place(view)
+        context = self._contexts.get(view.request_id) or self._context(view)
         theta = self._time.price(view.waiting, view.time_left_ms)
-        if view.max_nodes and view.acceptance == "rejection" and not place.coupled:
-            place = self._settle(view, place, theta)
-        context = place.context
-        key = self._key(view, place, theta)
+        if view.max_nodes and not context.trees:
+            context = self._settle(view, context, theta)
+        key = self._key(view, context, theta)
         ceiling = key[0]
         if ceiling == 0:
             return self._plain(view)
-        decision = self._decision(place, key)
+        decision = context.decisions.get(key)
+        if decision is None or decision.until <= context.age:
+            decision = self._decide(context, key)
         self._latest[view.request_id] = decision
         tau, gain = decision.tau, decision.gain
         undone = view.remaining_tokens - (view.own_passes or 1) * decision.expected
@@ -94,32 +95,32 @@ class OptimalPlanner:
             # A request that draws its pass from the pool may not get it, and a probe would be lost with it.
             if view.from_pool or not context.fallback.probe_due():
                 return self._fall_back(
-                    view, place, decision, Reason(Binding.DRAFT_COST, numbers, "fallback"), bid
+                    view, context, decision, Reason(Binding.DRAFT_COST, numbers, "fallback"), bid
                 )
             self._asked[view.request_id] = Asked(probe=True)
-            rule = self._rule(view, place, (), ())
+            rule = self._rule(view, context, (), ())
             probe = min(ceiling, self._probe_length())
-            return Choice(probe, rule, Reason(Binding.PROBE, numbers), bid, coupled=place.coupled)
+            return Choice(probe, rule, Reason(Binding.PROBE, numbers), bid, coupled=_gone_over(view, context))
         context.blocks += 1
         if context.calibration.blocks < COLD_BLOCKS:
-            rule = self._rule(view, place, (), ())
+            rule = self._rule(view, context, (), ())
             reason = Reason(Binding.PROBE, numbers, "cold start")
             choice = Choice(min(ceiling, PROBE_DRAFT), rule, reason, bid)
             if not view.max_nodes:
                 return choice
             # Both kinds of blocks in turn: what either costs has to be known.
             branching = context.calibration.blocks % 2 == 0
-            return self._branch(view, place, decision, choice, branching=branching)
+            return self._branch(view, context, decision, choice, branching=branching)
         is_open = context.blocks % self._config.open_block_every == 0
         if is_open:
-            closed = self._rule(view, place, decision.keep_at, decision.draft_at)
+            closed = self._rule(view, context, decision.keep_at, decision.draft_at)
             self._asked[view.request_id] = Asked(closed_rule=closed)
             # Exploration is needed only upward: verification scores every shorter length too.
             depth = min(ceiling, max(tau, 1) + 1)
-            rule = self._rule(view, place, (), ())
+            rule = self._rule(view, context, (), ())
         else:
             depth = decision.depth
-            rule = self._rule(view, place, decision.keep_at, decision.draft_at)
+            rule = self._rule(view, context, decision.keep_at, decision.draft_at)
         if depth < ceiling:
             binding = Binding.CONFIDENCE if context.has_confidence else Binding.DRAFT_COST
         else:
@@ -130,12 +131,12 @@ class OptimalPlanner:
             return choice
         # Open blocks are chains: so a chain's cost stays known while trees are better.
         branching = decision.branching and not is_open
-        return self._branch(view, place, decision, choice, branching=branching, is_open=is_open)
+        return self._branch(view, context, decision, choice, branching=branching, is_open=is_open)
 
     def _branch(
         self,
         view: CycleView,
-        place: Place,
+        context: Context,
         decision: Decision,
         choice: Choice,
         *,
@@ -146,14 +147,13 @@ class OptimalPlanner:
 
         Not ``branching``, a tree holds the draft's first choices and looked-up text only.
         """
-        if place.coupled:
-            choice.coupled = True
-        if not place.trees or not (branching or view.max_lookup):
+        choice.coupled = _gone_over(view, context)
+        if not context.trees or not (branching or view.max_lookup):
             return choice
-        context, depth = place.context, choice.max_draft
+        depth = choice.max_draft
         nodes, verify_ms = fitting_nodes(self._cost, view, depth, branching=branching)
         if not context.ranks:
-            calibration = self.knowledge.ranks_of(place.source)
+            calibration = self.knowledge.ranks_of(context.source)
             slope = calibration.slope
             context.ranks = tuple([(at, slope) for at in calibration.intercepts(0)[: RANKS - 1]])
         lookup = None
@@ -161,7 +161,7 @@ class OptimalPlanner:
             lookup = context.lookup
             if lookup is None:
                 calibration = self.knowledge.lookup()
-                lookup = LookupRule(calibration.intercepts(place.bucket), calibration.slope, 0)
+                lookup = LookupRule(calibration.intercepts(context.bucket), calibration.slope, 0)
                 context.lookup = lookup
             lookup = LookupRule(lookup.intercepts, lookup.slope, min(view.max_lookup, nodes))
         tree = TreeRule(
@@ -181,13 +181,13 @@ class OptimalPlanner:
         return replace(choice, max_draft=deepest, tree=tree, max_nodes=nodes)
 
     def _fall_back(
-        self, view: CycleView, place: Place, decision: Decision, reason: Reason, bid: float
+        self, view: CycleView, context: Context, decision: Decision, reason: Reason, bid: float
     ) -> Choice:
         """The draft model is not asked; text that is looked up costs next to nothing."""
         if not view.max_lookup:
             return Choice(0, StopRule(), reason, bid)
-        rule = self._rule(view, place, (), ())
-        return self._branch(view, place, decision, Choice(0, rule, reason, bid), branching=False)
+        rule = self._rule(view, context, (), ())
+        return self._branch(view, context, decision, Choice(0, rule, reason, bid), branching=False)
 
     def forecast(self, view: CycleView) -> Forecast:
         """What :meth:`choose` is likely to ask for in this view; nothing is changed by asking.
@@ -197,15 +197,14 @@ class OptimalPlanner:
         theta = self._time.price(view.waiting, view.time_left_ms)
         if not view.speculation_allowed or view.max_draft <= 0:
             return Forecast(0, theta)
-        place = self.knowledge.place(view.drafter, view.acceptance, view.prompt_tokens)
-        context = place.context
+        context = self.knowledge.context(view.drafter, view.acceptance, view.prompt_tokens)
         if context.calibration.blocks < COLD_BLOCKS:
             probe = min(view.max_draft, PROBE_DRAFT)
             return Forecast(probe, theta, probe)
         ceiling = view.max_draft
         decision = self._latest.get(view.request_id)
         if decision is None:
-            key = self._key(view, place, theta)
+            key = self._key(view, context, theta)
             ceiling = key[0]
             if ceiling == 0:
                 return Forecast(0, theta)
@@ -213,8 +212,7 @@ class OptimalPlanner:
             if decision is None or decision.until <= context.age:
                 decision = context.forecasts.get(key)
             if decision is None or decision.until <= context.age:
-                decision = context.keep(self._decide(place, key))
-                context.forecasts[key] = decision
+                decision = self._decide(context, key, context.forecasts)
         if context.fallback.active and decision.tau == 0:
             due = not view.from_pool and context.fallback.due_within(view.sharing)
             probe = min(ceiling, self._probe_length()) if due else 0
@@ -231,40 +229,51 @@ class OptimalPlanner:
         affordable = self._cost.verify_ms(1) / max(self._cost.draft_step_ms, 1e-9)
         return int(min(float(PROBE_DRAFT), max(1.0, affordable)))
 
-    def _settle(self, view: CycleView, chains: Place, theta: float) -> Place:
+    def _settle(self, view: CycleView, chains: Context, theta: float) -> Context:
         """Under which rule a request sampled without a seed goes on: rejection, which accepts more of a
         chain, or noise that is shared, which can judge trees and looked-up text.
 
         The greater value. How either is accepted is seen only where it is used, so a request's first cycle
         now and then goes by the other, the more seldom the longer it is not the better one.
         """
-        trees = self.knowledge.place(view.drafter, view.acceptance, view.prompt_tokens, coupled=True)
-        tried = chains.context.calibration.blocks, trees.context.calibration.blocks
+        trees = self.knowledge.context(view.drafter, view.acceptance, view.prompt_tokens, coupled=True)
+        tried = chains.calibration.blocks, trees.calibration.blocks
+        better = chains
         if min(tried) < COLD_BLOCKS:
-            better = trees if tried[1] < tried[0] else chains
+            if tried[1] < tried[0]:
+                better = trees
         else:
-            key = self._key(view, trees, theta)
-            tree = self._decision(trees, key) if key[0] else None
-            better = chains
-            if tree is not None and (tree.branching or self.knowledge.matched(view.request_id)):
-                key = self._key(view, chains, theta)
-                if not key[0] or tree.value > self._decision(chains, key).value:
+            tree = self._worth(view, trees, theta)
+            if tree is not None and (tree.branching or view.request_id in self.knowledge.matches):
+                chain = self._worth(view, chains, theta)
+                if chain is None or tree.value > chain.value:
                     better = trees
-            if view.emitted_tokens == 0 and chains.context.trials.due(second_better=better is trees):
+            if view.emitted_tokens == 0 and chains.trials.due(second_better=better is trees):
                 better = chains if better is trees else trees
-        self._places[view.request_id] = better
+        self._contexts[view.request_id] = better
         return better
 
-    def _key(self, view: CycleView, place: Place, theta: float) -> Key:
+    def _worth(self, view: CycleView, context: Context, theta: float) -> Decision | None:
+        """What the request would draft in this context; None where there is no time to."""
+        key = self._key(view, context, theta)
+        if not key[0]:
+            return None
+        decision = context.decisions.get(key)
+        return self._decide(context, key) if decision is None or decision.until <= context.age else decision
+
+    def _key(self, view: CycleView, context: Context, theta: float) -> Key:
         """What a decision depends on, its ceiling on τ first, the price of time on its grid.
 
         Prices, widths and shifts are on grids of a few per cent, so that requests alike share the few
         decisions that a context has just made.
         """
-        shift = self.knowledge.quarters(place, view.request_id)
+        known = self.knowledge
+        posterior = known.posteriors.get(view.request_id)
+        # How much easier this request is than others so far: logit units, four to one.
+        shift = round(known.shift(context, posterior) * 4.0) if posterior else 0
         ceiling, own = view.max_draft, view.own_passes
         if not ample_time(self._cost, view):
-            hazards = self.knowledge.hazards(place, ceiling)
+            hazards = known.hazards(context, ceiling)
             ceiling, own = shared_draft(view, survival(hazards, shift / 4.0))
         later = own if view.from_pool else own - 1
         remaining = view.remaining_tokens
@@ -277,48 +286,40 @@ class OptimalPlanner:
                 wanted = later = min(wanted, 2 * reach + 1)
         price = round(log(theta) * 10.0) if theta > 0.0 else NO_PRICE
         width, behind = grid(view.new_context_tokens), grid(view.draft_behind_tokens)
-        matched = self.knowledge.matched(view.request_id)
+        matched = known.matches.get(view.request_id, 0)
         sharing, beside = view.sharing, view.beside_tokens
         if sharing > 1:
             sharing, beside = grid(sharing), grid(beside)
         return ceiling, wanted, later, price, width, behind, shift, matched, beside, sharing
 
-    def _decision(self, place: Place, key: Key) -> Decision:
-        """The decision for ``key``, kept or made now."""
-        context = place.context
-        decision = context.decisions.get(key)
-        if decision is None or decision.until <= context.age:
-            decision = context.keep(self._decide(place, key))
-            context.decisions[key] = decision
-        return decision
-
-    def _decide(self, place: Place, key: Key) -> Decision:
-        """Solve one decision from what is known now."""
+    def _decide(self, context: Context, key: Key, kept: dict[Key, Decision] | None = None) -> Decision:
+        """Solve one decision from what is known now, and keep it among the context's (or in ``kept``)."""
         known = self.knowledge
-        hazards, lookup = known.hazards(place, key[0]), known.calibrations.get(LOOKUP)
-        nodes = self._config.max_nodes if place.trees else 0
-        return decide(
-            Inputs(hazards, place.context, place.bucket, known.end_hazard, self._cost, nodes, lookup), key
-        )
+        hazards, lookup = known.hazards(context, key[0]), known.calibrations.get(LOOKUP)
+        nodes = self._config.max_nodes if context.trees else 0
+        inputs = Inputs(hazards, context, context.bucket, known.end_hazard, self._cost, nodes, lookup)
+        decision = context.keep(decide(inputs, key))
+        (context.decisions if kept is None else kept)[key] = decision
+        return decision
 
     def observe(self, view: CycleView, outcome: CycleOutcome, *, now: float) -> None:
         """Learn from a cycle."""
-        place = self._places.get(view.request_id) or self._place(view)
+        context = self._contexts.get(view.request_id) or self._context(view)
         asked = self._asked.pop(view.request_id, _USUAL)
-        self.knowledge.observe(place, view, outcome, asked, self._latest.get(view.request_id))
+        self.knowledge.observe(context, view, outcome, asked, self._latest.get(view.request_id))
 
     def discarded(self, request_id: str) -> None:
         """The choice just made for this request will not be run (shadow mode)."""
         self._asked.pop(request_id, None)
-        self._places.pop(request_id, None)
+        self._contexts.pop(request_id, None)
 
     def finished(self, request_id: str, *, now: float) -> None:
         """Forget what belongs to the request alone."""
-        place = self._places.pop(request_id, None)
+        context = self._contexts.pop(request_id, None)
         self._latest.pop(request_id, None)
         asked = self._asked.pop(request_id, None)
-        if place is not None and asked is not None and asked.probe:
-            place.context.fallback.retry()  # it ended before its probe: the next cycle probes instead
+        if context is not None and asked is not None and asked.probe:
+            context.fallback.retry()  # it ended before its probe: the next cycle probes instead
         self.knowledge.finished(request_id)
 
     def learned(self) -> dict[str, object]:
@@ -335,20 +336,25 @@ class OptimalPlanner:
         binding = Binding.LENGTH if view.remaining_tokens <= 1 else Binding.DEADLINE
         return Choice(0, StopRule(), Reason(binding, {"time_left_ms": view.time_left_ms}))
 
-    def _place(self, view: CycleView) -> Place:
+    def _context(self, view: CycleView) -> Context:
         """Where the request's estimates are, noted for its later cycles."""
-        place = self.knowledge.place(view.drafter, view.acceptance, view.prompt_tokens)
-        self._places[view.request_id] = place
-        return place
+        context = self.knowledge.context(view.drafter, view.acceptance, view.prompt_tokens)
+        self._contexts[view.request_id] = context
+        return context
 
     def _rule(
-        self, view: CycleView, place: Place, keep_at: tuple[float, ...], draft_at: tuple[float, ...]
+        self, view: CycleView, context: Context, keep_at: tuple[float, ...], draft_at: tuple[float, ...]
     ) -> StopRule:
         times = view.times or self._cost.pass_times(
             view.max_draft, view.new_context_tokens, view.draft_behind_tokens, view.context_tokens
         )
-        intercepts, slope = self.knowledge.calibrated(place)
+        intercepts, slope = self.knowledge.calibrated(context)
         return StopRule(intercepts, slope, keep_at, draft_at, view.time_left_ms, times[3], times[4])
+
+
+def _gone_over(view: CycleView, context: Context) -> bool:
+    """Whether a request that began with rejection goes on under shared noise."""
+    return context.trees and view.acceptance == "rejection"
 
 
 def _binding(ceiling: int, view: CycleView) -> Binding:

@@ -34,7 +34,7 @@ BLANK: dict[str, Callable[[], object]] = {
     "Breaker": lambda: Breaker(1, 1, 1),
     "Calibration": Calibration,
     "Change": Change,
-    "Context": lambda: Context(Fallback(1, 1), Calibration(), Trials(1, 1)),
+    "Context": lambda: Context("", 0, True, Fallback(1, 1), Calibration(), Trials(1, 1)),
     "ContextSlope": ContextSlope,
     "CostCurve": lambda: CostCurve([1.0] * len(KNOTS)),
     "CostModel": CostModel,
