@@ -19,6 +19,7 @@ def test_greedy_verdicts_are_the_target_s_own_choices() -> None:
         told = cycle.evidence
         assert told.temperature == 0.0
         assert told.overlaps is None
+        assert told.emitted_verdicts == (1,) * cycle.emitted
         if not cycle.proposed:
             assert told.verdicts is None
             continue
@@ -42,6 +43,7 @@ def test_overlaps_are_the_acceptance_probabilities_of_judged_tokens() -> None:
     for cycle in _cycles(0.8):
         told = cycle.evidence
         assert told.verdicts is None
+        assert told.emitted_verdicts is None
         if not cycle.proposed:
             continue
         assert told.overlaps is not None

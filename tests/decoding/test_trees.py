@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specpilot.control import Controller
+from specpilot.decoding.acceptance import AcceptanceRule, Greedy
 from specpilot.decoding.clock import VirtualClock
 from specpilot.decoding.cycle import LiveExecutor
 from specpilot.decoding.loop import ServeLoop
 from specpilot.decoding.request import DecodingRequest
-from specpilot.decoding.types import Block, Draft
-from specpilot.diagnosis.columns import read_columns
+from specpilot.decoding.types import Acceptance, Block, Draft
+from specpilot.diagnosis.columns import SKIPPED, read_columns
+from specpilot.diagnosis.findings import diagnose
 from specpilot.drafters.base import DraftItem
 from specpilot.drafters.model import ModelDrafter
 from specpilot.models.base import CausalLM, FloatArray, ForwardItem
@@ -179,17 +181,51 @@ def test_leaves_beside_the_drafts_chain(engine: str, request: pytest.FixtureRequ
     assert followed
 
 
-def test_a_traced_run_with_trees_is_a_valid_trace(tmp_path: Path) -> None:
-    """Counts by hand: of a tree the main chain is proposed and accepted, what is beside it counts apart."""
+def traced_trees(rule: AcceptanceRule) -> tuple[DecodingRequest, list[TraceRecord]]:
+    """One greedy request in trees of nine nodes, and its trace."""
     target, draft = ScriptedLM(seed=3), ScriptedLM(seed=3, noise=0.8)
     executor = LiveExecutor(ModelTarget(target), ModelDrafter(draft), keep_details=True)
     records: list[TraceRecord] = []
     controller = TracedController(StaticController(3, nodes=9), records.append)
     executor.report_evidence(controller.recorder.evidence)
-    asked = DecodingRequest("r", [1, 2], 40)
+    asked = DecodingRequest("r", [1, 2], 40, rule=rule)
     executor.add(asked)
     ServeLoop(controller, executor, VirtualClock()).run([asked.info(arrival_s=0.0)])
+    return asked, records
+
+
+class FirstChild(Greedy):
+    """Planted: what was proposed first is believed where the target chose none of the children."""
+
+    def accept(
+        self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
+    ) -> Acceptance:
+        found = super().accept(block, q, target_logits, position)
+        last = found.path[-1] if found.path else -1
+        if last not in block.parents:
+            return found
+        child = block.parents.index(last)
+        return Acceptance((*found.path, child), int(target_logits[child + 1].argmax()))
+
+
+def test_an_unverified_branch_is_proved_by_the_trace(tmp_path: Path) -> None:
+    for rule, faulty in ((Greedy(), False), (FirstChild(), True)):
+        _, records = traced_trees(rule)
+        path = tmp_path / "trace.jsonl"
+        write_trace(path, header_for(Controller(), "test"), records)
+        assert validate(path).cycles > 5
+        trace = read_columns(path)
+        assert bool((trace.odd & SKIPPED).any()) is faulty
+        found = [finding.cause for finding in diagnose(trace).findings]
+        assert ("unverified_emission" in found) is faulty
+
+
+def test_a_traced_run_with_trees_is_a_valid_trace(tmp_path: Path) -> None:
+    """Counts by hand: of a tree the main chain is proposed and accepted, what is beside it counts apart."""
+    asked, records = traced_trees(Greedy())
     cycles = [record for record in records if isinstance(record, CycleRecord)]
+    for told in cycles:
+        assert told.evidence.emitted_verdicts == (1,) * told.emitted
     beside = 0
     for told, seen in zip(cycles, asked.details, strict=True):
         chain = seen.block.token_ids[: told.proposed]

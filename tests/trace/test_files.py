@@ -36,7 +36,7 @@ def test_round_trip_is_exact(whole: Whole, tmp_path: Path, name: str) -> None:
 def test_evidence_survives(tmp_path: Path, whole: Whole) -> None:
     cycle = next(r for r in whole[1] if isinstance(r, CycleRecord) and r.proposed == 4)
     told = CycleEvidence(0.7, (1, 2), (1, 1, 0, 1), (0.5, 0.25, 0.0), (0.9, 0.5), (5, 6, 7, 8), 9, (5, 6, 9))
-    told = replace(told, sampled=(0.25, 0.75, 0.1, 0.0, 0.0, 0.0, 0.3, 1.0))
+    told = replace(told, emitted_verdicts=(1, 0, 1), sampled=(0.25, 0.75, 0.1, 0.0, 0.0, 0.0, 0.3, 1.0))
     marked = replace(cycle, evidence=told, numbers={"cap": float("inf")}, draft_fault="hung")
     path = tmp_path / "t.jsonl"
     write_trace(path, whole[0], [marked])

@@ -34,7 +34,7 @@ def cycle_evidence(
     cycle_id: int,
     ids: bool,
 ) -> CycleEvidence:
-    """A settled cycle's evidence; of a tree there are no verdicts by position.
+    """A settled cycle's evidence.
 
     Args:
         request: after its tokens were appended.
@@ -48,13 +48,25 @@ def cycle_evidence(
     block, params = draft.block, request.params
     count = len(block)
     verdicts: tuple[int, ...] | None = None
+    emitted_verdicts: tuple[int, ...] | None = None
     overlaps: tuple[float, ...] | None = None
     proposal_q: tuple[float, ...] | None = None
     sampled: tuple[float, ...] | None = None
     if params.temperature == 0.0:
-        if count and block.is_chain:
-            chosen = np.asarray(verified.logits[:count]).argmax(axis=1)
-            verdicts = tuple(int(a == b) for a, b in zip(chosen, block.token_ids, strict=True))
+        logits = np.asarray(verified.logits)
+        if block.is_chain:
+            chosen = logits.argmax(axis=1)
+            if count:
+                verdicts = tuple(int(a == b) for a, b in zip(chosen, block.token_ids, strict=False))
+        else:
+            chosen = np.zeros(len(logits), dtype=np.int64)
+            along = [node + 1 for node in (-1, *accepted.path)]
+            chosen[along] = logits[along].argmax(axis=1)
+        appended = request.context[len(request.context) - emitted :]
+        emitted_verdicts = tuple(
+            int(chosen[node + 1] == token)
+            for node, token in zip((-1, *accepted.path), appended, strict=False)
+        )
     else:
         q = draft.q if request.rule.needs_q else None
         if q is not None or _looked_at(cycle_id):
@@ -71,6 +83,7 @@ def cycle_evidence(
         temperature=params.temperature,
         accepted_at=tuple(node + 1 for node in accepted.path) if block.is_chain else None,
         verdicts=verdicts,
+        emitted_verdicts=emitted_verdicts,
         overlaps=overlaps,
         proposal_q=proposal_q,
         proposed_ids=block.token_ids if ids and block.is_chain else None,

@@ -289,12 +289,10 @@ def _odd(record: Mapping[str, Any]) -> int:
     going = record["ended"] is None
     if proposed and accepted == proposed and emitted == accepted and going:
         odd |= NO_BONUS
-    places = record.get("accepted_at")
-    if places is not None:
-        if list(places) != list(range(1, len(places) + 1)):
-            odd |= GAP
-        else:
-            verdicts = record.get("verdicts")
-            if verdicts is not None and not all(verdicts[: len(places)]):
-                odd |= SKIPPED
+    places = record.get("accepted_at") or ()
+    if list(places) != list(range(1, len(places) + 1)):
+        return odd | GAP
+    verdicts = record.get("verdicts") or ()
+    if not all(verdicts[: len(places)]) or not all(record.get("emitted_verdicts") or ()):
+        odd |= SKIPPED
     return odd

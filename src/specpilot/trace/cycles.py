@@ -66,7 +66,8 @@ class CycleEvidence:
 
     ``temperature`` is the request's. ``proposed_ids`` are the block's tokens, ``own_id`` the target's token
     after the accepted ones. ``accepted_at`` are the accepted positions, from 1. ``verdicts`` says per
-    proposed position whether the target's own choice, given the block before it, was that token.
+    proposed position of a chain whether the target's own choice, given the block before it, was that token;
+    ``emitted_verdicts`` the same per emitted token, along the accepted path of a chain or a tree.
     ``overlaps`` holds Σ min(p, q) per proposed position, both models at the request's sampling parameters,
     as far as the block was judged (up to the first rejection): the probability that it is accepted.
     ``proposal_q`` is what the draft said the probability of each proposed token was.
@@ -88,6 +89,7 @@ class CycleEvidence:
     emitted_ids: tuple[int, ...] | None = None
     prompt_ids: tuple[int, ...] | None = None
     sampled: tuple[float, ...] | None = None
+    emitted_verdicts: tuple[int, ...] | None = None
 
 
 NO_EVIDENCE = CycleEvidence()
@@ -226,6 +228,7 @@ def _evidence(record: Mapping[str, Any]) -> CycleEvidence:
         temperature=lines.optional_number(record, "temperature"),
         accepted_at=lines.whole_numbers(record, "accepted_at", low=1),
         verdicts=lines.whole_numbers(record, "verdicts", high=1),
+        emitted_verdicts=lines.whole_numbers(record, "emitted_verdicts", high=1),
         overlaps=lines.numbers(record, "overlaps", low=0.0, high=1.0),
         proposal_q=lines.numbers(record, "proposal_q", low=0.0, high=1.0),
         proposed_ids=lines.whole_numbers(record, "proposed_ids"),

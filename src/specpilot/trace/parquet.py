@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CHUNK = 20_000
 _TEXTS = ("request", "binding", "note", "ended", "draft_fault", "drafter", "status", "own")
 _LISTS = ("confidences", "overlaps", "proposal_q", "sampled")
-_WHOLE_LISTS = ("accepted_at", "verdicts", "proposed_ids", "emitted_ids", "prompt_ids")
+_WHOLE_LISTS = ("accepted_at", "verdicts", "emitted_verdicts", "proposed_ids", "emitted_ids", "prompt_ids")
 
 
 def export_parquet(path: Path, cycles_path: Path, requests_path: Path, *, partial: bool = False) -> int:
@@ -79,6 +79,7 @@ _ADMIT = (
     "cached_tokens",
     "slo_ms",
     "drafter",
+    "acceptance",
     "tenant",
     "admitted",
     "deadline_s",
@@ -130,7 +131,7 @@ def _request_schema() -> pa.Schema:
     import pyarrow as pa
 
     types: dict[str, Any] = {
-        name: pa.string() for name in ("request", "drafter", "tenant", "reason", "cause")
+        name: pa.string() for name in ("request", "drafter", "acceptance", "tenant", "reason", "cause")
     }
     types |= {name: pa.float64() for name in ("arrival_s", "slo_ms", "deadline_s", "end_s", "e2e_ms")}
     types |= {name: pa.bool_() for name in ("admitted", "met_slo")}

@@ -120,6 +120,12 @@ def _check_cycle(record: CycleRecord, life: _Life, seen: set[int]) -> None:
             raise ValueError(
                 f"{name}: {len(values)} values for proposed={record.proposed}; give one per proposed token"
             )
+    verdicts = evidence.emitted_verdicts
+    if verdicts is not None and len(verdicts) != record.emitted:
+        raise ValueError(
+            f"emitted_verdicts: {len(verdicts)} values for emitted={record.emitted}; give one per emitted "
+            "token"
+        )
     sampled = evidence.sampled or ()
     if len(sampled) > 4 * record.emitted:
         raise ValueError(
