@@ -119,6 +119,7 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
                 drafter=self._drafter,
                 tenant=overrides.tenant,
                 prefill_drafts=False,
+                acceptance="rejection" if request.sampling_params.temperature > 0.0 else "greedy",
             )
         except ValueError as error:
             return str(error)
