@@ -47,6 +47,7 @@ def main() -> int:
     parser.add_argument("--loop", choices=("open", "closed"), default="closed")
     parser.add_argument("--max-tokens", type=int, default=24)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--class", dest="labels", action="append", help="this class only; can be repeated")
     parser.add_argument("--signal", action="append", choices=list(ABLATIONS), help="can be repeated")
     options = parser.parse_args()
     if min(options.per_class, options.max_tokens) < 1 or options.rounds < 2:
@@ -56,9 +57,14 @@ def main() -> int:
     loaded = load_pair()
     whole = ControllerConfig(max_nodes=TREE_NODES, lookup_depth=TREE_LOOKUP)
     prompts = take(options.per_class, options.seed)
-    done: dict[str, list[Completion]] = {name: [] for name in policies}
+    if options.labels:
+        if unknown := set(options.labels) - {prompt.label for prompt in prompts}:
+            parser.error(f"--class: no prompts of {', '.join(sorted(unknown))}")
+        prompts = [prompt for prompt in prompts if prompt.label in options.labels]
+    labels = list(dict.fromkeys(prompt.label for prompt in prompts))
+    done: dict[tuple[str, str], list[Completion]] = {(name, one): [] for name in policies for one in labels}
     outputs = wrong = 0
-    for label in dict.fromkeys(prompt.label for prompt in prompts):
+    for label in labels:
         group = [prompt for prompt in prompts if prompt.label == label]
         clocks = {name: PausableClock() for name in policies}
         pairs = {
@@ -85,7 +91,7 @@ def main() -> int:
                 outputs += 1
                 wrong += not exact(loaded.target, ids, answer.token_ids)
                 if turn >= len(group):
-                    done[name].append(answer)
+                    done[name, label].append(answer)
     print(
         f"onnx, {options.loop} loop, {len(prompts)} prompts {options.rounds - 1} times after a warm-up, "
         f"B = {whole.pass_budget:g}, SLO {whole.slo_p95_ms:g} ms; {outputs} texts, {wrong} not the target's "
@@ -95,20 +101,28 @@ def main() -> int:
     return int(wrong > 0)
 
 
-def table(done: dict[str, list[Completion]], loop: str) -> str:
-    """Goodput without each signal ÷ that of everything, with 95 % intervals over texts."""
+def table(done: dict[tuple[str, str], list[Completion]], loop: str) -> str:
+    """Goodput without each signal ÷ that of everything: over all with 95 % intervals over texts, by class."""
     per = "t/pass" if loop == "open" else "tok/s"
-    lines = [f"| without | t/pass | {per} ÷ everything's (95 %) |", "| --- | --- | --- |"]
+    labels = list(dict.fromkeys(label for _, label in done))
+    heads = ["without", "t/pass", f"{per} ÷ everything's (95 %)", *labels]
+    lines = [f"| {' | '.join(heads)} |", "| " + " | ".join("---" for _ in heads) + " |"]
 
-    def account(answers: list[Completion]) -> Account:
+    def account(name: str, chosen: list[str]) -> Account:
+        answers = [answer for label in chosen for answer in done[name, label]]
         spent = [a.target_passes if loop == "open" else a.e2e_ms / 1e3 for a in answers]
         return Account([float(len(a.token_ids)) for a in answers], [float(part) for part in spent])
 
-    for name, answers in done.items():
+    for name in dict.fromkeys(name for name, _ in done):
+        answers = [answer for label in labels for answer in done[name, label]]
         passes = sum(answer.target_passes for answer in answers)
-        tokens = sum(len(answer.token_ids) for answer in answers)
-        beside = "" if name == ALL else str(ratio(account(answers), account(done[ALL])))
-        lines.append(f"| {name} | {tokens / passes:.2f} | {beside} |")
+        cells = [name, f"{sum(len(answer.token_ids) for answer in answers) / passes:.2f}"]
+        if name != ALL:
+            cells.append(str(ratio(account(name, labels), account(ALL, labels))))
+            cells += [f"{account(name, [one]).rate / account(ALL, [one]).rate:.3f}" for one in labels]
+        else:
+            cells += [""] * (1 + len(labels))
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
