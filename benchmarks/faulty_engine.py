@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from specpilot.control import Controller, ControllerConfig, CycleOutcome, CyclePlan, RequestInfo
+from specpilot.control import Controller, ControllerConfig, CycleOutcome, CyclePlan
 from specpilot.control.planning import Choice, CycleView, Planner
 from specpilot.control.stop import StopRule
 from specpilot.control.types import Binding, Reason
@@ -426,7 +426,7 @@ def run(setup: Setup) -> tuple[TraceHeader, list[TraceRecord]]:
         requests[request.request_id] = request
         executor.add(request)
         at += chance.expovariate(1.0) * per_request_s / setup.load
-        infos.append(RequestInfo(request.request_id, len(prompt), setup.max_tokens, at))
+        infos.append(request.info(arrival_s=at))
     loop.run(infos)
     return header_for(controller, "benchmark", engine="made-up tables"), records
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.control.driving import Engine, serve
 
 from specpilot.control import Controller, ControllerConfig, CycleOutcome, CyclePlan, RequestInfo, StopCause
-from specpilot.control.branching import Branches, Yields
+from specpilot.control.branching import Branches
 from specpilot.control.cost import CostProfile
 from specpilot.control.health import Trials
 from specpilot.control.stop import StopRule, sigmoid
@@ -50,14 +50,10 @@ def test_looked_up_text_is_believed_by_its_calibration() -> None:
 
 def test_branches_by_hand() -> None:
     branches = Branches(memory=0.5, prior=0.25, weight=4.0)
-    assert (branches.rescue, branches.breadth) == (0.25, 2.0)
-    branches.observe(failed=True, rescued=True, nodes=12, levels=3)
+    assert branches.rescue == 0.25
+    branches.observe(rescued=True)
     assert branches.rescue == pytest.approx((0.5 + 1.0) / (2.0 + 1.0))
-    assert branches.breadth == pytest.approx((4.0 + 12.0) / (2.0 + 3.0))
     assert branches.widened([0.4, 1.0]) == pytest.approx([0.4 + 0.6 * 0.5, 1.0])
-    before = branches.rescue
-    branches.observe(failed=False, rescued=True, nodes=3, levels=3)
-    assert branches.rescue == before
 
 
 def branching(
@@ -224,15 +220,3 @@ def test_learnt_branches_survive_a_snapshot() -> None:
 def test_bad_configurations(nodes: int, lookup: int) -> None:
     with pytest.raises(ValueError, match=r"max_nodes|lookup_depth"):
         ControllerConfig(max_nodes=nodes, lookup_depth=lookup)
-
-
-def test_what_blocks_bring_corrects_their_kind_and_place_only() -> None:
-    yields = Yields(memory=0.5, weight=4.0)
-    assert yields.share(branching=True, later=True) == 1.0
-    yields.observe(branching=True, later=True, brought=1.0, forecast=3.0)
-    # (4·0.5 + 1) ÷ (4·0.5 + 3)
-    assert yields.share(branching=True, later=True) == pytest.approx(0.6)
-    assert yields.share(branching=True, later=False) == yields.share(branching=False, later=True) == 1.0
-    for _ in range(20):
-        yields.observe(branching=False, later=False, brought=0.0, forecast=3.0)
-    assert yields.share(branching=False, later=False) == 0.5  # a floor: such blocks are still made at times

@@ -60,6 +60,10 @@ class Trials:
             self._backoff.reset()
         return self._backoff.due()
 
+    def reset(self) -> None:
+        """Start over at the first interval."""
+        self._backoff.reset()
+
 
 class Breaker:
     """Opens after ``faults`` drafter faults in a row, then lets trials through at doubling intervals."""

@@ -20,25 +20,25 @@ from specpilot.control.contexts import Context, bucket_of
 from specpilot.control.difficulty import Difficulty
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Fallback, Trials
-from specpilot.control.horizon import Decision
 from specpilot.control.planning import CycleView
 from specpilot.control.stop import StopRule, logit, sigmoid
 from specpilot.control.types import AcceptanceName, CycleOutcome
 
 LEARNED = ("acceptance", "difficulty", "calibrations", "ranks", "contexts", "end_hazard")
 RARELY = 8
-"""Open blocks to one trial of shared noise, at the last."""
+"""Trials of the worse rule come after as many requests as open blocks after blocks, at first, and then up
+to so many times as many."""
 LOOKUP = "lookup"
 """The source under which looked-up text is calibrated."""
 
 
 @dataclass(slots=True)
 class Asked:
-    """How the block of a cycle was asked for: as a probe, or open, and then with the rule that would have
-    stopped it.
+    """How the block of a cycle was asked for: as a probe of this fallback, or open, and then with the rule
+    that would have stopped it.
     """
 
-    probe: bool = False
+    probing: Fallback | None = None
     closed_rule: StopRule | None = None
 
 
@@ -67,8 +67,7 @@ class Knowledge:
         goes over to shared noise.
         """
         rule = "coupled" if coupled else acceptance
-        source = drafter if rule == "greedy" else f"{drafter}/{rule}"
-        bucket = bucket_of(prompt_tokens)
+        source, bucket = source_of(drafter, rule), bucket_of(prompt_tokens)
         context = self.contexts.get((source, bucket))
         if context is None:
             config, every = self._config, self._config.open_block_every
@@ -106,28 +105,20 @@ class Knowledge:
         """Whether looked-up text is right, by the length of the match."""
         return self.calibrations.setdefault(LOOKUP, Calibration())
 
-    def observe(
-        self,
-        context: Context,
-        view: CycleView,
-        outcome: CycleOutcome,
-        asked: Asked,
-        decision: Decision | None,
-    ) -> None:
-        """Learn from a cycle; ``decision`` is the request's last one."""
+    def observe(self, context: Context, view: CycleView, outcome: CycleOutcome, asked: Asked) -> bool:
+        """Learn from a cycle; whether its context has changed, so that what was learned before is void."""
         source, bucket = context.source, context.bucket
         self.end_hazard.observe(
             outcome.emitted, outcome.ended is not None and outcome.ended.value in ("eos", "stop")
         )
         context.grow_older()
-        counted_on = view.request_id in self.matches
         if outcome.lookup_judged is not None:
             self.learn_lookup(view.request_id, bucket, outcome.lookup_judged)
         drafted = outcome.drafted if outcome.drafter in (None, view.drafter) else 0
-        if asked.probe and not drafted and not outcome.draft_fault:
-            context.fallback.retry()  # the engine had no draft for it (vLLM drafts a step ahead)
+        if asked.probing and not drafted and not outcome.draft_fault:
+            asked.probing.retry()  # the engine had no draft for it (vLLM drafts a step ahead)
         if not drafted or outcome.draft_fault:
-            return
+            return False
         context.has_confidence = bool(outcome.confidences)
         # A block that ended the output inside itself was verified only up to there.
         proposed = outcome.proposed if outcome.ended is None else min(outcome.proposed, outcome.emitted)
@@ -149,34 +140,23 @@ class Knowledge:
                 calibration.observe(position, bucket, confidence, position <= accepted, level)
         if outcome.side_proposed:
             self.learn_branches(context, outcome, failed=accepted < proposed)
-        # What looked-up text is to bring has a forecast of its own.
-        plain = not (counted_on or asked.probe or asked.closed_rule or outcome.ended)
-        if decision and decision.forecast > 0.0 and plain:
-            context.yields.observe(
-                branching=decision.branching,
-                later=view.new_context_tokens == 1,
-                brought=outcome.emitted - 1.0,
-                forecast=decision.forecast,
-            )
         if proposed:
             self._learn_difficulty(context, view.request_id, log_odds, accepted, proposed)
         if self.acceptance.observe(source, bucket, accepted, proposed, cut_at, dropped):
             context.forget_decisions()
             self._hurry_probes(source)
-        elif asked.probe and self.acceptance.rising(source, bucket):
+            return True
+        if asked.probing and self.acceptance.rising(source, bucket):
             context.fallback.hurry()
+        return False
 
     def learn_branches(self, context: Context, outcome: CycleOutcome, *, failed: bool) -> None:
         """Learn from a tree's nodes beside its main chain."""
         ranks = self.ranks_of(context.source)
         for rank, share, right in outcome.side_judged:
             ranks.observe(rank - 1, 0, share, right)
-        context.branches.observe(
-            failed=failed,
-            rescued=outcome.side_accepted > 0,
-            nodes=outcome.proposed + outcome.side_proposed,
-            levels=outcome.drafted,
-        )
+        if failed:
+            context.branches.observe(rescued=outcome.side_accepted > 0)
 
     def learn_lookup(self, request_id: str, bucket: int, judged: tuple[float, int, int]) -> None:
         """Whether it was proposed or not: the verified path says what it would have been worth."""
@@ -231,6 +211,11 @@ class Knowledge:
         """Take up estimates that :meth:`learned` gave in another process."""
         for name in LEARNED:
             setattr(self, name, learned[name])
+
+
+def source_of(drafter: str, rule: AcceptanceName) -> str:
+    """The name of a drafter's drafts as a rule judges them."""
+    return drafter if rule == "greedy" else f"{drafter}/{rule}"
 
 
 @lru_cache(4096)

@@ -14,10 +14,10 @@ from typing import Any
 
 from specpilot.control.acceptance import survival
 from specpilot.control.config import ControllerConfig
-from specpilot.control.contexts import Context, Key
+from specpilot.control.contexts import Context, Key, bucket_of
 from specpilot.control.cost import CostModel
 from specpilot.control.horizon import Decision
-from specpilot.control.knowledge import LOOKUP, Asked, Knowledge, grid
+from specpilot.control.knowledge import LOOKUP, Asked, Knowledge, grid, source_of
 from specpilot.control.latency import TimePrice
 from specpilot.control.planning import Choice, CycleView
 from specpilot.control.sharing import Forecast
@@ -51,6 +51,7 @@ class OptimalPlanner:
         self._contexts: dict[str, Context] = {}
         self._asked: dict[str, Asked] = {}
         self._latest: dict[str, Decision] = {}
+        self._over: set[str] = set()  # requests that have drafted under shared noise
 
     def admitted(self, request_id: str, prompt_tokens: int, *, now: float) -> None:
         """Nothing is kept for a request before its first cycle."""
@@ -97,7 +98,7 @@ class OptimalPlanner:
                 return self._fall_back(
                     view, context, decision, Reason(Binding.DRAFT_COST, numbers, "fallback"), bid
                 )
-            self._asked[view.request_id] = Asked(probe=True)
+            self._asked[view.request_id] = Asked(probing=context.fallback)
             rule = self._rule(view, context, (), ())
             probe = min(ceiling, self._probe_length())
             return Choice(probe, rule, Reason(Binding.PROBE, numbers), bid, coupled=_gone_over(view, context))
@@ -197,8 +198,8 @@ class OptimalPlanner:
         theta = self._time.price(view.waiting, view.time_left_ms)
         if not view.speculation_allowed or view.max_draft <= 0:
             return Forecast(0, theta)
-        context = self.knowledge.context(view.drafter, view.acceptance, view.prompt_tokens)
-        if context.calibration.blocks < COLD_BLOCKS:
+        context = self._contexts.get(view.request_id) or self._known(view)
+        if context is None or context.calibration.blocks < COLD_BLOCKS:
             probe = min(view.max_draft, PROBE_DRAFT)
             return Forecast(probe, theta, probe)
         ceiling = view.max_draft
@@ -237,13 +238,13 @@ class OptimalPlanner:
         now and then goes by the other, the more seldom the longer it is not the better one.
         """
         trees = self.knowledge.context(view.drafter, view.acceptance, view.prompt_tokens, coupled=True)
-        tried = chains.calibration.blocks, trees.calibration.blocks
         better = chains
-        if min(tried) < COLD_BLOCKS:
-            if tried[1] < tried[0]:
+        if trees.blocks < COLD_BLOCKS and trees.calibration.blocks < COLD_BLOCKS:
+            if trees.blocks < chains.blocks:
                 better = trees
         else:
-            tree = self._worth(view, trees, theta)
+            # What was asked for and never seen (in shadow mode a static τ is run) is not counted on.
+            tree = self._worth(view, trees, theta) if trees.calibration.blocks >= COLD_BLOCKS else None
             if tree is not None and (tree.branching or view.request_id in self.knowledge.matches):
                 chain = self._worth(view, chains, theta)
                 if chain is None or tree.value > chain.value:
@@ -306,20 +307,34 @@ class OptimalPlanner:
         """Learn from a cycle."""
         context = self._contexts.get(view.request_id) or self._context(view)
         asked = self._asked.pop(view.request_id, _USUAL)
-        self.knowledge.observe(context, view, outcome, asked, self._latest.get(view.request_id))
+        changed = self.knowledge.observe(context, view, outcome, asked)
+        if view.max_nodes and view.acceptance == "rejection":
+            self._observe_settling(view, context, changed=changed)
+
+    def _observe_settling(self, view: CycleView, context: Context, *, changed: bool) -> None:
+        """Of two rules one is used: the other's decisions grow old too, and a change is cause to try it."""
+        over = context.trees
+        if over:
+            self._over.add(view.request_id)
+        other = self.knowledge.context(view.drafter, view.acceptance, view.prompt_tokens, coupled=not over)
+        other.grow_older()
+        if changed:
+            (other if over else context).trials.reset()
 
     def discarded(self, request_id: str) -> None:
         """The choice just made for this request will not be run (shadow mode)."""
         self._asked.pop(request_id, None)
-        self._contexts.pop(request_id, None)
+        if request_id not in self._over:
+            self._contexts.pop(request_id, None)
 
     def finished(self, request_id: str, *, now: float) -> None:
         """Forget what belongs to the request alone."""
-        context = self._contexts.pop(request_id, None)
+        self._contexts.pop(request_id, None)
         self._latest.pop(request_id, None)
+        self._over.discard(request_id)
         asked = self._asked.pop(request_id, None)
-        if context is not None and asked is not None and asked.probe:
-            context.fallback.retry()  # it ended before its probe: the next cycle probes instead
+        if asked is not None and asked.probing:
+            asked.probing.retry()  # it ended before its probe: the next cycle probes instead
         self.knowledge.finished(request_id)
 
     def learned(self) -> dict[str, object]:
@@ -341,6 +356,11 @@ class OptimalPlanner:
         context = self.knowledge.context(view.drafter, view.acceptance, view.prompt_tokens)
         self._contexts[view.request_id] = context
         return context
+
+    def _known(self, view: CycleView) -> Context | None:
+        """The same, if there are any."""
+        source = source_of(view.drafter, view.acceptance)
+        return self.knowledge.contexts.get((source, bucket_of(view.prompt_tokens)))
 
     def _rule(
         self, view: CycleView, context: Context, keep_at: tuple[float, ...], draft_at: tuple[float, ...]

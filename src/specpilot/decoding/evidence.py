@@ -55,9 +55,9 @@ def cycle_evidence(
     if params.temperature == 0.0:
         logits = np.asarray(verified.logits)
         if block.is_chain:
-            chosen = logits.argmax(axis=1)
+            chosen = logits[: count + 1].argmax(axis=1)
             if count:
-                verdicts = tuple(int(a == b) for a, b in zip(chosen, block.token_ids, strict=False))
+                verdicts = tuple(int(a == b) for a, b in zip(chosen[:count], block.token_ids, strict=True))
         else:
             chosen = np.zeros(len(logits), dtype=np.int64)
             along = [node + 1 for node in (-1, *accepted.path)]

@@ -21,6 +21,8 @@ _STEP_TOKENS = 2
 """A first pass over more than this is prefill and a step: after a full accept two tokens are fed (the
 last drafted one and the bonus token), and that still takes the time of a step."""
 LOOKUP = LookupDrafter.name
+LookedUp = tuple[tuple[int, ...], float]
+"""``looked_up``, as a :class:`Draft` has it."""
 _Times = tuple[float, float, int]
 """``draft_ms``, ``prefill_ms``, ``prefill_tokens``, as a :class:`Draft` has them."""
 
@@ -65,6 +67,7 @@ class _Chain:
     cache: KVCache
     depth: int
     eos_token_ids: frozenset[int]
+    looked_up: LookedUp | None = None
     tokens: list[int] = field(default_factory=list)
     confidences: list[float] = field(default_factory=list)
     rows: list[DoubleArray] = field(default_factory=list)
@@ -101,7 +104,7 @@ class _Chain:
 
     def draft(self, times: _Times) -> Draft:
         q = np.asarray(self.rows, dtype=np.float32) if self.rows else None
-        return Draft(Block.chain(self.tokens), tuple(self.confidences), q, *times)
+        return Draft(Block.chain(self.tokens), tuple(self.confidences), q, *times, looked_up=self.looked_up)
 
 
 @dataclass(slots=True)
@@ -112,7 +115,7 @@ class _Tree:
     place: int
     cache: KVCache
     growth: Growth
-    looked_up: tuple[tuple[int, ...], float] | None = None
+    looked_up: LookedUp | None = None
     frontier: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)  # of the rows behind the context's
     straight: bool = True  # whether those rows are a chain
@@ -273,7 +276,12 @@ class ModelDrafter:
         eos = self._model.eos_token_ids
         cache = self._caches.of(item.request_id, item.context)
         if item.tree is None or item.rule.needs_q:
-            return _Chain(item, place, cache, depth, eos)
+            # What is found is judged all the same: it says whether going over to trees is worth it.
+            known = None
+            if self._lookup is not None:
+                tokens, belief = self._lookup.find(item.request_id, item.context, depth)
+                known = (tuple(tokens), belief) if tokens else None
+            return _Chain(item, place, cache, depth, eos, known)
         found: Sequence[int] = ()
         confidence = 0.0
         if self._lookup is not None and item.tree.lookup is not None:

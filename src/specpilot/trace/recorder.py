@@ -256,6 +256,7 @@ class TraceRecorder:
                 side_accepted=done.side_accepted,
                 side_judged=tuple(float(part) for judged in done.side_judged for part in judged),
                 lookup_judged=done.lookup_judged,
+                coupled=plan.coupled,
                 evidence=cycle.evidence,
             )
         )

@@ -251,6 +251,7 @@ def _recorded(cycle: CycleRecord) -> tuple[object, ...]:
         cycle.note,
         dict(cycle.numbers),
         cycle.stop_digest,
+        cycle.coupled,
     )
 
 
@@ -267,6 +268,7 @@ def _planned(plan: CyclePlan | None) -> tuple[object, ...] | None:
         plan.reason.note,
         dict(plan.reason.numbers),
         stop_digest(plan.stop, plan.tree),
+        plan.coupled,
     )
 
 
