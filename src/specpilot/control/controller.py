@@ -507,7 +507,8 @@ class Controller:
         emitted = request.emitted + emitting
         remaining = info.max_tokens - emitted
         breaker = self._breakers.get(drafter) or self._breaker(drafter)
-        allowed = not breaker.open if emitting else breaker.allow()
+        # A trial would be lost with a pool pass that is not granted: it goes to one with a pass of its own.
+        allowed = breaker.allow() if own and not emitting else not breaker.open
         cap = config.max_draft if config.max_draft < remaining else remaining - 1
         if info.max_draft is not None:
             cap = min(cap, info.max_draft)
