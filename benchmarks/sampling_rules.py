@@ -43,7 +43,7 @@ from benchmarks.trees import along, take
 
 from specpilot.control.stop import StopRule
 from specpilot.control.tree import TreeRule
-from specpilot.decoding.acceptance import AcceptanceRule, Coupled, Deterministic
+from specpilot.decoding.acceptance import AcceptanceRule, Coupled, Deterministic, follow
 from specpilot.decoding.distribution import probabilities
 from specpilot.decoding.types import Block, SamplingParams
 from specpilot.drafters.base import DraftItem
@@ -57,6 +57,7 @@ DEEPEST = 16
 """Longest chain and deepest node; so many tokens at the end of a text that was cut off begin no block."""
 SETTINGS = ((0.6, 1.0), (0.6, 0.95), (1.0, 1.0), (1.0, 0.95))
 """Temperature and top-p."""
+NO_TOKEN = -1
 GROWN = ("deterministic, grown", "coupled, grown")
 TREES = ("deterministic", "iid", "distinct", "coupled", *GROWN)
 
@@ -149,14 +150,7 @@ def rates(text: Text, params: SamplingParams, draws: int, rng: np.random.Generat
 
 def followed(block: Block, tokens: Sequence[int]) -> int:
     """How many of ``tokens`` are a path of the block."""
-    children = {key: node for node, key in enumerate(zip(block.parents, block.token_ids, strict=True))}
-    node, length = -1, 0
-    for token in tokens:
-        child = children.get((node, token))
-        if child is None:
-            break
-        node, length = child, length + 1
-    return length
+    return len(follow(block, lambda row, depth: tokens[depth] if depth < len(tokens) else NO_TOKEN).path)
 
 
 def walk(drafter: ModelDrafter, text: Text, rule: AcceptanceRule, nodes: int) -> tuple[float, float]:

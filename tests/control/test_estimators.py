@@ -158,18 +158,17 @@ def test_what_a_context_always_shows_says_nothing_of_a_request() -> None:
 def test_calibration_starts_as_the_identity() -> None:
     calibration = Calibration()
     for confidence in (0.1, 0.5, 0.9):
-        assert calibration.acceptance(1, 0, confidence) == pytest.approx(confidence)
+        assert calibration.log_odds(0, [confidence]) == [pytest.approx(logit(confidence))]
 
 
 def test_the_level_fills_in_what_confidence_does_not_say() -> None:
     calibration = Calibration()
     calibration.slope = 0.6
-    good, bad = (logit(calibration.acceptance(1, 0, 0.7, level)) for level in (0.8, 0.3))
+    (good,), (bad,) = (calibration.log_odds(0, [0.7], level) for level in (0.8, 0.3))
     assert good - bad == pytest.approx(0.4 * (logit(0.8) - logit(0.3)))
-    assert calibration.log_odds(0, [0.7], 0.8) == [pytest.approx(good)]
     # Of a perfectly calibrated draft confidence says all.
     calibration.slope = 1.0
-    assert calibration.acceptance(1, 0, 0.7, 0.8) == pytest.approx(0.7)
+    assert calibration.log_odds(0, [0.7], 0.8) == [pytest.approx(logit(0.7))]
 
 
 def test_calibration_finds_the_true_curve() -> None:
@@ -186,7 +185,8 @@ def test_calibration_finds_the_true_curve() -> None:
             truth = sigmoid(-0.5 + 0.6 * logit(confidence))
             calibration.observe(rng.randint(1, 4), 0, confidence, rng.random() < truth)
         for confidence, found in errors.items():
-            found.append(calibration.acceptance(2, 0, confidence) - sigmoid(-0.5 + 0.6 * logit(confidence)))
+            _, second = calibration.log_odds(0, [0.5, confidence])
+            found.append(sigmoid(second) - sigmoid(-0.5 + 0.6 * logit(confidence)))
     for found in errors.values():
         assert abs(statistics.mean(found)) < 0.04
 

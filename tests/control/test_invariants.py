@@ -8,13 +8,17 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from tests.control.driving import Engine, serve
 
 from specpilot.control import Controller, ControllerConfig, CycleOutcome, CyclePlan, RequestInfo, StopCause
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class LedgerMachine(RuleBasedStateMachine):
@@ -129,48 +133,29 @@ LedgerMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=
 TestLedger = LedgerMachine.TestCase
 
 
-def drive(
-    controller: Controller, seed: int, cycles: int, acceptance: Callable[[int], float]
-) -> list[CyclePlan]:
-    """Serve made-up requests one after the other; ``acceptance(cycle)`` is the true α."""
+def stopping(seed: int, acceptance: Callable[[int], float]) -> Engine:
+    """A drafter that runs the stop rule; ``acceptance(cycle)`` is the true α. A cycle takes 20 ms."""
     rng = random.Random(seed)
-    now, served = 0.0, 0
-    plans: list[CyclePlan] = []
-    while len(plans) < cycles:
-        served += 1
-        name = f"q{served}"
-        controller.admit(RequestInfo(name, 40, 24, slo_ms=1e9), now=now)
-        while True:
-            answer = controller.plan([name], now=now)
-            if answer.stops:
-                controller.finish(name, answer.stops[0].cause, now=now)
+
+    def engine(plan: CyclePlan, cycle: int) -> tuple[CycleOutcome, float]:
+        alpha = acceptance(cycle)
+        confidences: list[float] = []
+        proposed, accepted, going = 0, 0, True
+        plan.stop.start()
+        while len(confidences) < plan.max_draft and plan.stop.draft_on(len(confidences) + 1, 0.0):
+            confidences.append(min(0.99, max(0.01, rng.gauss(alpha, 0.1))))
+            if not plan.stop.keep(len(confidences), confidences[-1]):
                 break
-            plan = answer.cycles[0]
-            controller.begin([plan.cycle_id], now=now)
-            alpha = acceptance(len(plans))
-            plans.append(plan)
-            confidences: list[float] = []
-            accepted, going = 0, True
-            plan.stop.start()
-            proposed = 0
-            while len(confidences) < plan.max_draft and plan.stop.draft_on(len(confidences) + 1, 0.0):
-                confidences.append(min(0.99, max(0.01, rng.gauss(alpha, 0.1))))
-                if not plan.stop.keep(len(confidences), confidences[-1]):
-                    break
-                proposed += 1
-                going = going and rng.random() < alpha
-                accepted += going
-            now += 0.02
-            controller.observe(
-                [
-                    CycleOutcome(
-                        plan.cycle_id, len(confidences), proposed, accepted, accepted + 1, tuple(confidences),
-                        2.0 * len(confidences), verify_ms=8.0, verified_tokens=proposed + 1,
-                    )
-                ],
-                now=now,
-            )  # fmt: skip
-    return plans
+            proposed += 1
+            going = going and rng.random() < alpha
+            accepted += going
+        outcome = CycleOutcome(
+            plan.cycle_id, len(confidences), proposed, accepted, accepted + 1, tuple(confidences),
+            2.0 * len(confidences), verify_ms=8.0, verified_tokens=proposed + 1,
+        )  # fmt: skip
+        return outcome, 20.0
+
+    return engine
 
 
 @settings(max_examples=10, deadline=None)
@@ -185,7 +170,8 @@ def test_speculation_is_back_within_the_stated_bound(seed: int, bad_cycles: int)
     config = ControllerConfig()
     controller = Controller(config)
     bound = config.probe_max + 16
-    plans = drive(controller, seed, bad_cycles + bound + 5, lambda n: 0.02 if n < bad_cycles else 0.95)
+    engine = stopping(seed, lambda n: 0.02 if n < bad_cycles else 0.95)
+    plans = serve(controller, bad_cycles + bound + 5, engine)
     drafting = [plan.max_draft > 0 for plan in plans[bad_cycles:]]
     runs = [index for index in range(len(drafting) - 4) if all(drafting[index : index + 5])]
     assert runs, f"no recovery within {bound} cycles"
@@ -194,7 +180,7 @@ def test_speculation_is_back_within_the_stated_bound(seed: int, bad_cycles: int)
 
 def _digest(seed: int) -> str:
     controller = Controller(ControllerConfig(pass_budget=2.7))
-    plans = drive(controller, seed, 400, lambda n: 0.7 if (n // 100) % 2 else 0.3)
+    plans = serve(controller, 400, stopping(seed, lambda n: 0.7 if (n // 100) % 2 else 0.3))
     text = "\n".join(f"{p.cycle_id} {p.max_draft} {p.stop} {p.reason} {p.from_pool}" for p in plans)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -204,8 +190,8 @@ def test_same_events_same_plans_across_processes_and_hash_seeds() -> None:
     here = _digest(3)
     assert here == _digest(3)
     program = (
-        f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r}); "
-        "import test_invariants as t; print(t._digest(3))"
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
+        "from tests.control import test_invariants as t; print(t._digest(3))"
     )
     for hash_seed in ("0", "77"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
@@ -242,7 +228,7 @@ def test_burst_bound(budget: float) -> None:
     config = ControllerConfig(pass_budget=budget, burst=4)
     controller = Controller(config)
     counts: dict[str, int] = {}
-    for plan in drive(controller, 1, 600, lambda n: 0.5):
+    for plan in serve(controller, 600, stopping(1, lambda n: 0.5)):
         counts[plan.request_id] = counts.get(plan.request_id, 0) + 1
     passes = list(counts.values())
     for size in (1, 5, 20, 100):

@@ -14,6 +14,7 @@ from specpilot.control import (
     CyclePlan,
     Mode,
     RequestInfo,
+    StopCause,
     StopRule,
 )
 from specpilot.control.snapshot import BLANK
@@ -85,6 +86,31 @@ def test_snapshot_shares_what_was_shared() -> None:
     contexts = list(controller.planner._contexts.values())  # type: ignore[attr-defined]
     assert len(contexts) > 1
     assert len({id(context.calibration) for context in contexts}) == 1
+
+
+def test_an_open_breaker_stays_open_and_only_the_snapshots_are_kept() -> None:
+    """Three faults open one: of "bad" before the snapshot, of "late" before it is restored elsewhere."""
+
+    def broken(controller: Controller, drafter: str) -> Controller:
+        for number in range(3):
+            name = f"{drafter}{number}"
+            controller.admit(RequestInfo(name, 40, 24, slo_ms=1e9, drafter=drafter), now=0.0)
+            (plan,) = controller.plan([name], now=0.0).cycles
+            controller.begin([plan.cycle_id], now=0.0)
+            controller.observe([CycleOutcome(plan.cycle_id, 0, 0, 0, 1, draft_fault="hang")], now=0.0)
+            controller.finish(name, StopCause.EOS, now=0.0)
+        return controller
+
+    def allowed(controller: Controller, drafter: str) -> bool:
+        controller.admit(RequestInfo(drafter, 40, 24, slo_ms=1e9, drafter=drafter), now=0.0)
+        return controller.plan([drafter], now=0.0).cycles[0].max_draft > 0
+
+    data = broken(Controller(), "bad").snapshot()
+    assert not allowed(broken(Controller(), "late"), "late")
+    second = broken(Controller(), "late")
+    second.restore(data)
+    assert not allowed(second, "bad")
+    assert allowed(second, "late")
 
 
 def test_restore_refuses_with_requests_in_flight() -> None:

@@ -9,6 +9,7 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.control.driving import Engine, serve
 
 from specpilot.control import Controller, ControllerConfig, CycleOutcome, CyclePlan, RequestInfo, StopCause
 from specpilot.control.branching import Branches, Yields
@@ -57,57 +58,40 @@ def test_branches_by_hand() -> None:
     assert branches.rescue == before
 
 
-def serve(controller: Controller, cycles: int, seed: int, *, node_ms: float = 0.0) -> list[CyclePlan]:
-    """Made-up requests, one after the other without a pause; the first choice is right with 0.6, else the
-    second.
+def branching(seed: int, *, node_ms: float = 0.0) -> Engine:
+    """The first choice is right with 0.6, else the second.
 
     A draft step takes 0.3 ms, a pass 7 ms and ``node_ms`` for each node.
     """
     rng = random.Random(seed)
-    plans: list[CyclePlan] = []
-    now, number = 0.0, 0
-    while len(plans) < cycles:
-        number += 1
-        name = f"r{number}"
-        controller.admit(RequestInfo(name, 40, 24, slo_ms=1e9), now=now)
-        while True:
-            answer = controller.plan([name], now=now)
-            if answer.stops:
-                controller.finish(name, answer.stops[0].cause, now=now)
-                break
-            plan = answer.cycles[0]
-            plans.append(plan)
-            controller.begin([plan.cycle_id], now=now)
-            proposed = min(plan.max_draft, 4 if plan.tree is None else plan.tree.model_depth)
-            accepted = 0
-            while accepted < proposed and rng.random() < 0.6:
-                accepted += 1
-            side = 0 if plan.tree is None else max(0, plan.max_nodes - proposed)
-            rescued = int(side > 0 and accepted < proposed)
-            verify_ms = 7.0 + node_ms * (proposed + side)
-            now += (0.3 * proposed + verify_ms) / 1000.0
-            controller.observe(
-                [
-                    CycleOutcome(
-                        plan.cycle_id, proposed, proposed, accepted, accepted + rescued + 1,
-                        tuple([0.6] * proposed), 0.3 * proposed, verify_ms=verify_ms,
-                        verified_tokens=proposed + side + 1, side_proposed=side, side_accepted=rescued,
-                        side_judged=((2, 0.7, True),) * rescued,
-                    )
-                ],
-                now=now,
-            )  # fmt: skip
-    return plans
+
+    def engine(plan: CyclePlan, cycle: int) -> tuple[CycleOutcome, float]:
+        proposed = min(plan.max_draft, 4 if plan.tree is None else plan.tree.model_depth)
+        accepted = 0
+        while accepted < proposed and rng.random() < 0.6:
+            accepted += 1
+        side = 0 if plan.tree is None else max(0, plan.max_nodes - proposed)
+        rescued = int(side > 0 and accepted < proposed)
+        verify_ms = 7.0 + node_ms * (proposed + side)
+        outcome = CycleOutcome(
+            plan.cycle_id, proposed, proposed, accepted, accepted + rescued + 1,
+            tuple([0.6] * proposed), 0.3 * proposed, verify_ms=verify_ms,
+            verified_tokens=proposed + side + 1, side_proposed=side, side_accepted=rescued,
+            side_judged=((2, 0.7, True),) * rescued,
+        )  # fmt: skip
+        return outcome, 0.3 * proposed + verify_ms
+
+    return engine
 
 
 def test_without_nodes_blocks_are_chains() -> None:
-    plans = serve(Controller(), 60, 1)
+    plans = serve(Controller(), 60, branching(1))
     assert all(plan.tree is None and plan.max_nodes == plan.max_draft for plan in plans)
 
 
 def test_plans_carry_a_tree_that_pickles() -> None:
     config = ControllerConfig(max_nodes=24, lookup_depth=20)
-    plans = serve(Controller(config, profile=FLAT), 60, 1)
+    plans = serve(Controller(config, profile=FLAT), 60, branching(1))
     trees = [plan for plan in plans if plan.tree is not None]
     assert len(trees) > 40
     for plan in trees:
@@ -122,7 +106,7 @@ def test_plans_carry_a_tree_that_pickles() -> None:
 def test_ranks_are_learnt() -> None:
     """Where the second choice is always the right one, it becomes nearly sure."""
     controller = Controller(ControllerConfig(max_nodes=24), profile=FLAT)
-    last = serve(controller, 300, 1)[-1].tree
+    last = serve(controller, 300, branching(1))[-1].tree
     assert last is not None
     assert last.right(2, 0.7) > 1.3 * TreeRule().right(2, 0.7)
 
@@ -131,7 +115,7 @@ def test_a_node_is_dear_where_verification_is_not_parallel() -> None:
     """On a busy engine 16 nodes cost θ times what they make the pass longer: 16 ms or 0.16 ms."""
     longer_ms = {}
     for node_ms in (0.01, 1.0):
-        plans = serve(Controller(ControllerConfig(max_nodes=16)), 300, 1, node_ms=node_ms)
+        plans = serve(Controller(ControllerConfig(max_nodes=16)), 300, branching(1, node_ms=node_ms))
         # The last tree: where nodes are dear, chains are planned beside it.
         plan = [plan for plan in plans if plan.tree is not None][-1]
         assert plan.tree is not None
@@ -142,7 +126,7 @@ def test_a_node_is_dear_where_verification_is_not_parallel() -> None:
 
 def test_the_choice_caps_a_requests_own_draft_length() -> None:
     controller = Controller(ControllerConfig(max_nodes=24, lookup_depth=20), profile=FLAT)
-    serve(controller, 40, 1)
+    serve(controller, 40, branching(1))
     controller.admit(RequestInfo("capped", 40, 24, slo_ms=1e9, max_draft=3), now=1e3)
     plan = controller.plan(["capped"], now=1e3).cycles[0]
     assert plan.max_draft <= 3
@@ -162,15 +146,15 @@ def test_the_budget_holds_with_trees(seed: int, budget: float, nodes: int, looku
     """I1: a tree is one pass, however many nodes it has. I7: the same events give the same plans."""
     config = ControllerConfig(pass_budget=budget, max_nodes=nodes, lookup_depth=nodes if lookup else 0)
     controller, again = Controller(config), Controller(config)
-    plans = serve(controller, 80, seed)
+    plans = serve(controller, 80, branching(seed))
     assert controller.ledger.passes_started <= budget * controller.counters.arrivals + 1e-9
-    assert plans == serve(again, 80, seed)
+    assert plans == serve(again, 80, branching(seed))
 
 
 def test_learnt_branches_survive_a_snapshot() -> None:
     config = ControllerConfig(max_nodes=24, lookup_depth=20)
     one, two = Controller(config, profile=FLAT), Controller(config, profile=FLAT)
-    serve(one, 100, 2)
+    serve(one, 100, branching(2))
     one.admit(RequestInfo("last", 40, 24, slo_ms=1e9), now=1e3)
     one.finish("last", StopCause.CANCELLED, now=1e3)
     for request in list(one._requests):

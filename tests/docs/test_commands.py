@@ -187,3 +187,8 @@ def test_functions_named_in_the_policy_page_exist() -> None:
     for owner, member in named:
         assert f"class {owner}" in source, owner
         assert re.search(rf"def {member}", source), f"{owner}.{member}"
+    functions = [found for found in re.findall(r"\b([a-z]\w+)\.(\w+)\b", code) if found[1] != "py"]
+    assert len(functions) > 5
+    for module, function in functions:
+        path = ROOT / f"src/specpilot/control/{module}.py"
+        assert f"\ndef {function}(" in path.read_text(encoding="utf-8"), f"{module}.{function}"

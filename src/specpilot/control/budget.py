@@ -300,4 +300,6 @@ class PassPrice:
 
     def price(self, fill: float) -> float:
         """λ in tokens for a pool that is ``fill`` (0…1) full; 0 until there are eight bids."""
-        return 0.0 if fill >= 1.0 else self._quantile * min(1.0, 2.0 * (1.0 - fill))
+        if fill <= 0.5:
+            return self._quantile
+        return self._quantile * (2.0 * (1.0 - fill)) if fill < 1.0 else 0.0

@@ -79,12 +79,6 @@ class Calibration:
             for place, confidence in enumerate(confidences)
         ]
 
-    def acceptance(self, position: int, bucket: int, confidence: float, level: float = NO_LEVEL) -> float:
-        """α̂ for a token at ``position`` (from 1) whose distribution has its maximum at ``confidence``."""
-        return sigmoid(
-            self.intercepts(bucket, level)[min(position, POSITIONS) - 1] + self.slope * logit(confidence)
-        )
-
     def observe(
         self, position: int, bucket: int, confidence: float, accepted: bool, level: float = NO_LEVEL
     ) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from enum import StrEnum
 
 
@@ -125,6 +125,11 @@ class ControllerConfig:
         )
         if self.tenant_pool_cap is not None:
             self._require("tenant_pool_cap", self.tenant_pool_cap >= 0, "≥ 0", "use None for no cap")
+
+    def constants(self, planner: str) -> dict[str, object]:
+        """What is learned depends on: the planner's name and all fields but the :data:`PROMISES`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in PROMISES}
+        return {"planner": planner, **values}
 
     def _require(self, name: str, ok: bool, allowed: str, remedy: str) -> None:
         if not ok:

@@ -75,6 +75,18 @@ class Breaker:
             self._backoff.reset()
 
 
+class Breakers(dict[str, Breaker]):
+    """By drafter; a drafter's breaker is made when it is first asked for."""
+
+    def __init__(self, faults: int, first: int, maximum: int) -> None:
+        super().__init__()
+        self._settings = faults, first, maximum
+
+    def __missing__(self, drafter: str) -> Breaker:
+        breaker = self[drafter] = Breaker(*self._settings)
+        return breaker
+
+
 class Fallback:
     """Whether a context decodes with the target alone, with hysteresis and probes.
 

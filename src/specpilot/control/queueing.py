@@ -9,8 +9,13 @@ It keeps its passes and takes them when there is time again before its deadline.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+from specpilot.control.admission import must_stop
+from specpilot.control.cost import CostModel
+from specpilot.control.requests import OpenRequest
+from specpilot.control.sharing import Work, share_pass
 
 
 @dataclass(slots=True)  # not frozen: as CycleView
@@ -42,3 +47,59 @@ def next_up(waiters: Sequence[Waiter]) -> int:
         if ahead_ms > waiter.left_ms:
             return first
     return 0
+
+
+def schedule(cost: CostModel, requests: Sequence[OpenRequest], limit: int, now: float) -> list[int]:
+    """Indices of the waiting requests to run now: together, or one alone that cannot wait for those.
+
+    Args:
+        cost: the engine's costs.
+        requests: most urgent first, at least one.
+        limit: most requests in a target pass, ≥ 1.
+        now: in seconds.
+    """
+    first = next_up([_waiter(cost, request, now) for request in requests])
+    order = [first, *(index for index in range(len(requests)) if index != first)]
+    if limit > 1:
+        works = [_work(requests[index], now) for index in order]
+        chosen = [order[index] for index in share_pass(cost, works, limit)]
+    else:
+        chosen = [first]
+    ahead = requests[first].cycle_ms(cost)
+    for index, request in enumerate(requests):
+        if request.emitted and index not in chosen:
+            plain_ms = cost.verify_ms(request.uncached, request.cached)
+            if must_stop(cost, request, plain_ms, ahead, now):
+                return [index]
+    return chosen
+
+
+def ahead_ms(cost: CostModel, request: OpenRequest, requests: Iterable[OpenRequest], now: float) -> float:
+    """Time of the cycle that runs before this request's, if another one's of ``requests`` is next.
+
+    Engines that queue prompts themselves (vLLM) have nobody wait for a request that runs already.
+    """
+    if not request.info.prefill_drafts:
+        return 0.0
+    waiting = [
+        other
+        for other in requests
+        if other.cycle_id is None and other.ended is None and other.info.prefill_drafts
+    ]
+    if len(waiting) < 2:
+        return 0.0
+    waiting.sort(key=_deadline)  # stable: in the order of their admission where they are equal
+    ahead = waiting[next_up([_waiter(cost, other, now) for other in waiting])]
+    return 0.0 if ahead is request else ahead.cycle_ms(cost)
+
+
+def _waiter(cost: CostModel, request: OpenRequest, now: float) -> Waiter:
+    return Waiter(request.left_ms(now), request.cycle_ms(cost), request.emitted > 0)
+
+
+def _work(request: OpenRequest, now: float) -> Work:
+    return Work(request.uncached, request.behind, request.cached, request.left_ms(now))
+
+
+def _deadline(request: OpenRequest) -> float:
+    return request.deadline_s

@@ -125,7 +125,7 @@ class Greedy:
     ) -> Acceptance:
         """Follow the child equal to the target's argmax."""
         best = target_logits.argmax(axis=1).tolist()
-        return _follow(block, lambda row, depth: int(best[row]))
+        return follow(block, lambda row, depth: int(best[row]))
 
 
 class Rejection:
@@ -242,7 +242,7 @@ class Coupled:
         self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
     ) -> Acceptance:
         """Follow the child equal to the argmax of p under the same noise."""
-        accepted = _follow(
+        accepted = follow(
             block,
             lambda row, depth: self._pick(probabilities(target_logits[row], self._params), position + depth),
         )
@@ -305,7 +305,7 @@ class Deterministic:
         self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
     ) -> Acceptance:
         """Follow the child equal to the target's draw."""
-        return _follow(
+        return follow(
             block,
             lambda row, depth: draw(probabilities(target_logits[row], self._params), self._rng.random()),
         )
@@ -342,8 +342,14 @@ def make_rule(
 _WORD = (1 << 64) - 1
 
 
-def _follow(block: Block, choose: Callable[[int, int], int]) -> Acceptance:
-    """Walk down the tree along the target's tokens; ``choose(row, depth)`` is its token after a node."""
+def follow(block: Block, choose: Callable[[int, int], int]) -> Acceptance:
+    """Walk down the tree along the target's tokens.
+
+    Args:
+        block: a chain or a token tree; of equal siblings the first is followed.
+        choose: from (row, depth) to the target's token there. Row 0 is that of the last known token, row
+            ``i + 1`` that of node ``i``; depth counts the nodes accepted so far.
+    """
     if block.is_chain:  # the common case, without a table of children
         for depth, proposed in enumerate(block.token_ids):
             token = choose(depth, depth)

@@ -8,7 +8,8 @@ from typing import Any
 
 from specpilot.control.config import ControllerConfig
 from specpilot.simulation.results import PolicyResult
-from specpilot.trace.cycles import CycleRecord, TraceHeader, TraceRecord
+from specpilot.trace.cycles import CycleRecord
+from specpilot.trace.schema import TraceHeader, TraceRecord
 
 
 @dataclass(frozen=True, slots=True)

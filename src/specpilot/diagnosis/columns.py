@@ -17,9 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from specpilot.control.types import Binding, StopCause
-from specpilot.trace import cycles as schema
-from specpilot.trace.cycles import OBSERVED, TraceHeader
+from specpilot.trace import schema
+from specpilot.trace.cycles import OBSERVED
 from specpilot.trace.files import TraceReader
+from specpilot.trace.schema import TraceHeader
 
 Floats = npt.NDArray[np.floating[Any]]
 Ints = npt.NDArray[np.signedinteger[Any]]

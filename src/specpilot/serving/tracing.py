@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from specpilot.trace.cycles import EndRecord, TraceHeader, TraceRecord
 from specpilot.trace.files import TraceWriter
+from specpilot.trace.requests import EndRecord
+from specpilot.trace.schema import TraceHeader, TraceRecord
 
 LOG = logging.getLogger("specpilot.serving")
 

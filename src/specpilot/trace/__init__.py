@@ -1,18 +1,11 @@
 """Traces: what happened, on disk. Agreement traces (for exact replay) and traces of every cycle."""
 
 from specpilot.trace.agreement import AgreementTrace, read_agreement, write_agreement
-from specpilot.trace.cycles import (
-    AdmitRecord,
-    CycleEvidence,
-    CycleRecord,
-    EndRecord,
-    LedgerState,
-    StopRecord,
-    TraceHeader,
-    TraceRecord,
-)
+from specpilot.trace.cycles import CycleEvidence, CycleRecord, LedgerState
 from specpilot.trace.files import TraceReader, TraceWriter, is_trace, read_trace, write_trace
 from specpilot.trace.recorder import TracedController, TraceRecorder, header_for
+from specpilot.trace.requests import AdmitRecord, EndRecord, StopRecord
+from specpilot.trace.schema import TraceHeader, TraceRecord
 
 __all__ = [
     "AdmitRecord",

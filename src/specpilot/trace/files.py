@@ -17,8 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self, TypeVar
 
-from specpilot.trace import cycles, lines
-from specpilot.trace.cycles import CloseRecord, TraceHeader, TraceRecord, to_json
+from specpilot.trace import lines, schema
+from specpilot.trace.schema import CloseRecord, TraceHeader, TraceRecord, to_json
 
 Checked = TypeVar("Checked")
 BUFFER_BYTES = 1 << 18
@@ -178,7 +178,7 @@ def read_trace(path: Path, *, partial: bool = False) -> list[TraceRecord]:
     records: list[TraceRecord] = []
     for content in reader.objects():
         try:
-            records.append(cycles.from_json(content))
+            records.append(schema.from_json(content))
         except ValueError as error:
             raise reader.error(error) from None
     return records
@@ -201,7 +201,7 @@ def is_trace(path: Path) -> bool:
 
 
 def _same_version(record: Mapping[str, Any]) -> None:
-    lines.check_version(record, cycles.VERSION, "trace")
+    lines.check_version(record, schema.VERSION, "trace")
 
 
 def _open_write(path: Path) -> IO[bytes]:

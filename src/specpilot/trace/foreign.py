@@ -27,8 +27,9 @@ from specpilot.control.types import (
     StopCause,
 )
 from specpilot.trace import lines
-from specpilot.trace.cycles import LedgerState, TraceHeader, TraceRecord
+from specpilot.trace.cycles import LedgerState
 from specpilot.trace.recorder import TraceRecorder
+from specpilot.trace.schema import TraceHeader, TraceRecord
 
 KINDS = ("steps", "vllm")
 NEVER_TOLD = (

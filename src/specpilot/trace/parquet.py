@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from specpilot.trace import cycles
-from specpilot.trace.cycles import COUNTS, NUMBERS, AdmitRecord, CycleRecord, EndRecord, TraceHeader
+from specpilot.trace.cycles import COUNTS, NUMBERS, CycleRecord
 from specpilot.trace.files import TraceReader
+from specpilot.trace.requests import AdmitRecord, EndRecord
+from specpilot.trace.schema import VERSION, TraceHeader, from_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,11 +42,11 @@ def export_parquet(path: Path, cycles_path: Path, requests_path: Path, *, partia
         with pq.ParquetWriter(cycles_path, schema, compression="zstd") as writer:
             for content in reader.objects():
                 try:
-                    record = cycles.from_json(content)
+                    record = from_json(content)
                 except ValueError as error:
                     raise reader.error(error) from None
                 if isinstance(record, TraceHeader):
-                    writer.add_key_value_metadata({"specpilot.trace": str(cycles.VERSION)})
+                    writer.add_key_value_metadata({"specpilot.trace": str(VERSION)})
                 elif isinstance(record, CycleRecord):
                     rows.append(_cycle_row(record))
                     count += 1

@@ -33,16 +33,12 @@ from specpilot.trace.cycles import (
     DROPPED,
     NO_EVIDENCE,
     OBSERVED,
-    AdmitRecord,
     CycleEvidence,
     CycleRecord,
-    EndRecord,
     LedgerState,
-    ModeRecord,
-    StopRecord,
-    TraceHeader,
-    TraceRecord,
 )
+from specpilot.trace.requests import AdmitRecord, EndRecord, StopRecord
+from specpilot.trace.schema import ModeRecord, TraceHeader, TraceRecord
 
 EMPTY_LEDGER = LedgerState(0, 0, 0.0)
 

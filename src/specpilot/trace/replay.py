@@ -19,18 +19,10 @@ from specpilot.control.types import (
     PlannedStop,
     RequestInfo,
 )
-from specpilot.trace.cycles import (
-    ABORTED,
-    OBSERVED,
-    AdmitRecord,
-    CycleRecord,
-    EndRecord,
-    ModeRecord,
-    StopRecord,
-    TraceHeader,
-    TraceRecord,
-)
+from specpilot.trace.cycles import ABORTED, OBSERVED, CycleRecord
 from specpilot.trace.recorder import stop_digest
+from specpilot.trace.requests import AdmitRecord, EndRecord, StopRecord
+from specpilot.trace.schema import ModeRecord, TraceHeader, TraceRecord
 
 
 @dataclass(slots=True)

@@ -5,16 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from specpilot.trace import cycles
-from specpilot.trace.cycles import (
-    OBSERVED,
-    AdmitRecord,
-    CycleRecord,
-    EndRecord,
-    StopRecord,
-    TraceHeader,
-)
+from specpilot.trace import schema
+from specpilot.trace.cycles import OBSERVED, CycleRecord
 from specpilot.trace.files import TraceReader
+from specpilot.trace.requests import AdmitRecord, EndRecord, StopRecord
+from specpilot.trace.schema import TraceHeader
 
 
 @dataclass(slots=True)
@@ -57,7 +52,7 @@ def validate(path: Path, *, partial: bool = False) -> Validated:
     seen: set[int] = set()
     for content in reader.objects():
         try:
-            record = cycles.from_json(content)
+            record = schema.from_json(content)
             if isinstance(record, TraceHeader):
                 result = Validated(record)
             elif result is not None:
@@ -72,7 +67,7 @@ def validate(path: Path, *, partial: bool = False) -> Validated:
 
 
 def _check(
-    record: cycles.TraceRecord, result: Validated, lives: dict[str, _Life], seen: set[int], line: int
+    record: schema.TraceRecord, result: Validated, lives: dict[str, _Life], seen: set[int], line: int
 ) -> None:
     if isinstance(record, AdmitRecord):
         result.requests += 1

@@ -1,0 +1,98 @@
+"""What time and budget leave possible: which requests are refused on arrival, which end at their deadline.
+
+Both compare what a target pass takes, by the measured costs, with the time that is left. Before the costs
+are calibrated nothing is refused or ended for lack of time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from specpilot.control.config import ControllerConfig
+from specpilot.control.cost import CostModel
+from specpilot.control.requests import OpenRequest
+from specpilot.control.timing import shared_cost
+from specpilot.control.types import Binding, PlannedStop, Reason, StopCause
+
+REFUSAL_PROBE = 8
+"""Every so many-th refusal in a row is let in, so that a wrong cost estimate cannot refuse for ever."""
+
+
+def refusal(
+    cost: CostModel,
+    config: ControllerConfig,
+    request: OpenRequest,
+    others: Iterable[OpenRequest],
+    in_a_row: int,
+    now: float,
+) -> tuple[str, bool]:
+    """Why an arrival cannot be served as promised (empty if it can), and whether the others are why.
+
+    Args:
+        cost: the engine's costs.
+        config: the promises.
+        request: the arrival.
+        others: the requests in flight.
+        in_a_row: arrivals refused since the last one that was admitted.
+        now: in seconds.
+    """
+    own = int(min(config.pass_budget, 1e9))
+    passes = request.info.prefill_passes + 1
+    if passes > own:
+        return (
+            f"budget: the prompt needs {passes} target passes, a request owns {own}; "
+            "shorten the prompt, enlarge the prefill chunk or raise pass_budget"
+        ), False
+    if not cost.calibrated or in_a_row % REFUSAL_PROBE == REFUSAL_PROBE - 1:
+        return "", False
+    first = cost.verify_ms(request.uncached, request.info.cached_tokens) * cost.verify_upper.ratio
+    backlog = backlog_ms(cost, others, config.max_batch)
+    left = request.left_ms(now)
+    if backlog + first <= left:
+        return "", False
+    return (
+        f"deadline: {left:.0f} ms are left, the first target pass needs about {first:.0f} ms and the "
+        f"work before it {backlog:.0f} ms; retry later, shorten the prompt or raise slo_ms"
+    ), first <= left
+
+
+def backlog_ms(cost: CostModel, requests: Iterable[OpenRequest], max_batch: int) -> float:
+    """Engine time until a new arrival's first pass: first passes go before later ones, by expectation.
+
+    Of those that have something to show only the pass that runs now is in the way. Passes are shared
+    where they can be, by ``max_batch`` requests at most.
+    """
+    before = [
+        request
+        for request in requests
+        if request.ended is None and (not request.emitted or request.cycle_id is not None)
+    ]
+    work = sum([request.cycle_ms(cost) for request in before])
+    return work * shared_cost(cost, min(max_batch, len(before)))
+
+
+def must_stop(
+    cost: CostModel, request: OpenRequest, plain_ms: float, ahead_ms: float, now: float
+) -> PlannedStop | None:
+    """Deadline check: is there time for one more plain pass, which takes ``plain_ms``, ``ahead_ms`` from now?
+
+    A request whose output has ended stops too.
+    """
+    request_id = request.info.request_id
+    if request.ended is not None:
+        return PlannedStop(request_id, request.ended, Reason(Binding.LENGTH))
+    if not cost.calibrated:
+        return None
+    if request.emitted:
+        # Something can be shown: do not risk it for more.
+        need, left = plain_ms * cost.verify_upper.ratio, request.left_ms(now)
+    else:
+        # Nothing yet: an empty answer is a miss too, so only a hopeless pass is spared.
+        need, left = plain_ms, (request.arrival_s - now) * 1000.0 + request.slo_ms
+    need += ahead_ms
+    if need <= left:
+        return None
+    numbers = {"need_ms": need, "left_ms": left}
+    if ahead_ms:
+        numbers["ahead_ms"] = ahead_ms
+    return PlannedStop(request_id, StopCause.DEADLINE, Reason(Binding.DEADLINE, numbers))

@@ -1,0 +1,72 @@
+"""What the controller itself has learned: costs, the two prices, the internal deadline, breakers.
+
+Acceptance is the planner's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from specpilot.control.budget import PassPrice
+from specpilot.control.config import ControllerConfig
+from specpilot.control.cost import CostModel, CostProfile
+from specpilot.control.health import Breakers
+from specpilot.control.latency import GIVING_WAY, PRESSING, DeadlineTracker, TimePrice
+from specpilot.control.requests import OpenCycle
+from specpilot.control.snapshot import adopt
+from specpilot.control.types import CycleOutcome
+
+LEARNED = ("cost", "time_price", "pass_price", "deadlines")
+"""What a snapshot holds, by attribute; the breakers come on top."""
+
+
+class Estimates:
+    """The controller's estimators.
+
+    Args:
+        config: its constants.
+        profile: first guess of the engine's costs.
+    """
+
+    def __init__(self, config: ControllerConfig, profile: CostProfile | None) -> None:
+        self.cost = CostModel(profile)
+        self.time_price = TimePrice(pressing=GIVING_WAY if config.give_way else PRESSING)
+        self.pass_price = PassPrice()
+        self.deadlines = DeadlineTracker(config.miss_target)
+        self.breakers = Breakers(config.breaker_faults, config.probe_first, config.probe_max)
+
+    def learn(self, cycle: OpenCycle, outcome: CycleOutcome, pool_fill: float, now: float) -> None:
+        """Learn from a finished cycle; the pool was ``pool_fill`` (0…1) full, ``now`` is in seconds."""
+        plan, drafter = cycle.plan, cycle.request.info.drafter
+        if plan.max_draft:
+            self.breakers[drafter].observe(outcome.draft_fault is not None)
+        width = outcome.batch_tokens or outcome.verified_tokens
+        share = outcome.verified_tokens / max(1, width)
+        if outcome.verify_ms > 0.0:
+            # Each request of a shared pass reports the same pass: learn its cost once, charge by width.
+            self.cost.observe_verify(width, outcome.context_tokens, outcome.verify_ms)
+        if not outcome.draft_fault and outcome.drafter in (None, drafter):
+            self.cost.observe_draft(
+                outcome.drafted,
+                outcome.draft_ms,
+                outcome.draft_prefill_tokens,
+                outcome.draft_prefill_ms,
+                branching=plan.tree is not None and plan.tree.branching,
+            )
+        self.cost.observe_host(outcome.host_ms)
+        engine_ms = outcome.draft_ms + outcome.draft_prefill_ms + outcome.verify_ms * share + outcome.host_ms
+        price = self.pass_price.price(pool_fill) if plan.from_pool else 0.0
+        self.time_price.cycle(outcome.emitted - price, engine_ms, now)
+
+    def learned(self) -> dict[str, object]:
+        """What a snapshot holds, by name."""
+        parts = {name: getattr(self, name) for name in LEARNED}
+        return {**parts, "breakers": dict(self.breakers)}
+
+    def restore(self, parts: Mapping[str, Any]) -> None:
+        """Take up another process's; those who hold a reference to an estimator see it."""
+        for name in LEARNED:
+            adopt(getattr(self, name), parts[name])
+        self.breakers.clear()
+        self.breakers.update(parts["breakers"])

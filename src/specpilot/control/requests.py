@@ -1,0 +1,110 @@
+"""Requests in flight and their open cycles, as the controller keeps them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NoReturn
+
+from specpilot.control.cost import CostModel
+from specpilot.control.planning import CycleView
+from specpilot.control.timing import cycle_ms
+from specpilot.control.types import CycleOutcome, CyclePlan, RequestInfo, StopCause
+
+
+@dataclass(slots=True)
+class OpenRequest:
+    """A request that was admitted and is not finished.
+
+    ``slo_ms`` counts from ``arrival_s``; ``deadline_s`` is the internal deadline, which is tighter.
+    ``uncached`` and ``behind`` are context tokens that the target and the draft have not cached.
+    ``cycle_id`` is that of the cycle that is planned or running.
+    """
+
+    info: RequestInfo
+    arrival_s: float
+    slo_ms: float
+    deadline_s: float
+    uncached: int
+    behind: int
+    emitted: int = 0
+    cycles: int = 0
+    drafter_failed: bool = False
+    cycle_id: int | None = None
+    ended: StopCause | None = None
+
+    @property
+    def cached(self) -> int:
+        """Context tokens that the target has cached."""
+        cached = self.info.prompt_tokens + self.emitted - self.uncached
+        return cached if cached > 0 else 0
+
+    def left_ms(self, now: float) -> float:
+        """Time to the internal deadline."""
+        return (self.deadline_s - now) * 1000.0
+
+    def cycle_ms(self, cost: CostModel) -> float:
+        """Expected time of the next cycle."""
+        return cycle_ms(cost, self.uncached, self.behind, self.cached)
+
+
+@dataclass(slots=True)
+class OpenCycle:
+    """A cycle that is planned (its pass is reserved) or, from ``begun`` on, running.
+
+    ``learns`` says whether the planner has seen it and so learns from what it did.
+    """
+
+    request: OpenRequest
+    view: CycleView
+    plan: CyclePlan
+    learns: bool
+    begun: bool = False
+
+    def check(self, outcome: CycleOutcome, index: int) -> None:
+        """Whether the cycle can have ended so; ``index`` is the outcome's in the caller's list.
+
+        Raises:
+            ValueError: if it has not begun, or for impossible counts.
+        """
+        if not self.begun:
+            raise ValueError(
+                f"outcomes[{index}].cycle_id: {outcome.cycle_id} has not begun; call begin first"
+            )
+        if not 0 <= outcome.accepted <= outcome.proposed:
+            raise ValueError(
+                f"outcomes[{index}].accepted: {outcome.accepted} exceeds proposed={outcome.proposed}"
+            )
+        if not 0 <= outcome.side_accepted <= outcome.side_proposed:
+            raise ValueError(
+                f"outcomes[{index}].side_accepted: {outcome.side_accepted} exceeds "
+                f"side_proposed={outcome.side_proposed}"
+            )
+
+    def close(self, outcome: CycleOutcome) -> None:
+        """It has ended so: the request goes on from there."""
+        request = self.request
+        request.cycle_id = None
+        request.cycles += 1
+        request.emitted += outcome.emitted
+        # A pass that emitted nothing was a chunk of the prompt.
+        request.uncached = 1 if outcome.emitted else max(1, request.uncached - outcome.verified_tokens)
+        left_behind = 0 if outcome.draft_prefill_tokens else request.behind
+        stepped = outcome.drafted and outcome.drafter in (None, request.info.drafter)
+        request.behind = 1 if stepped else max(1, left_behind + outcome.emitted)
+        request.ended = outcome.ended
+        if self.plan.max_draft and outcome.draft_fault is not None:
+            request.drafter_failed = True
+
+
+class Requests(dict[str, OpenRequest]):
+    """The requests in flight by id, in the order of their admission; any other id is a ValueError."""
+
+    def __missing__(self, request_id: str) -> NoReturn:
+        raise ValueError(f"request_id: {request_id!r} is not in flight; admit it first")
+
+
+class Cycles(dict[int, OpenCycle]):
+    """The open cycles by id; any other id is a ValueError."""
+
+    def __missing__(self, cycle_id: int) -> NoReturn:
+        raise ValueError(f"cycle_id: {cycle_id} is not open; plan it first")

@@ -1,0 +1,32 @@
+"""Serves made-up requests with a controller, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from specpilot.control import Controller, CycleOutcome, CyclePlan, RequestInfo
+
+Engine = Callable[[CyclePlan, int], tuple[CycleOutcome, float]]
+"""From a plan and how many cycles ran before to what the cycle did, and how long it took in ms."""
+
+
+def serve(controller: Controller, cycles: int, engine: Engine) -> list[CyclePlan]:
+    """Requests of 40 prompt tokens that want 24, without a pause; the plans, ``cycles`` at least."""
+    now, served = 0.0, 0
+    plans: list[CyclePlan] = []
+    while len(plans) < cycles:
+        served += 1
+        name = f"r{served}"
+        controller.admit(RequestInfo(name, 40, 24, slo_ms=1e9), now=now)
+        while True:
+            answer = controller.plan([name], now=now)
+            if answer.stops:
+                controller.finish(name, answer.stops[0].cause, now=now)
+                break
+            plan = answer.cycles[0]
+            controller.begin([plan.cycle_id], now=now)
+            outcome, took_ms = engine(plan, len(plans))
+            plans.append(plan)
+            now += took_ms / 1000.0
+            controller.observe([outcome], now=now)
+    return plans
