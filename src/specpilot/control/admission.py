@@ -69,10 +69,7 @@ def backlog_ms(cost: CostModel, requests: Iterable[OpenRequest], max_batch: int)
         if request.ended is None and (not request.emitted or request.cycle_id is not None)
     ]
     work = sum(
-        [
-            request.plain_ms(cost) if request.cycle_id is None else request.cycle_ms(cost)
-            for request in before
-        ]
+        [request.plain_ms(cost) if request.cycle_id is None else request.cycle_ms(cost) for request in before]
     )
     return work * shared_cost(cost, min(max_batch, len(before)))
 
