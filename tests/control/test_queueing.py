@@ -157,7 +157,7 @@ def test_a_cycle_may_take_what_leaves_the_others_their_first_passes() -> None:
 
 @pytest.mark.parametrize(("firsts", "drafts"), [(1, True), (6, True), (7, False)])
 def test_nothing_is_drafted_that_would_make_a_first_pass_late(firsts: int, drafts: bool) -> None:
-    """A draft step takes 10 ms. Seven first passes of 20 ms end 140 ms from now, 5 before they must; six 25."""
+    """Steps of 10 ms. Seven first passes of 20 ms end 140 ms from now, 5 before they must, six of them 25."""
     controller = crowd(firsts, 100.0)
     for _ in range(60):
         controller.cost.observe_draft(4, 40.0, 0, 0.0)
