@@ -303,6 +303,24 @@ def test_a_plain_cycle_does_not_use_up_the_breakers_trial() -> None:
     assert allowed == [False, False, False, False, True]
 
 
+def test_the_breakers_trial_is_not_lost_with_a_pool_pass_that_is_not_granted() -> None:
+    """Requests with one pass each ask for a second one from an empty pool and end. Those plans are no cycles:
+    the fourth cycle after the third fault is the trial, though six plans were made by then.
+    """
+    controller = Controller(ControllerConfig(pass_budget=1.0))
+    drafted = []
+    for index in range(7):
+        name = str(index)
+        controller.admit(RequestInfo(name, prompt_tokens=20, max_tokens=24), now=0.0)
+        fault = "exception" if index < 3 else None
+        plan = one_cycle(controller, name, 0.0, accepted=0, draft_fault=fault)
+        assert plan is not None
+        drafted.append(plan.max_draft > 0)
+        assert [stop.cause for stop in controller.plan([name], now=0.0).stops] == [StopCause.BUDGET]
+        controller.finish(name, StopCause.BUDGET, now=0.0)
+    assert drafted == [True, True, True, False, False, False, True]
+
+
 # --- engines that draft after the target's pass ---------------------------------------------------
 
 

@@ -85,11 +85,11 @@ def test_who_gives_way_has_something_to_show_and_the_budget_holds(
 
 
 def test_more_arrivals_are_served_in_time() -> None:
-    """Three passes each at 0.7 of the capacity, some 300 arrivals: 92 % in time without, above 94 % with."""
+    """Three passes each at 0.85 of the capacity, 300 arrivals: 95.7 % in time without, 96.7 % with."""
     one = scenario("B=3")
     requests = one.requests(300, 101)
     closed = replay_policy("specpilot", requests, one.costs, one.config, closed_loop=True)
-    rate = 0.7 * len(requests) / max(record.end_s for record in closed.records)
+    rate = 0.85 * len(requests) / max(record.end_s for record in closed.records)
     arriving = one.arriving(requests, rate, 101)
     before, after = (
         replay_policy(name, arriving, one.costs, one.config).result for name in ("specpilot", GIVING_WAY)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from itertools import accumulate
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from specpilot.control import Controller, ControllerConfig, CycleOutcome, RequestInfo
 from specpilot.control.admission import backlog_ms
-from specpilot.control.queueing import Waiter, next_up
+from specpilot.control.queueing import Waiter, next_up, spare_ms
 from specpilot.control.types import Binding, StopCause
 
 PASS_MS = 20.0
@@ -140,3 +142,36 @@ def test_an_arrival_waits_for_first_passes_only() -> None:
     (running,) = controller.plan(["shown0"], now=1.0).cycles
     controller.begin([running.cycle_id], now=1.0)
     assert backlog_ms(controller.cost, controller._requests.values(), max_batch=1) > PASS_MS
+
+
+def test_a_cycle_may_take_what_leaves_the_others_their_first_passes() -> None:
+    """145 ms to the deadlines of three new ones, whose plain passes take 20 ms each: 85 ms are left."""
+    controller = crowd(3, 100.0)
+    cost, known = controller.cost, controller._requests
+    plain_ms = (PASS_MS + cost.host_ms) * cost.verify_upper.ratio
+    assert spare_ms(cost, known.values(), ["old"], 1, 1.0) == pytest.approx(145.0 - 3.0 * plain_ms, abs=0.1)
+    assert spare_ms(cost, known.values(), ["new0"], 1, 1.0) == pytest.approx(145.0 - 2.0 * plain_ms, abs=0.1)
+    # One with something to show keeps nobody from drafting.
+    assert spare_ms(cost, known.values(), ["new0", "new1", "new2"], 1, 1.0) == math.inf
+
+
+@pytest.mark.parametrize(("firsts", "drafts"), [(1, True), (6, True), (7, False)])
+def test_nothing_is_drafted_that_would_make_a_first_pass_late(firsts: int, drafts: bool) -> None:
+    """Steps of 10 ms. Seven first passes of 20 ms end 140 ms from now, 5 before they must, six of them 25."""
+    controller = crowd(firsts, 100.0)
+    for _ in range(60):
+        controller.cost.observe_draft(4, 40.0, 0, 0.0)
+    slack_ms = spare_ms(controller.cost, controller._requests.values(), ["new0"], 1, 1.0)
+    (plan,) = controller.plan(["new0"], now=1.0).cycles
+    assert (plan.max_draft > 0) is drafts
+    if drafts:
+        assert PASS_MS + 10.0 * plan.max_draft <= slack_ms + 1.0
+
+
+def test_admission_counts_what_has_not_begun_as_plain() -> None:
+    """Two plain passes of 20 ms are in the way, though drafting would make them longer."""
+    controller = crowd(2, 10_000.0)
+    for _ in range(60):
+        controller.cost.observe_draft(4, 40.0, 0, 0.0)
+    backlog = backlog_ms(controller.cost, controller._requests.values(), max_batch=1)
+    assert backlog == pytest.approx(2.0 * (PASS_MS + controller.cost.host_ms), abs=0.5)

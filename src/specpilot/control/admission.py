@@ -59,15 +59,18 @@ def refusal(
 def backlog_ms(cost: CostModel, requests: Iterable[OpenRequest], max_batch: int) -> float:
     """Engine time until a new arrival's first pass: first passes go before later ones, by expectation.
 
-    Of those that have something to show only the pass that runs now is in the way. Passes are shared
-    where they can be, by ``max_batch`` requests at most.
+    Of those that have something to show only the pass that runs now is in the way. Passes that have not
+    begun count with nothing drafted: where it matters nothing will be (:func:`~specpilot.control.queueing.
+    spare_ms`). Passes are shared where they can be, by ``max_batch`` requests at most.
     """
     before = [
         request
         for request in requests
         if request.ended is None and (not request.emitted or request.cycle_id is not None)
     ]
-    work = sum([request.cycle_ms(cost) for request in before])
+    work = sum(
+        [request.plain_ms(cost) if request.cycle_id is None else request.cycle_ms(cost) for request in before]
+    )
     return work * shared_cost(cost, min(max_batch, len(before)))
 
 

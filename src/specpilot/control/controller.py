@@ -8,6 +8,7 @@ leaves the choice of τ to a :class:`~specpilot.control.planning.Planner`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -18,7 +19,7 @@ from specpilot.control.cost import CostProfile
 from specpilot.control.estimates import Estimates
 from specpilot.control.planner import OptimalPlanner
 from specpilot.control.planning import Choice, CycleView, Planner, static_choice
-from specpilot.control.queueing import ahead_ms, schedule
+from specpilot.control.queueing import ahead_ms, schedule, spare_ms
 from specpilot.control.requests import Cycles, OpenCycle, OpenRequest, Requests
 from specpilot.control.sharing import Forecast, joint_draft
 from specpilot.control.snapshot import check_kinds, dump, load
@@ -126,6 +127,9 @@ class Controller:
         waiting = self._ready - sharing if self._ready > sharing else 0
         requests = [known[request_id] for request_id in request_ids]
         tokens = sum([request.uncached for request in requests]) if sharing > 1 else 0
+        spare = math.inf
+        if waiting:
+            spare = spare_ms(cost, known.values(), request_ids, self.config.max_batch, now)
         for request in requests:
             if request.cycle_id is not None:
                 raise ValueError(
@@ -144,7 +148,7 @@ class Controller:
                     stops.append(stop)
                     continue
             beside = tokens - request.uncached if sharing > 1 else 0
-            view = self._views.of(request, waiting, left_ms, plain_ms, sharing, beside)
+            view = self._views.of(request, waiting, left_ms, plain_ms, sharing, beside, spare)
             if self._mode is Mode.ON and (request.emitted or request.info.prefill_drafts):
                 choice = self.planner.choose(view, now=now)
             else:

@@ -9,13 +9,15 @@ It keeps its passes and takes them when there is time again before its deadline.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from specpilot.control.admission import must_stop
 from specpilot.control.cost import CostModel
 from specpilot.control.requests import OpenRequest
 from specpilot.control.sharing import Work, share_pass
+from specpilot.control.timing import shared_cost
 
 
 @dataclass(slots=True)  # not frozen: as CycleView
@@ -91,6 +93,40 @@ def ahead_ms(cost: CostModel, request: OpenRequest, requests: Iterable[OpenReque
     waiting.sort(key=_deadline)  # stable: in the order of their admission where they are equal
     ahead = waiting[next_up([_waiter(cost, other, now) for other in waiting])]
     return 0.0 if ahead is request else ahead.cycle_ms(cost)
+
+
+def spare_ms(
+    cost: CostModel, requests: Iterable[OpenRequest], planned: Collection[str], max_batch: int, now: float
+) -> float:
+    """How long a cycle may take that runs now, so that those who have nothing to show still get a first pass
+    in time: one after the other by their deadlines, with nothing drafted, each at the upper quantile of its
+    time. Infinite if nobody has to be waited for.
+
+    Args:
+        cost: the engine's costs.
+        requests: those in flight.
+        planned: ids of those that the cycle is for.
+        max_batch: most requests in a target pass.
+        now: in seconds.
+    """
+    waiting = [
+        other
+        for other in requests
+        if not other.emitted
+        and other.cycle_id is None
+        and other.ended is None
+        and other.info.prefill_drafts
+        and other.info.request_id not in planned
+    ]
+    if not waiting:
+        return math.inf
+    waiting.sort(key=_deadline)
+    share = shared_cost(cost, min(max_batch, len(waiting))) * cost.verify_upper.ratio
+    spare, before = math.inf, 0.0
+    for other in waiting:
+        before += share * other.plain_ms(cost)
+        spare = min(spare, other.left_ms(now) - before)
+    return spare
 
 
 def _waiter(cost: CostModel, request: OpenRequest, now: float) -> Waiter:

@@ -42,8 +42,12 @@ class OpenRequest:
         """Time to the internal deadline."""
         return (self.deadline_s - now) * 1000.0
 
+    def plain_ms(self, cost: CostModel) -> float:
+        """Expected time of the next cycle with nothing drafted."""
+        return cost.verify_ms(self.uncached, self.cached) + cost.host_ms
+
     def cycle_ms(self, cost: CostModel) -> float:
-        """Expected time of the next cycle."""
+        """Expected time of the next cycle, where one token is drafted."""
         return cycle_ms(cost, self.uncached, self.behind, self.cached)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from specpilot.control.budget import PassLedger
 from specpilot.control.config import ControllerConfig
 from specpilot.control.estimates import Estimates
@@ -34,6 +36,7 @@ class Views:
         plain_ms: float | None,
         sharing: int,
         beside: int,
+        spare_ms: float = math.inf,
         emitting: int = 0,
     ) -> CycleView:
         """The view of a request's next cycle, or of the one after it.
@@ -45,6 +48,7 @@ class Views:
             plain_ms: time of the pass with nothing drafted, where it is known.
             sharing: requests that are planned for the same pass, this one included.
             beside: the others' context tokens that are not cached.
+            spare_ms: how long the cycle may take for the sake of others.
             emitting: tokens of a running pass, which count as emitted. With them nothing is changed; without
                 them an open breaker counts the cycle.
         """
@@ -53,7 +57,8 @@ class Views:
         emitted = request.emitted + emitting
         remaining = info.max_tokens - emitted
         breaker = self._breakers[drafter]
-        allowed = not breaker.open if emitting else breaker.allow()
+        # A trial would be lost with a pool pass that is not granted: it goes to one with a pass of its own.
+        allowed = breaker.allow() if own and not emitting else not breaker.open
         cap = config.max_draft if config.max_draft < remaining else remaining - 1
         if info.max_draft is not None:
             cap = min(cap, info.max_draft)
@@ -71,7 +76,8 @@ class Views:
             lookup = min(config.lookup_depth, remaining - 1)
             if info.max_draft is not None:
                 lookup = min(lookup, info.max_draft)
-        max_draft, times = fitting_draft(self._cost, cap, uncached, behind, context, left_ms, plain_ms)
+        fit_ms = left_ms if left_ms < spare_ms else spare_ms
+        max_draft, times = fitting_draft(self._cost, cap, uncached, behind, context, fit_ms, plain_ms)
         # By position: named arguments take three times as long, and one is made for every decision.
         return CycleView(
             request_id,
