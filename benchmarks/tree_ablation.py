@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.ablation import Ablation, Cell, Results, _nothing, arguments, compare, run
 
 from specpilot.control import planner, solving, timing
-from specpilot.control.branching import Branches
+from specpilot.control.branching import Branches, Yields
 from specpilot.control.calibration import Calibration
 from specpilot.control.config import TREE_LOOKUP, TREE_NODES, ControllerConfig
 from specpilot.control.contexts import Context, Key
@@ -55,6 +55,7 @@ WIDEST = 6
 _solve, _decide, _fitting_nodes = solving._solve, solving.decide, timing.fitting_nodes
 _branch, _learn_branches = OptimalPlanner._branch, Knowledge.learn_branches
 _learn_lookup, _observe_draft = Knowledge.learn_lookup, CostModel.observe_draft
+_share, _observe_yield = Yields.share, Yields.observe
 
 
 class _OneKind:
@@ -113,6 +114,18 @@ def _ranks_believed(self: Knowledge, context: Context, outcome: CycleOutcome, *,
 
 def _not_widened(self: Branches, hazards: Sequence[float]) -> list[float]:
     return list(hazards)
+
+
+def _as_forecast(self: Yields, *, branching: bool, later: bool) -> float:
+    return 1.0
+
+
+def _any_place(self: Yields, *, branching: bool, later: bool) -> float:
+    return _share(self, branching=branching, later=False)
+
+
+def _learn_any_place(self: Yields, *, branching: bool, later: bool, brought: float, forecast: float) -> None:
+    _observe_yield(self, branching=branching, later=False, brought=brought, forecast=forecast)
 
 
 def _free_nodes(known: Inputs, key: Key) -> Decision:
@@ -210,7 +223,12 @@ ABLATIONS: dict[str, Ablation] = {
     "open blocks are chains": Ablation(((OptimalPlanner, "_branch", _open_trees),)),
     "rank calibration": Ablation(((Knowledge, "learn_branches", _ranks_believed),)),
     "rescue by side branches (widened hazards)": Ablation(((Branches, "widened", _not_widened),)),
-    "rescue learnt": Ablation(((Branches, "observe", _nothing),)),
+    "nodes per level (breadth)": Ablation(((Branches, "breadth", 1.0),)),
+    "rescue and breadth learnt": Ablation(((Branches, "observe", _nothing),)),
+    "yields": Ablation(((Yields, "share", _as_forecast),)),
+    "yields by first and later cycle": Ablation(
+        ((Yields, "share", _any_place), (Yields, "observe", _learn_any_place))
+    ),
     "node price (nodes are free)": Ablation(((planner, "decide", _free_nodes),)),
     "worth of a node by depth": Ablation(((planner, "decide", _equal_depths),)),
     "draft steps while they pay": Ablation(((planner, "decide", _all_steps),)),

@@ -11,8 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.control.driving import Engine, serve
 
-from specpilot.control import Controller, ControllerConfig, CycleOutcome, CyclePlan, RequestInfo, StopCause
-from specpilot.control.branching import Branches
+from specpilot.control import (
+    Controller,
+    ControllerConfig,
+    CycleOutcome,
+    CyclePlan,
+    Mode,
+    RequestInfo,
+    StopCause,
+)
+from specpilot.control.branching import Branches, Yields
 from specpilot.control.cost import CostProfile
 from specpilot.control.health import Trials
 from specpilot.control.stop import StopRule, sigmoid
@@ -50,10 +58,14 @@ def test_looked_up_text_is_believed_by_its_calibration() -> None:
 
 def test_branches_by_hand() -> None:
     branches = Branches(memory=0.5, prior=0.25, weight=4.0)
-    assert branches.rescue == 0.25
-    branches.observe(rescued=True)
+    assert (branches.rescue, branches.breadth) == (0.25, 2.0)
+    branches.observe(failed=True, rescued=True, nodes=12, levels=3)
     assert branches.rescue == pytest.approx((0.5 + 1.0) / (2.0 + 1.0))
+    assert branches.breadth == pytest.approx((4.0 + 12.0) / (2.0 + 3.0))
     assert branches.widened([0.4, 1.0]) == pytest.approx([0.4 + 0.6 * 0.5, 1.0])
+    before = branches.rescue
+    branches.observe(failed=False, rescued=True, nodes=3, levels=3)
+    assert branches.rescue == before
 
 
 def branching(
@@ -144,6 +156,43 @@ def test_an_unseeded_request_goes_over_to_shared_noise_where_it_pays(
         over[plan.request_id] = plan.coupled
 
 
+def test_shadow_mode_gets_past_the_cold_start() -> None:
+    """No coupled block is ever run there: the plans recorded are those that could be learnt."""
+    config = ControllerConfig(max_nodes=16, mode=Mode.SHADOW, static_draft=3)
+    plans = serve(Controller(config, profile=FLAT), 400, branching(1), acceptance="rejection")
+    late = [plan.reason.note for plan in plans[200:]]
+    assert late.count("cold start") < 0.1 * len(late)
+    assert not any(plan.coupled for plan in plans)
+
+
+def test_who_has_gone_over_stays_so_through_shadow_mode() -> None:
+    """The executor's noise is shared from the first coupled plan on, whoever plans the cycles after it."""
+    controller = Controller(ControllerConfig(max_nodes=16, pass_budget=8.0), profile=FLAT)
+    engine = branching(1, right=0.5, rescue=0.6)
+    serve(controller, 600, engine, acceptance="rejection")
+    for number in range(40):
+        name = f"s{number}"
+        controller.admit(RequestInfo(name, 40, 24, slo_ms=1e9, acceptance="rejection"), now=1e3)
+        coupled = []
+        for mode in ("on", "shadow", "on"):
+            controller.mode = mode
+            plan = controller.plan([name], now=1e3).cycles[0]
+            controller.begin([plan.cycle_id], now=1e3)
+            controller.observe([engine(plan, 0)[0]], now=1e3)
+            coupled.append(plan.coupled)
+        assert not coupled[0] or coupled[2]
+        controller.finish(name, StopCause.CANCELLED, now=1e3)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_better_rule_is_found_again(seed: int) -> None:
+    """Of the rule that is not used nothing is learnt; its decisions must not outlive what they rest on."""
+    controller = Controller(ControllerConfig(max_nodes=16), profile=FLAT)
+    engine = branching(seed, node_ms=0.01, right=0.5, right_coupled=0.6, rescue=0.6)
+    plans = serve(controller, 8000, engine, acceptance="rejection")
+    assert sum(plan.coupled for plan in plans[2000:]) > 0.8 * 6000
+
+
 @pytest.mark.parametrize("acceptance", ["greedy", "coupled", "deterministic"])
 def test_who_judges_trees_has_nowhere_to_go_over_to(acceptance: AcceptanceName) -> None:
     plans = serve(
@@ -220,3 +269,15 @@ def test_learnt_branches_survive_a_snapshot() -> None:
 def test_bad_configurations(nodes: int, lookup: int) -> None:
     with pytest.raises(ValueError, match=r"max_nodes|lookup_depth"):
         ControllerConfig(max_nodes=nodes, lookup_depth=lookup)
+
+
+def test_what_blocks_bring_corrects_their_kind_and_place_only() -> None:
+    yields = Yields(memory=0.5, weight=4.0)
+    assert yields.share(branching=True, later=True) == 1.0
+    yields.observe(branching=True, later=True, brought=1.0, forecast=3.0)
+    # (4·0.5 + 1) ÷ (4·0.5 + 3)
+    assert yields.share(branching=True, later=True) == pytest.approx(0.6)
+    assert yields.share(branching=True, later=False) == yields.share(branching=False, later=True) == 1.0
+    for _ in range(20):
+        yields.observe(branching=False, later=False, brought=0.0, forecast=3.0)
+    assert yields.share(branching=False, later=False) == 0.5  # a floor: such blocks are still made at times

@@ -1,4 +1,4 @@
-"""What a context has learned of trees: how often a side branch saves a block.
+"""What a context has learned of trees: how often a side branch saves a block, how many nodes a level takes.
 
 The forecast before drafting goes on from the main chain's hazards (those have their own remedies against
 informative stopping): where the main chain fails with 1 − h, a side branch goes on with P(rescued | failed).
@@ -10,24 +10,62 @@ from collections.abc import Sequence
 
 
 class Branches:
-    """Discounted counts, shrunk to a prior: P(rescued | main chain failed)."""
+    """Discounted counts, shrunk to a prior: P(rescued | main chain failed), and nodes per level."""
 
     def __init__(self, memory: float = 0.98, prior: float = 0.25, weight: float = 6.0) -> None:
         self._memory = memory
         self._failed = weight
         self._rescued = prior * weight
+        self._levels = weight
+        self._nodes = 2.0 * weight
 
     @property
     def rescue(self) -> float:
         """P(a side branch is right | the main chain is wrong there)."""
         return self._rescued / self._failed
 
-    def observe(self, *, rescued: bool) -> None:
-        """A tree's main chain was wrong within the block; whether a branch was right there."""
-        self._failed = self._failed * self._memory + 1.0
-        self._rescued = self._rescued * self._memory + rescued
+    @property
+    def breadth(self) -> float:
+        """Nodes per draft step, ≥ 1."""
+        return max(1.0, self._nodes / self._levels)
+
+    def observe(self, *, failed: bool, rescued: bool, nodes: int, levels: int) -> None:
+        """One tree: whether its main chain was wrong within the block, and whether a branch was right
+        there.
+        """
+        keep = self._memory
+        if failed:
+            self._failed = self._failed * keep + 1.0
+            self._rescued = self._rescued * keep + rescued
+        if levels:
+            self._levels = self._levels * keep + levels
+            self._nodes = self._nodes * keep + nodes
 
     def widened(self, hazards: Sequence[float]) -> list[float]:
         """The hazards of the tree's best path: h + (1 − h) · P(rescued | failed)."""
         rescue = self.rescue
         return [hazard + (1.0 - hazard) * rescue for hazard in hazards]
+
+
+class Yields:
+    """How much of what was forecast came: drafted tokens accepted, by kind of block and first cycle or later.
+
+    The context's hazards are those of all its cycles. A tree ends only where none of its choices was right,
+    and after so surprising a token the draft is worse for a while, which a chain's next cycle is not.
+    """
+
+    def __init__(self, memory: float = 0.98, weight: float = 12.0) -> None:
+        self._memory = memory
+        self._brought = [weight] * 4
+        self._forecast = [weight] * 4
+
+    def share(self, *, branching: bool, later: bool) -> float:
+        """Brought ÷ forecast, 0.5 … 1.5; 1 where nothing is known."""
+        place = 2 * branching + later
+        return min(1.5, max(0.5, self._brought[place] / self._forecast[place]))
+
+    def observe(self, *, branching: bool, later: bool, brought: float, forecast: float) -> None:
+        """A block brought so many drafted tokens and was forecast to bring so many."""
+        place = 2 * branching + later
+        self._brought[place] = self._brought[place] * self._memory + brought
+        self._forecast[place] = self._forecast[place] * self._memory + forecast

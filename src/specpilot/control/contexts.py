@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
-from specpilot.control.branching import Branches
+from specpilot.control.branching import Branches, Yields
 from specpilot.control.calibration import Calibration
 from specpilot.control.difficulty import Residuals
 from specpilot.control.health import Fallback, Trials
@@ -54,6 +54,7 @@ class Context:
     forecasts: dict[Key, Decision] = field(default_factory=dict)  # apart: to ask changes no plan
     residuals: Residuals = field(default_factory=Residuals)
     branches: Branches = field(default_factory=Branches)
+    yields: Yields = field(default_factory=Yields)
     intercepts: tuple[float, ...] = ()
     slope: float = 1.0
     ranks: tuple[tuple[float, float], ...] = ()

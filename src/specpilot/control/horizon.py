@@ -63,6 +63,9 @@ class Decision:
     branching: bool = False
     """Whether a tree is better than a chain."""
     gains: tuple[float, ...] = ()
+    forecast: float = 0.0
+    """Drafted tokens that a block of τ* was expected to bring, before what came of others corrected it
+    (:class:`~specpilot.control.branching.Yields`); where there may be trees."""
     until: int = 0
     """The context's age at which the decision is made anew."""
     gain: float = field(init=False)

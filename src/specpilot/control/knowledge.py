@@ -20,6 +20,7 @@ from specpilot.control.contexts import Context, bucket_of
 from specpilot.control.difficulty import Difficulty
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Fallback, Trials
+from specpilot.control.horizon import Decision
 from specpilot.control.planning import CycleView
 from specpilot.control.stop import StopRule, logit, sigmoid
 from specpilot.control.types import AcceptanceName, CycleOutcome
@@ -105,13 +106,24 @@ class Knowledge:
         """Whether looked-up text is right, by the length of the match."""
         return self.calibrations.setdefault(LOOKUP, Calibration())
 
-    def observe(self, context: Context, view: CycleView, outcome: CycleOutcome, asked: Asked) -> bool:
-        """Learn from a cycle; whether its context has changed, so that what was learned before is void."""
+    def observe(
+        self,
+        context: Context,
+        view: CycleView,
+        outcome: CycleOutcome,
+        asked: Asked,
+        decision: Decision | None,
+    ) -> bool:
+        """Learn from a cycle; whether its context has changed, so that what was learned before is void.
+
+        ``decision`` is the request's last one.
+        """
         source, bucket = context.source, context.bucket
         self.end_hazard.observe(
             outcome.emitted, outcome.ended is not None and outcome.ended.value in ("eos", "stop")
         )
         context.grow_older()
+        counted_on = view.request_id in self.matches
         if outcome.lookup_judged is not None:
             self.learn_lookup(view.request_id, bucket, outcome.lookup_judged)
         drafted = outcome.drafted if outcome.drafter in (None, view.drafter) else 0
@@ -140,6 +152,15 @@ class Knowledge:
                 calibration.observe(position, bucket, confidence, position <= accepted, level)
         if outcome.side_proposed:
             self.learn_branches(context, outcome, failed=accepted < proposed)
+        # What looked-up text is counted on for is no part of the forecast; what it brings besides is welcome.
+        plain = not (counted_on or asked.probing or asked.closed_rule or outcome.ended)
+        if decision and decision.forecast > 0.0 and plain:
+            context.yields.observe(
+                branching=decision.branching,
+                later=view.new_context_tokens == 1,
+                brought=outcome.emitted - 1.0,
+                forecast=decision.forecast,
+            )
         if proposed:
             self._learn_difficulty(context, view.request_id, log_odds, accepted, proposed)
         if self.acceptance.observe(source, bucket, accepted, proposed, cut_at, dropped):
@@ -155,8 +176,12 @@ class Knowledge:
         ranks = self.ranks_of(context.source)
         for rank, share, right in outcome.side_judged:
             ranks.observe(rank - 1, 0, share, right)
-        if failed:
-            context.branches.observe(rescued=outcome.side_accepted > 0)
+        context.branches.observe(
+            failed=failed,
+            rescued=outcome.side_accepted > 0,
+            nodes=outcome.proposed + outcome.side_proposed,
+            levels=outcome.drafted,
+        )
 
     def learn_lookup(self, request_id: str, bucket: int, judged: tuple[float, int, int]) -> None:
         """Whether it was proposed or not: the verified path says what it would have been worth."""

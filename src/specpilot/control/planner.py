@@ -297,7 +297,7 @@ class OptimalPlanner:
         """Solve one decision from what is known now, and keep it among the context's (or in ``kept``)."""
         known = self.knowledge
         hazards, lookup = known.hazards(context, key[0]), known.calibrations.get(LOOKUP)
-        nodes = self._config.max_nodes if context.trees else 0
+        nodes = self._config.max_nodes
         inputs = Inputs(hazards, context, context.bucket, known.end_hazard, self._cost, nodes, lookup)
         decision = context.keep(decide(inputs, key))
         (context.decisions if kept is None else kept)[key] = decision
@@ -307,7 +307,7 @@ class OptimalPlanner:
         """Learn from a cycle."""
         context = self._contexts.get(view.request_id) or self._context(view)
         asked = self._asked.pop(view.request_id, _USUAL)
-        changed = self.knowledge.observe(context, view, outcome, asked)
+        changed = self.knowledge.observe(context, view, outcome, asked, self._latest.get(view.request_id))
         if view.max_nodes and view.acceptance == "rejection":
             self._observe_settling(view, context, changed=changed)
 

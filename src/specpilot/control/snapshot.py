@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from specpilot.control.acceptance import AcceptanceModel, Change, HazardTable
-from specpilot.control.branching import Branches
+from specpilot.control.branching import Branches, Yields
 from specpilot.control.budget import PassPrice
 from specpilot.control.calibration import Calibration, Offset
 from specpilot.control.contexts import Context
@@ -50,6 +50,7 @@ BLANK: dict[str, Callable[[], object]] = {
     "TimePrice": TimePrice,
     "Trials": lambda: Trials(1, 1),
     "UpperQuantile": UpperQuantile,
+    "Yields": Yields,
 }
 """The classes that a snapshot may hold, each with a way to make one that is then filled in."""
 

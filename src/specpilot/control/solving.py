@@ -55,18 +55,28 @@ def decide(known: Inputs, key: Key) -> Decision:
     hazards = known.hazards
     shift = quarters / 4.0
     levels = by_node[: ceiling + 1]
-    if not nodes:
+    if not nodes:  # chains alone
         survive = survival(hazards, shift)
         return _solve(known, key, theta, hazards, survive, levels, cost.draft_step_ms, cost.draft_start_ms)
-    looked_up = _looked_up(known, matched, ceiling) if matched else [0.0] * (ceiling + 1)
+    judged = matched and context.trees
+    looked_up = _looked_up(known, matched, ceiling) if judged else [0.0] * (ceiling + 1)
     asked = 1.0 - looked_up[1]  # where text is found, the draft model is hardly asked
-    survive = list(map(max, survival(hazards, shift), looked_up))
+    later = width == 1
+    share = context.yields.share(branching=False, later=later)
+    survive = list(map(max, _scaled(survival(hazards, shift), share), looked_up))
     step_ms, start_ms = cost.draft_step_ms * asked, cost.draft_start_ms * asked
     chain = _solve(known, key, theta, hazards, survive, levels, step_ms, start_ms)
+    chain.forecast = (chain.expected - 1.0) / share
+    if not context.trees:  # the rule cannot judge them
+        return chain
     widened = context.branches.widened(hazards)
-    survive = list(map(max, survival(widened, shift), looked_up))
+    breadth = context.branches.breadth
+    levels = [by_node[min(round(level * breadth), len(by_node) - 1)] for level in range(ceiling + 1)]
+    share = context.yields.share(branching=True, later=later)
+    survive = list(map(max, _scaled(survival(widened, shift), share), looked_up))
     step_ms, start_ms = cost.tree_step_ms * asked, cost.tree_start_ms * asked
     tree = _solve(known, key, theta, widened, survive, levels, step_ms, start_ms, stops=False)
+    tree.forecast = (tree.expected - 1.0) / share
     better = tree if tree.value >= chain.value else chain
     better.branching = better is tree
     better.node_price = tuple([theta * (after - before) for before, after in pairwise(by_node)])
@@ -136,6 +146,11 @@ def _solve(
             ]
         ),
     )
+
+
+def _scaled(survive: Sequence[float], share: float) -> list[float]:
+    """S_j for j ≥ 1 by what of it comes true."""
+    return [1.0, *[min(1.0, share * s) for s in survive[1:]]]
 
 
 def _with_stops(
