@@ -1,6 +1,6 @@
 """What each signal of trees is worth live: the bundled pair with one signal off at a time, in turn.
 
-    python benchmarks/live_tree_ablation.py --loop closed --per-class 16 --rounds 5
+    python benchmarks/live_tree_ablation.py --loop closed --per-class 16 --rounds 4
 
 The simulator undercharges trees (docs/trees.md), so signals that it finds to be worth nothing are judged
 here. Each policy is the same controller with trees and looked-up text but one signal (``tree_ablation.py``
