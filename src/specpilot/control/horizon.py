@@ -66,6 +66,8 @@ class Decision:
     forecast: float = 0.0
     """Drafted tokens that a block of τ* was expected to bring, before what came of others corrected it
     (:class:`~specpilot.control.branching.Yields`); where there may be trees."""
+    other: Decision | None = None
+    """Of chain and tree, where there may be both, the answer for the kind that is not better."""
     until: int = 0
     """The context's age at which the decision is made anew."""
     gain: float = field(init=False)

@@ -26,7 +26,7 @@ from specpilot.control.stop import StopRule, logit, sigmoid
 from specpilot.control.types import AcceptanceName, CycleOutcome
 
 LEARNED = ("acceptance", "difficulty", "calibrations", "ranks", "contexts", "end_hazard")
-RARELY = 8
+RARELY = 2
 """Trials of the worse rule come after as many requests as open blocks after blocks, at first, and then up
 to so many times as many."""
 LOOKUP = "lookup"

@@ -52,6 +52,7 @@ class OptimalPlanner:
         self._asked: dict[str, Asked] = {}
         self._latest: dict[str, Decision] = {}
         self._over: set[str] = set()  # requests that have drafted under shared noise
+        self._trials: set[str] = set()  # requests that are to have a tree in their next cycle
 
     def admitted(self, request_id: str, prompt_tokens: int, *, now: float) -> None:
         """Nothing is kept for a request before its first cycle."""
@@ -71,6 +72,10 @@ class OptimalPlanner:
         decision = context.decisions.get(key)
         if decision is None or decision.until <= context.age:
             decision = self._decide(context, key)
+        if view.request_id in self._trials:
+            self._trials.discard(view.request_id)
+            if not decision.branching and decision.other is not None:
+                decision = decision.other
         self._latest[view.request_id] = decision
         tau, gain = decision.tau, decision.gain
         undone = view.remaining_tokens - (view.own_passes or 1) * decision.expected
@@ -104,6 +109,7 @@ class OptimalPlanner:
             return Choice(probe, rule, Reason(Binding.PROBE, numbers), bid, coupled=_gone_over(view, context))
         context.blocks += 1
         if context.calibration.blocks < COLD_BLOCKS:
+            del self._latest[view.request_id]  # not what is drafted: nothing can be learnt of its forecast
             rule = self._rule(view, context, (), ())
             reason = Reason(Binding.PROBE, numbers, "cold start")
             choice = Choice(min(ceiling, PROBE_DRAFT), rule, reason, bid)
@@ -231,36 +237,35 @@ class OptimalPlanner:
         return int(min(float(PROBE_DRAFT), max(1.0, affordable)))
 
     def _settle(self, view: CycleView, chains: Context, theta: float) -> Context:
-        """Under which rule a request sampled without a seed goes on: rejection, which accepts more of a
-        chain, or noise that is shared, which can judge trees and looked-up text.
+        """Under which rule a request sampled without a seed goes on: noise that is shared, which can judge
+        trees and looked-up text, or rejection, which accepts more of a chain.
 
-        The greater value. How either is accepted is seen only where it is used, so a request's first cycle
-        now and then goes by the other, the more seldom the longer it is not the better one.
+        Rejection where a chain would be planned under shared noise too. The two kinds of block are compared
+        by the estimates of one rule: those of two, each learnt where it was used, are off by more than lies
+        between them. A request's first cycle now and then goes by the other rule, the more seldom the longer
+        it is not the better one, for nothing is learnt of a rule that is not used.
         """
         trees = self.knowledge.context(view.drafter, view.acceptance, view.prompt_tokens, coupled=True)
         better = chains
-        if trees.blocks < COLD_BLOCKS and trees.calibration.blocks < COLD_BLOCKS:
-            if trees.blocks < chains.blocks:
+        if trees.calibration.blocks < COLD_BLOCKS:
+            # What was asked for and never seen (in shadow mode a static τ is run) is not asked for again.
+            if trees.blocks < COLD_BLOCKS:
                 better = trees
         else:
-            # What was asked for and never seen (in shadow mode a static τ is run) is not counted on.
-            tree = self._worth(view, trees, theta) if trees.calibration.blocks >= COLD_BLOCKS else None
-            if tree is not None and (tree.branching or view.request_id in self.knowledge.matches):
-                chain = self._worth(view, chains, theta)
-                if chain is None or tree.value > chain.value:
+            key = self._key(view, trees, theta)
+            if key[0]:
+                decision = trees.decisions.get(key)
+                if decision is None or decision.until <= trees.age:
+                    decision = self._decide(trees, key)
+                if decision.branching or view.request_id in self.knowledge.matches:
                     better = trees
-            if view.emitted_tokens == 0 and chains.trials.due(second_better=better is trees):
-                better = chains if better is trees else trees
+        if view.emitted_tokens == 0 and chains.trials.due(second_better=better is trees):
+            better = chains if better is trees else trees
+            if better is trees:
+                self._trials.add(view.request_id)
+                trees.fallback.hurry()  # a plain cycle would teach nothing
         self._contexts[view.request_id] = better
         return better
-
-    def _worth(self, view: CycleView, context: Context, theta: float) -> Decision | None:
-        """What the request would draft in this context; None where there is no time to."""
-        key = self._key(view, context, theta)
-        if not key[0]:
-            return None
-        decision = context.decisions.get(key)
-        return self._decide(context, key) if decision is None or decision.until <= context.age else decision
 
     def _key(self, view: CycleView, context: Context, theta: float) -> Key:
         """What a decision depends on, its ceiling on τ first, the price of time on its grid.
@@ -332,6 +337,7 @@ class OptimalPlanner:
         self._contexts.pop(request_id, None)
         self._latest.pop(request_id, None)
         self._over.discard(request_id)
+        self._trials.discard(request_id)
         asked = self._asked.pop(request_id, None)
         if asked is not None and asked.probing:
             asked.probing.retry()  # it ended before its probe: the next cycle probes instead

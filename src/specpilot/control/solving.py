@@ -77,9 +77,10 @@ def decide(known: Inputs, key: Key) -> Decision:
     step_ms, start_ms = cost.tree_step_ms * asked, cost.tree_start_ms * asked
     tree = _solve(known, key, theta, widened, survive, levels, step_ms, start_ms, stops=False)
     tree.forecast = (tree.expected - 1.0) / share
-    better = tree if tree.value >= chain.value else chain
-    better.branching = better is tree
-    better.node_price = tuple([theta * (after - before) for before, after in pairwise(by_node)])
+    tree.branching = True
+    tree.node_price = chain.node_price = tuple([theta * (b - a) for a, b in pairwise(by_node)])
+    better, worse = (tree, chain) if tree.value >= chain.value else (chain, tree)
+    better.other = worse
     return better
 
 
