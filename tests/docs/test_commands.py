@@ -35,6 +35,8 @@ SMALL = {
     "benchmarks/scale.py": ["--requests", "60", "--replicas", "4", "--single", "0"],
     "benchmarks/recovery.py": ["--seeds", "2"],
     "benchmarks/ablation.py": ["--requests", "20", "--only", "steady"],
+    "benchmarks/bayes_gap.py": ["--seeds", "3", "--requests", "40", "--row", "steady, closed"],
+    "benchmarks/live_tree_ablation.py": ["--per-class", "1", "--rounds", "2", "--signal", "yields"],
     "benchmarks/tree_ablation.py": ["--requests", "10", "--only", "steady", "--only", "rewrites"],
     "benchmarks/serve_load.py": ["--seconds", "2", "--levels", "0.5"],
     "benchmarks/serve_memory.py": ["--requests", "60"],
