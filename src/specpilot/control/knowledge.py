@@ -68,11 +68,11 @@ class Knowledge:
         goes over to shared noise.
         """
         rule = "coupled" if coupled else acceptance
-        source, bucket = source_of(drafter, rule), bucket_of(prompt_tokens)
-        context = self.contexts.get((source, bucket))
+        source, bucket = place = _place(drafter, rule, prompt_tokens)
+        context = self.contexts.get(place)
         if context is None:
             config, every = self._config, self._config.open_block_every
-            context = self.contexts[source, bucket] = Context(
+            context = self.contexts[place] = Context(
                 source,
                 bucket,
                 rule != "rejection",
@@ -81,6 +81,10 @@ class Knowledge:
                 Trials(every, every * RARELY),
             )
         return context
+
+    def known_context(self, drafter: str, acceptance: AcceptanceName, prompt_tokens: int) -> Context | None:
+        """The same, or None where there are no estimates yet; nothing is changed by asking."""
+        return self.contexts.get(_place(drafter, acceptance, prompt_tokens))
 
     def hazards(self, context: Context, count: int) -> list[float]:
         """h_1 … h_count."""
@@ -238,9 +242,9 @@ class Knowledge:
             setattr(self, name, learned[name])
 
 
-def source_of(drafter: str, rule: AcceptanceName) -> str:
-    """The name of a drafter's drafts as a rule judges them."""
-    return drafter if rule == "greedy" else f"{drafter}/{rule}"
+def _place(drafter: str, rule: AcceptanceName, prompt_tokens: int) -> tuple[str, int]:
+    """(source, bucket): the name of a drafter's drafts as a rule judges them, and the prompt's length."""
+    return drafter if rule == "greedy" else f"{drafter}/{rule}", bucket_of(prompt_tokens)
 
 
 @lru_cache(4096)

@@ -14,10 +14,10 @@ from typing import Any
 
 from specpilot.control.acceptance import survival
 from specpilot.control.config import ControllerConfig
-from specpilot.control.contexts import Context, Key, bucket_of
+from specpilot.control.contexts import Context, Key
 from specpilot.control.cost import CostModel
 from specpilot.control.horizon import Decision
-from specpilot.control.knowledge import LOOKUP, Asked, Knowledge, grid, source_of
+from specpilot.control.knowledge import LOOKUP, Asked, Knowledge, grid
 from specpilot.control.latency import TimePrice
 from specpilot.control.planning import Choice, CycleView
 from specpilot.control.sharing import Forecast
@@ -204,7 +204,9 @@ class OptimalPlanner:
         theta = self._time.price(view.waiting, view.time_left_ms)
         if not view.speculation_allowed or view.max_draft <= 0:
             return Forecast(0, theta)
-        context = self._contexts.get(view.request_id) or self._known(view)
+        context = self._contexts.get(view.request_id) or self.knowledge.known_context(
+            view.drafter, view.acceptance, view.prompt_tokens
+        )
         if context is None or context.calibration.blocks < COLD_BLOCKS:
             probe = min(view.max_draft, PROBE_DRAFT)
             return Forecast(probe, theta, probe)
@@ -362,11 +364,6 @@ class OptimalPlanner:
         context = self.knowledge.context(view.drafter, view.acceptance, view.prompt_tokens)
         self._contexts[view.request_id] = context
         return context
-
-    def _known(self, view: CycleView) -> Context | None:
-        """The same, if there are any."""
-        source = source_of(view.drafter, view.acceptance)
-        return self.knowledge.contexts.get((source, bucket_of(view.prompt_tokens)))
 
     def _rule(
         self, view: CycleView, context: Context, keep_at: tuple[float, ...], draft_at: tuple[float, ...]

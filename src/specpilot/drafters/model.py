@@ -275,28 +275,25 @@ class ModelDrafter:
             return None
         eos = self._model.eos_token_ids
         cache = self._caches.of(item.request_id, item.context)
-        if item.tree is None or item.rule.needs_q:
-            # What is found is judged all the same: it says whether going over to trees is worth it.
-            known = None
-            if self._lookup is not None:
-                tokens, belief = self._lookup.find(item.request_id, item.context, depth)
-                known = (tuple(tokens), belief) if tokens else None
-            return _Chain(item, place, cache, depth, eos, known)
-        found: Sequence[int] = ()
-        confidence = 0.0
-        if self._lookup is not None and item.tree.lookup is not None:
-            count = min(item.tree.lookup.depth, depth)
-            found, confidence = self._lookup.find(item.request_id, item.context, count)
-        if not (found or item.tree.branching):  # the same block, without a tree's bookkeeping
-            depth = min(depth, item.tree.model_depth)
+        rule = None if item.rule.needs_q else item.tree
+        # What a chain does not propose is judged too: it says whether going over to trees is worth it.
+        most = depth
+        if rule is not None:
+            most = min(rule.lookup.depth, depth) if rule.lookup is not None else 0
+        looked_up: LookedUp | None = None
+        if self._lookup is not None and most:
+            found, confidence = self._lookup.find(item.request_id, item.context, most)
+            looked_up = (tuple(found), confidence) if found else None
+        if rule is None:
+            return _Chain(item, place, cache, depth, eos, looked_up)
+        if looked_up is None and not rule.branching:  # the same block, without a tree's bookkeeping
+            depth = min(depth, rule.model_depth)
             return _Chain(item, place, cache, depth, eos) if depth else None
         # A tree's nodes share the rows that are left.
-        growth = Growth(item.tree, item.stop, depth, min(item.max_nodes, room), eos)
-        tree = _Tree(item, place, cache, growth)
-        if found:
-            tree.looked_up = tuple(found), confidence
-            tree.growth.look_up(found, confidence)
-        return tree
+        growth = Growth(rule, item.stop, depth, min(item.max_nodes, room), eos)
+        if looked_up is not None:
+            growth.look_up(*looked_up)
+        return _Tree(item, place, cache, growth, looked_up)
 
     def _step(self, growing: list[_Growing], start: float, first: bool) -> list[_Growing]:
         """One draft step for all, everybody's ``first`` or nobody's; returns those that go on."""
