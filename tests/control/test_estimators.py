@@ -17,7 +17,7 @@ from specpilot.control.cost import KNOTS, CostCurve, CostModel, CostProfile, Dra
 from specpilot.control.difficulty import Difficulty, Residuals
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Backoff, Breaker, Fallback
-from specpilot.control.latency import DeadlineTracker, TimePrice
+from specpilot.control.latency import IDLE, DeadlineTracker, TimePrice
 from specpilot.control.stop import StopRule, logit, sigmoid
 
 # --- acceptance -----------------------------------------------------------------------------------
@@ -354,7 +354,7 @@ def test_misses_make_the_queue_press_harder() -> None:
     # A twentieth of the time is spoken for, and counts 1 + 8 · 0.26 times.
     assert idle.price(1, 200.0) == pytest.approx(0.2 * 0.05 * 3.08, rel=0.01)
     assert idle.price(100, 200.0) == pytest.approx(0.2 * 1.13, rel=0.01)  # at most 1 + 0.5 · 0.26 of θ*
-    assert idle.price(0, 200.0) < 0.2 * 0.001  # nobody waits
+    assert idle.price(0, 200.0) == pytest.approx(0.2 * IDLE)  # nobody waits
     for _ in range(100):
         idle.arrival(in_time=True)
     assert idle.strain == 0.0

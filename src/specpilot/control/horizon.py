@@ -70,11 +70,14 @@ class Decision:
     """Of chain and tree, where there may be both, the answer for the kind that is not better."""
     until: int = 0
     """The context's age at which the decision is made anew."""
+    stake: float = 1.0
+    """What the first drafted token is worth: nearly 1 while passes are scarce; where there is a pass for each
+    token, no more than the time that it saves."""
     gain: float = field(init=False)
-    """What drafting is worth beside plain decoding, as a share of its value."""
+    """What drafting is worth beside plain decoding, in tokens worth as much as the first one drafted."""
 
     def __post_init__(self) -> None:
-        self.gain = (self.value - self.plain) / max(abs(self.plain), 1.0)
+        self.gain = (self.value - self.plain) / self.stake if self.stake > 0.0 else 0.0
 
 
 def future_values(

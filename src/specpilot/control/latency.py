@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 STRAIN_STEP = 0.1
+IDLE = 1e-3
+"""Of θ*, what time is worth at least: so that of two ways to the same tokens the faster one is taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ class TimePrice:
     would be missed. Having somebody wait is not yet a loss: below capacity the queue empties again and
     every arrival is served, whatever a cycle took. So θ = θ* · the larger of
 
-    * utilisation⁶: next to nothing at a load of 0.4, an eighth at 0.7, all at saturation;
+    * utilisation⁶: next to nothing at a load of 0.4, an eighth at 0.7, all at saturation; ``IDLE`` at least;
     * the share of this request's remaining time that the queue's work would take: a burst has to be
       worked off before its deadlines whatever the average load is. The more arrivals miss the SLO, the
       harder the queue presses (:class:`Pressing`, in proportion to :attr:`strain`), for a refusal is worse
@@ -104,7 +106,7 @@ class TimePrice:
         time_ms = self._time_ms
         if time_ms <= 0.0 or self._tokens <= 0.0:
             return 0.0
-        pressure = self.utilisation**6
+        pressure = max(IDLE, self.utilisation**6)
         if waiting:
             queue_ms = waiting * time_ms / self._cycles
             strain, how = self.strain, self.pressing
