@@ -69,9 +69,7 @@ class OptimalPlanner:
         ceiling = key[0]
         if ceiling == 0:
             return self._plain(view)
-        decision = context.decisions.get(key)
-        if decision is None or decision.until <= context.age:
-            decision = self._decide(context, key)
+        decision = self._decision(context, key)
         if view.request_id in self._trials:
             self._trials.discard(view.request_id)
             if not decision.branching and decision.other is not None:
@@ -255,12 +253,9 @@ class OptimalPlanner:
                 better = trees
         else:
             key = self._key(view, trees, theta)
-            if key[0]:
-                decision = trees.decisions.get(key)
-                if decision is None or decision.until <= trees.age:
-                    decision = self._decide(trees, key)
-                if decision.branching or view.request_id in self.knowledge.matches:
-                    better = trees
+            found = view.request_id in self.knowledge.matches
+            if key[0] and (self._decision(trees, key).branching or found):
+                better = trees
         if view.emitted_tokens == 0 and chains.trials.due(second_better=better is trees):
             better = chains if better is trees else trees
             if better is trees:
@@ -299,6 +294,13 @@ class OptimalPlanner:
         if sharing > 1:
             sharing, beside = grid(sharing), grid(beside)
         return ceiling, wanted, later, price, width, behind, shift, matched, beside, sharing
+
+    def _decision(self, context: Context, key: Key) -> Decision:
+        """The context's decision for a key: the one it keeps, or a new one."""
+        decision = context.decisions.get(key)
+        if decision is None or decision.until <= context.age:
+            decision = self._decide(context, key)
+        return decision
 
     def _decide(self, context: Context, key: Key, kept: dict[Key, Decision] | None = None) -> Decision:
         """Solve one decision from what is known now, and keep it among the context's (or in ``kept``)."""
