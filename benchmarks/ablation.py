@@ -312,6 +312,15 @@ def arguments(
     return parser
 
 
+def measured(measure: Callable[[Cell], Results], cells: Sequence[Cell], processes: int) -> Iterator[Results]:
+    """Every cell's results, ``processes`` at a time (0 or 1: in this one)."""
+    if processes <= 1:
+        yield from map(measure, cells)
+        return
+    with ProcessPoolExecutor(processes) as pool:
+        yield from pool.map(measure, cells)
+
+
 def worst_rows(changes: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
     """Signal → (scenario, load) where switching it off cost most."""
     found = {}
@@ -342,10 +351,9 @@ def confirm(
         for seed in seeds
     ]
     found: dict[str, list[tuple[float, float]]] = {}
-    with ProcessPoolExecutor(max(1, options.processes)) as pool:
-        for cell, result in zip(cells, pool.map(measure, cells), strict=True):
-            for signal in cell.signals:
-                found.setdefault(signal, []).append((result[signal][0], result[""][0]))
+    for cell, result in zip(cells, measured(measure, cells, options.processes), strict=True):
+        for signal in cell.signals:
+            found.setdefault(signal, []).append((result[signal][0], result[""][0]))
     lines = [
         f"The worst row of each signal on {options.confirm} other seeds, from {FRESH_SEED} on.",
         "",
@@ -388,9 +396,8 @@ def run(
         for load in LOADS
         for seed in seeds
     ]
-    with ProcessPoolExecutor(max(1, options.processes)) as pool:
-        measured = table(cells, pool.map(measure, cells))
-    changes = {signal: measured[signal] for signal in signals if signal in measured}
+    found = table(cells, measured(measure, cells, options.processes))
+    changes = {signal: found[signal] for signal in signals if signal in found}
     text = (
         f"{suite}, {options.seeds} seeds {seeds}, {options.requests} requests each. "
         "Change of goodput in per cent with one signal off, least … most over the loads.\n\n"

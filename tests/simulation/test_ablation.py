@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 import random
 from dataclasses import replace
@@ -103,3 +104,32 @@ def test_dear_steps_by_hand() -> None:
     assert [dear(width) for width in (1.0, 3.0, 6.0)] == pytest.approx([1.0, 1.44, 2.1])
     assert dear(500.0) == pytest.approx(2.1)
     assert not math.isclose(costs.draft_forward(3.0), dear(3.0))
+
+
+def test_the_worst_row_is_confirmed_on_other_seeds() -> None:
+    """The row that cost most is run again; a change there that is certain and large enough stays."""
+    changes = {
+        "finish bonus": {
+            "steady": {"goodput": [0.01, -0.002, 0.0]},
+            "burst": {"goodput": [0.0, 0.0, -0.001]},
+        },
+        "upper quantiles": {"steady": {"goodput": [0.0, 0.0, -0.03]}},
+    }
+    assert ablation.worst_rows(changes) == {
+        "finish bonus": ("steady", 0.4),
+        "upper quantiles": ("steady", 0.7),
+    }
+    cells: list[ablation.Cell] = []
+
+    def measure(cell: ablation.Cell) -> ablation.Results:
+        cells.append(cell)
+        noise = 0.001 * (cell.seed % 5 - 2)
+        off = {"finish bonus": 100.0 * (1.0 + noise), "upper quantiles": 97.0 + noise}
+        return {"": (100.0, 1.0), **{signal: (off[signal], 1.0) for signal in cell.signals}}
+
+    options = argparse.Namespace(confirm=10, requests=30, processes=0)
+    text = ablation.confirm(changes, measure, ablation.ABLATIONS, options)
+    assert {cell.seed for cell in cells} == set(range(ablation.FRESH_SEED, ablation.FRESH_SEED + 10))
+    lines = [line for line in text.splitlines() if line.startswith("| finish") or line.startswith("| upper")]
+    assert "no reason to stay" in lines[0]
+    assert "| -3.0 % (-3.0 % … -3.0 %) | stays |" in lines[1]
