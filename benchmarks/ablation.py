@@ -1,6 +1,7 @@
 """What each signal is worth: the suite's scenarios with one signal of the policy off at a time.
 
     python benchmarks/ablation.py [--seeds evaluation|development] [--requests 600] [--signal NAME]
+    python benchmarks/ablation.py --trace trace.jsonl --costs costs.json --confirm 40
 
 Each row switches one signal off by patching the estimator behind it (nothing in the product knows of
 ablations) and replays the same arrivals; a cell is the change of specpilot's goodput, the least and the
@@ -11,21 +12,16 @@ reason to stay. Simulated workloads. The worst of 45 rows is half a per cent or 
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from statistics import fmean
+from types import MappingProxyType
 from typing import Any
-from unittest.mock import patch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.paired import Account, ratio
+from benchmarks.ablating import Ablation, Cell, Results, arguments, arriving, compare, nothing, run
 
 from specpilot.control import ControllerConfig, knowledge, planner, solving
 from specpilot.control.acceptance import Change, HazardTable
@@ -38,45 +34,18 @@ from specpilot.control.health import Fallback
 from specpilot.control.latency import DeadlineTracker, TimePrice
 from specpilot.control.option import adaptive_block
 from specpilot.control.planner import PROBE_DRAFT, OptimalPlanner
-from specpilot.simulation.costs import EngineCosts
-from specpilot.simulation.policies import replay_policy
-from specpilot.simulation.replay import ReplayRequest
-from specpilot.simulation.scenarios import DEVELOPMENT_SEEDS, EVALUATION_SEEDS, SCENARIOS, VERSION, scenario
-from specpilot.simulation.suite import LOADS, label, offered
+from specpilot.simulation.costs import read_costs
+from specpilot.simulation.scenarios import SCENARIOS, scenario
+from specpilot.simulation.suite import offered
+from specpilot.trace import read_agreement
 
-THRESHOLD = 0.005
-FRESH_SEED = 7000
-"""The first of those that confirm; no constant was tuned on any of them."""
 NEVER = 10**9
-
-
-@dataclass(frozen=True, slots=True)
-class Ablation:
-    """One signal off: patches (object, attribute, replacement), configuration changes, no confidences.
-
-    ``guards`` names the invariant or promise that keeps the signal whatever it costs. ``lookup``: there is
-    something to switch off only where text is looked up.
-    """
-
-    patches: tuple[tuple[Any, str, Any], ...] = ()
-    config: dict[str, float] = field(default_factory=dict)
-    confidences: bool = True
-    guards: str = ""
-    lookup: bool = False
-
-
-Results = dict[str, tuple[float, float]]
-"""(goodput, SLO attainment) with everything (key "") and without each signal."""
 
 
 def _pooled_positions(self: HazardTable, count: int) -> list[float]:
     """One α for all positions: accepted ÷ reached over the whole block."""
     reached, accepted = sum(self.reached), sum(self.accepted)
     return [(accepted + self.shrinkage * self.prior) / (reached + self.shrinkage)] * count
-
-
-def _nothing(*args: object, **kwargs: object) -> None:
-    """An estimator that does not learn."""
 
 
 def _keep_weights(self: Difficulty, weights: Sequence[float], *args: object) -> list[float]:
@@ -146,7 +115,7 @@ ABLATIONS: dict[str, Ablation] = {
     "acceptance by position": Ablation(((HazardTable, "hazards", _pooled_positions),)),
     "acceptance by prompt length": Ablation(((knowledge, "bucket_of", _one_bucket),)),
     "draft confidence": Ablation(confidences=False),
-    "calibration (α̂ = max q)": Ablation(((Calibration, "observe", _nothing),)),
+    "calibration (α̂ = max q)": Ablation(((Calibration, "observe", nothing),)),
     "open blocks": Ablation(config={"open_block_every": NEVER}),
     "context's level in the calibration": Ablation(((HazardTable, "level", _no_level),)),
     "worth of stopping in the block": Ablation(((solving, "adaptive_block", _mean_block),)),
@@ -161,19 +130,19 @@ ABLATIONS: dict[str, Ablation] = {
     "shrinkage to the pooled table": Ablation(config={"shrinkage": 0.01}),
     "learnt costs": Ablation(
         (
-            (CostModel, "observe_draft", _nothing),
-            (CostModel, "observe_verify", _nothing),
-            (CostModel, "observe_host", _nothing),
+            (CostModel, "observe_draft", nothing),
+            (CostModel, "observe_verify", nothing),
+            (CostModel, "observe_host", nothing),
         ),
         guards="SLO",
     ),
     "upper quantiles": Ablation(((UpperQuantile, "observe", _reset_upper),), guards="SLO"),
     "draft prefill in the price": Ablation(((CostModel, "draft_prefill_ms", _free_prefill),)),
-    "internal deadline": Ablation(((DeadlineTracker, "observe", _nothing),), guards="SLO"),
+    "internal deadline": Ablation(((DeadlineTracker, "observe", nothing),), guards="SLO"),
     "θ by load (θ = θ* always)": Ablation(((TimePrice, "price", _always_full_price),)),
     "θ by the queue": Ablation(((TimePrice, "price", _no_queue),)),
     "θ by utilisation": Ablation(((TimePrice, "utilisation", 0.0),)),
-    "θ by SLO misses": Ablation(((TimePrice, "arrival", _nothing),), guards="SLO"),
+    "θ by SLO misses": Ablation(((TimePrice, "arrival", nothing),), guards="SLO"),
     "λ (price of a pool pass)": Ablation(((PassPrice, "price", _free_pass),)),
     "finish bonus": Ablation(config={"finish_bonus_tokens": 0.0}),
     "fallback and its hysteresis": Ablation(((Fallback, "decide", _never_fall_back),), guards="I6"),
@@ -181,242 +150,44 @@ ABLATIONS: dict[str, Ablation] = {
     "probe length by price": Ablation(((OptimalPlanner, "_probe_length", _full_probe),)),
     "circuit breaker": Ablation(config={"breaker_faults": NEVER}, guards="I6"),
     "cold start at a static length": Ablation(((planner, "COLD_BLOCKS", 0),)),
-    "length so far (end hazard)": Ablation(((EndHazard, "observe", _nothing),)),
+    "length so far (end hazard)": Ablation(((EndHazard, "observe", nothing),)),
 }
 """By name; every signal of the policy page's table has a row."""
 
 
-@dataclass(frozen=True, slots=True)
-class Cell:
-    """One scenario, load and seed, and the signals to switch off on it; picklable."""
-
-    scenario: str
-    load: float
-    seed: int
-    requests: int
-    signals: tuple[str, ...]
+Recorded = Mapping[str, tuple[Path, Path]]
+"""By the name of a row: a recorded agreement trace, and the costs of an engine."""
 
 
-@contextmanager
-def without(ablation: Ablation) -> Iterator[None]:
-    """The signal is off inside; patching an attribute that is gone raises AttributeError."""
-    with ExitStack() as stack:
-        for owner, attribute, replacement in ablation.patches:
-            stack.enter_context(patch.object(owner, attribute, replacement))
-        yield
-
-
-def measure(cell: Cell) -> Results:
-    """A cell on the suite's scenario."""
-    one = scenario(cell.scenario)
-    requests = offered(one, cell.load, cell.seed, cell.requests)
+def measure(cell: Cell, recorded: Recorded = MappingProxyType({})) -> Results:
+    """A cell on the suite's scenario, or on a recorded trace."""
+    if cell.scenario in recorded:
+        trace, measured_costs = recorded[cell.scenario]
+        costs, config = read_costs(measured_costs), ControllerConfig()
+        requests = arriving(read_agreement(trace), costs, config, cell)
+    else:
+        one = scenario(cell.scenario)
+        costs, config = one.costs, one.config
+        requests = offered(one, cell.load, cell.seed, cell.requests)
     off = {signal: ABLATIONS[signal] for signal in cell.signals}
-    return compare(off, requests, one.costs, one.config, closed_loop=not cell.load)
-
-
-def compare(
-    ablations: Mapping[str, Ablation],
-    requests: Sequence[ReplayRequest],
-    costs: EngineCosts,
-    config: ControllerConfig,
-    *,
-    closed_loop: bool,
-) -> Results:
-    """The same requests with everything and without each signal."""
-
-    def result(ablation: Ablation) -> tuple[float, float]:
-        served = requests if ablation.confidences else list(map(_blind, requests))
-        changed = replace(config, **ablation.config)  # type: ignore[arg-type]
-        run = replay_policy("specpilot", served, costs, changed, closed_loop=closed_loop).result
-        return run.goodput_tokens_per_s, run.slo_attainment
-
-    results = {"": result(Ablation())}
-    for signal, ablation in ablations.items():
-        with without(ablation):
-            results[signal] = result(ablation)
-    return results
-
-
-def _blind(request: ReplayRequest) -> ReplayRequest:
-    return replace(request, trace=replace(request.trace, confidence=None))
-
-
-def table(cells: Iterable[Cell], results: Iterable[Results]) -> dict[str, Any]:
-    """Signal → scenario → changes of mean goodput, one for each load; SLO changes beside them."""
-    grouped: dict[tuple[str, float], list[Results]] = {}
-    for cell, result in zip(cells, results, strict=True):
-        print(".", end="", file=sys.stderr, flush=True)
-        grouped.setdefault((cell.scenario, cell.load), []).append(result)
-    print(file=sys.stderr)
-    changes: dict[str, Any] = {}
-    for (name, _), rows in grouped.items():
-        for signal in rows[0]:
-            if signal:
-                goodput = fmean(r[signal][0] for r in rows) / fmean(r[""][0] for r in rows) - 1.0
-                slo = fmean(r[signal][1] for r in rows) - fmean(r[""][1] for r in rows)
-                entry = changes.setdefault(signal, {}).setdefault(name, {"goodput": [], "slo": []})
-                entry["goodput"].append(goodput)
-                entry["slo"].append(slo)
-    return changes
-
-
-def markdown(
-    changes: dict[str, Any], ablations: Mapping[str, Ablation] = ABLATIONS, chance: Sequence[str] = ()
-) -> str:
-    """A row a signal: the worst change anywhere, by scenario least … most over the loads, the verdict.
-
-    ``chance`` names rows that mean nothing. With them a change counts if it is worse than theirs anywhere, or
-    half a per cent in the mean, which chance moves less; what was not measured is a dash.
-    """
-    names = list(dict.fromkeys(name for row in changes.values() for name in row))
-    means = ["mean"] if chance else []
-    lines = [
-        "| " + " | ".join(["without", *means, "worst", *names, "verdict"]) + " |",
-        "| --- " * (len(names) + len(means) + 3) + "|",
-    ]
-    every = {signal: [c for e in row.values() for c in e["goodput"]] for signal, row in changes.items()}
-    least = min([-THRESHOLD, *(min(every[signal]) for signal in chance if signal in every)])
-    for signal, row in changes.items():
-        mean, worst = fmean(every[signal]), min(every[signal])
-        if signal in chance:
-            verdict = "chance"
-        elif worst <= least or (chance and mean <= -THRESHOLD):
-            verdict = "stays"
-        elif guards := ablations[signal].guards:
-            verdict = f"guards {guards}"
-        else:
-            verdict = "**within chance**" if chance else "**no reason to stay**"
-        cells = [f"{100 * share:+.1f} %" for share in ((mean, worst) if chance else (worst,))]
-        cells += [_range(row[name]["goodput"]) if name in row else "–" for name in names]
-        lines.append(f"| {signal} | {' | '.join(cells)} | {verdict} |")
-    return "\n".join(lines)
-
-
-def _range(changes: Sequence[float]) -> str:
-    return f"{100 * min(changes):+.1f} … {100 * max(changes):+.1f}"
-
-
-def arguments(
-    document: str, ablations: Mapping[str, Ablation], names: Sequence[str], requests: int
-) -> argparse.ArgumentParser:
-    """The options of an ablation benchmark; its default of requests for each replay."""
-    parser = argparse.ArgumentParser(description=document.split("\n\n")[0], allow_abbrev=False)
-    parser.add_argument("--seeds", choices=("evaluation", "development"), default="evaluation")
-    parser.add_argument("--requests", type=int, default=requests)
-    parser.add_argument("--signal", action="append", choices=tuple(ablations), help="repeatable; default all")
-    parser.add_argument("--only", action="append", choices=tuple(names), help="a workload; repeatable")
-    parser.add_argument("--confirm", type=int, default=0, metavar="N", help="worst rows on N fresh seeds")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--markdown", type=Path)
-    parser.add_argument("--json", type=Path)
-    return parser
-
-
-def measured(measure: Callable[[Cell], Results], cells: Sequence[Cell], processes: int) -> Iterator[Results]:
-    """Every cell's results, ``processes`` at a time (0 or 1: in this one)."""
-    if processes <= 1:
-        yield from map(measure, cells)
-        return
-    with ProcessPoolExecutor(processes) as pool:
-        yield from pool.map(measure, cells)
-
-
-def worst_rows(changes: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
-    """Signal → (scenario, load) where switching it off cost most."""
-    found = {}
-    for signal, row in changes.items():
-        cells = [
-            (c, name, load) for name, e in row.items() for c, load in zip(e["goodput"], LOADS, strict=True)
-        ]
-        _, name, load = min(cells)
-        found[signal] = name, load
-    return found
-
-
-def confirm(
-    changes: Mapping[str, Any],
-    measure: Callable[[Cell], Results],
-    ablations: Mapping[str, Ablation],
-    options: argparse.Namespace,
-) -> str:
-    """Each signal's worst row on seeds that had no part in picking it: the change with its 95 % interval."""
-    rows = worst_rows(changes)
-    shared: dict[tuple[str, float], list[str]] = {}
-    for signal, place in rows.items():
-        shared.setdefault(place, []).append(signal)
-    seeds = range(FRESH_SEED, FRESH_SEED + options.confirm)
-    cells = [
-        Cell(name, load, seed, options.requests, tuple(signals))
-        for (name, load), signals in shared.items()
-        for seed in seeds
-    ]
-    found: dict[str, list[tuple[float, float]]] = {}
-    for cell, result in zip(cells, measured(measure, cells, options.processes), strict=True):
-        for signal in cell.signals:
-            found.setdefault(signal, []).append((result[signal][0], result[""][0]))
-    lines = [
-        f"The worst row of each signal on {options.confirm} other seeds, from {FRESH_SEED} on.",
-        "",
-        "| without | where it cost most | there | on other seeds (95 %) | verdict |",
-        "| --- " * 5 + "|",
-    ]
-    for signal, (name, load) in rows.items():
-        off, on = zip(*found[signal], strict=True)
-        ones = [1.0] * len(on)
-        change = ratio(Account(off, ones), Account(on, ones))
-        if change.value <= 1.0 - THRESHOLD and not change.high >= 1.0:
-            verdict = "stays"
-        else:
-            guards = ablations[signal].guards
-            verdict = f"guards {guards}" if guards else "**no reason to stay**"
-        there = changes[signal][name]["goodput"][LOADS.index(load)]
-        interval = f"{_signed(change.value)} ({_signed(change.low)} … {_signed(change.high)})"
-        lines.append(f"| {signal} | {label(name, load)} | {100 * there:+.1f} % | {interval} | {verdict} |")
-    return "\n".join(lines)
-
-
-def _signed(share: float) -> str:
-    return f"{100.0 * (share - 1.0):+.1f} %"
-
-
-def run(
-    options: argparse.Namespace,
-    names: Sequence[str],
-    measure: Callable[[Cell], Results],
-    ablations: Mapping[str, Ablation],
-    chance: Sequence[str] = (),
-    suite: str = f"Scenario suite version {VERSION}",
-) -> None:
-    """Measure every cell, print the table and write what was asked for."""
-    seeds = EVALUATION_SEEDS if options.seeds == "evaluation" else DEVELOPMENT_SEEDS
-    signals = tuple(options.signal or ablations)
-    cells = [
-        Cell(name, load, seed, options.requests, signals)
-        for name in names
-        for load in LOADS
-        for seed in seeds
-    ]
-    found = table(cells, measured(measure, cells, options.processes))
-    changes = {signal: found[signal] for signal in signals if signal in found}
-    text = (
-        f"{suite}, {options.seeds} seeds {seeds}, {options.requests} requests each. "
-        "Change of goodput in per cent with one signal off, least … most over the loads.\n\n"
-        f"{markdown(changes, ablations, chance)}"
-    )
-    if options.confirm:
-        text += "\n\n" + confirm(changes, measure, ablations, options)
-    print(text)
-    if options.markdown:
-        options.markdown.write_text(text + "\n", encoding="utf-8")
-    if options.json:
-        options.json.write_text(json.dumps(changes, indent=1) + "\n", encoding="utf-8")
+    return compare(off, requests, costs, config, closed_loop=not cell.load)
 
 
 def main() -> int:
     """Run the ablations and print the table."""
     names = [one.name for one in SCENARIOS]
-    options = arguments(__doc__, ABLATIONS, names, 600).parse_args()
-    run(options, options.only or names, measure, ABLATIONS)
+    parser = arguments(__doc__, ABLATIONS, names, 600)
+    parser.add_argument("--trace", type=Path, help="recorded agreement trace: rows of its own")
+    parser.add_argument(
+        "--costs", type=Path, action="append", default=[], help="an engine's; can be repeated"
+    )
+    options = parser.parse_args()
+    if (options.trace is None) != (not options.costs):
+        parser.error("--trace and --costs belong together; `specpilot record` writes both")
+    recorded = {
+        f"recorded, {read_costs(path).engine or path}": (options.trace, path) for path in options.costs
+    }
+    run(options, [*recorded, *(options.only or names)], partial(measure, recorded=recorded), ABLATIONS)
     return 0
 
 

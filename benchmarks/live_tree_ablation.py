@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.ablation import Ablation, without
+from benchmarks.ablating import Ablation, without
 from benchmarks.paired import Account, ratio
 from benchmarks.tree_ablation import ABLATIONS
 from benchmarks.trees import exact, saturate, take

@@ -13,7 +13,6 @@ comes after it). The rows of "nothing" change a prior by a hundredth or two: wha
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.ablation import Ablation, Cell, Results, _nothing, arguments, compare, run
+from benchmarks.ablating import Ablation, Cell, Results, arguments, arriving, compare, nothing, run
 
 from specpilot.control import planner, solving, timing
 from specpilot.control.branching import Branches, Yields
@@ -41,7 +40,6 @@ from specpilot.control.types import CycleOutcome, Reason
 from specpilot.simulation.costs import EngineCosts, Table, read_costs
 from specpilot.simulation.replay import ReplayRequest
 from specpilot.simulation.scenarios import VERSION, scenario
-from specpilot.simulation.stream import capacity, stream
 from specpilot.simulation.suite import offered
 from specpilot.trace import read_agreement
 
@@ -178,7 +176,7 @@ def _nodes_whatever_time(
 class _Unlearning(Calibration):
     """A match of n tokens goes on with n ÷ (n + 1), as at the start."""
 
-    observe = _nothing
+    observe = nothing
 
 
 class _OneChance(Calibration):
@@ -224,7 +222,7 @@ ABLATIONS: dict[str, Ablation] = {
     "rank calibration": Ablation(((Knowledge, "learn_branches", _ranks_believed),)),
     "rescue by side branches (widened hazards)": Ablation(((Branches, "widened", _not_widened),)),
     "nodes per level (breadth)": Ablation(((Branches, "breadth", 1.0),)),
-    "rescue and breadth learnt": Ablation(((Branches, "observe", _nothing),)),
+    "rescue and breadth learnt": Ablation(((Branches, "observe", nothing),)),
     "yields": Ablation(((Yields, "share", _as_forecast),)),
     "yields by first and later cycle": Ablation(
         ((Yields, "share", _any_place), (Yields, "observe", _learn_any_place))
@@ -291,11 +289,7 @@ def replayed(cell: Cell, recorded: Recorded) -> tuple[list[ReplayRequest], Engin
         traces = [trace for trace in traces if trace.request.startswith("rewrite")] or traces
     budget = 4.0 if cell.scenario.endswith("B=4") else 2.0
     config = ControllerConfig(pass_budget=budget, max_nodes=TREE_NODES, lookup_depth=TREE_LOOKUP)
-    requests, _ = stream(traces, count=cell.requests, max_tokens=24, rate=math.inf, seed=cell.seed)
-    if cell.load:
-        rate = cell.load * capacity(requests, costs, config)
-        requests, _ = stream(traces, count=cell.requests, max_tokens=24, rate=rate, seed=cell.seed)
-    return requests, costs, config
+    return arriving(traces, costs, config, cell), costs, config
 
 
 def dear_steps(costs: EngineCosts) -> EngineCosts:

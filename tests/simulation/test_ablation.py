@@ -8,7 +8,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from benchmarks import ablation, tree_ablation
+from benchmarks import ablating, ablation, tree_ablation
 
 from specpilot.control import ControllerConfig
 from specpilot.simulation.costs import EngineCosts
@@ -23,27 +23,27 @@ def test_every_signal_has_an_effect_when_off_and_is_on_again_afterwards() -> Non
     """A patch that no longer reaches what it is named for would show as no effect at all."""
     unchanged = tuple(ablation.ABLATIONS)
     for name, load, count in CELLS:
-        results = ablation.measure(ablation.Cell(name, load, 3, count, unchanged))
+        results = ablation.measure(ablating.Cell(name, load, 3, count, unchanged))
         unchanged = tuple(signal for signal in unchanged if results[signal] == results[""])
-        assert ablation.measure(ablation.Cell(name, load, 3, count, ()))[""] == results[""]
+        assert ablation.measure(ablating.Cell(name, load, 3, count, ()))[""] == results[""]
     assert not unchanged
 
 
 def test_every_signal_of_trees_has_an_effect_when_off_and_is_on_again_afterwards() -> None:
     unchanged = tuple(tree_ablation.ABLATIONS)
     for name, load, count in TREE_CELLS:
-        results = tree_ablation.measure(ablation.Cell(name, load, 3, count, unchanged))
+        results = tree_ablation.measure(ablating.Cell(name, load, 3, count, unchanged))
         unchanged = tuple(s for s in unchanged if results.get(s, results[""]) == results[""])
-        assert tree_ablation.measure(ablation.Cell(name, load, 3, count, ()))[""] == results[""]
+        assert tree_ablation.measure(ablating.Cell(name, load, 3, count, ()))[""] == results[""]
     assert {tree_ablation.ABLATIONS[signal].lookup for signal in unchanged} == {True}
     # Of looked-up text: a draft that is mostly right, and one that falls back.
     for alpha, scale in ((0.6, 1.0), (0.1, 20.0)):
         config = ControllerConfig(pass_budget=4.0, slo_p95_ms=400.0, max_nodes=32, lookup_depth=24)
         costs = scenario("steady").costs.scaled(draft=scale)
         off = {signal: tree_ablation.ABLATIONS[signal] for signal in unchanged}
-        results = ablation.compare(off, copies(alpha, 80), costs, config, closed_loop=True)
+        results = ablating.compare(off, copies(alpha, 80), costs, config, closed_loop=True)
         unchanged = tuple(signal for signal in unchanged if results[signal] == results[""])
-        assert ablation.compare({}, copies(alpha, 80), costs, config, closed_loop=True)[""] == results[""]
+        assert ablating.compare({}, copies(alpha, 80), costs, config, closed_loop=True)[""] == results[""]
     assert not unchanged
 
 
@@ -67,9 +67,8 @@ def copies(alpha: float, count: int) -> list[ReplayRequest]:
 def test_the_verdict_by_hand() -> None:
     entry = {"steady": {"goodput": [-0.004, 0.01, 0.0], "slo": [0.0] * 3}}
     worse = {"steady": {"goodput": [-0.02, 0.01, 0.0], "slo": [0.0] * 3}}
-    lines = ablation.markdown(
-        {"open blocks": entry, "circuit breaker": entry, "draft confidence": worse}
-    ).splitlines()
+    changes = {"open blocks": entry, "circuit breaker": entry, "draft confidence": worse}
+    lines = ablating.markdown(changes, ablation.ABLATIONS).splitlines()
     assert lines[2] == "| open blocks | -0.4 % | -0.4 … +1.0 | **no reason to stay** |"
     assert lines[3].endswith("guards I6 |")
     assert lines[4] == "| draft confidence | -2.0 % | -2.0 … +1.0 | stays |"
@@ -81,7 +80,7 @@ def test_the_verdict_against_chance_by_hand() -> None:
     def row(*goodput: float) -> dict[str, dict[str, list[float]]]:
         return {"steady": {"goodput": list(goodput), "slo": [0.0] * 3}}
 
-    lines = ablation.markdown(
+    lines = ablating.markdown(
         {
             "yields": row(-0.019, 0.01, 0.03),
             "rank calibration": row(-0.01, -0.01, 0.004),
@@ -115,21 +114,21 @@ def test_the_worst_row_is_confirmed_on_other_seeds() -> None:
         },
         "upper quantiles": {"steady": {"goodput": [0.0, 0.0, -0.03]}},
     }
-    assert ablation.worst_rows(changes) == {
+    assert ablating.worst_rows(changes) == {
         "finish bonus": ("steady", 0.4),
         "upper quantiles": ("steady", 0.7),
     }
-    cells: list[ablation.Cell] = []
+    cells: list[ablating.Cell] = []
 
-    def measure(cell: ablation.Cell) -> ablation.Results:
+    def measure(cell: ablating.Cell) -> ablating.Results:
         cells.append(cell)
         noise = 0.001 * (cell.seed % 5 - 2)
         off = {"finish bonus": 100.0 * (1.0 + noise), "upper quantiles": 97.0 + noise}
         return {"": (100.0, 1.0), **{signal: (off[signal], 1.0) for signal in cell.signals}}
 
     options = argparse.Namespace(confirm=10, requests=30, processes=0)
-    text = ablation.confirm(changes, measure, ablation.ABLATIONS, options)
-    assert {cell.seed for cell in cells} == set(range(ablation.FRESH_SEED, ablation.FRESH_SEED + 10))
+    text = ablating.confirm(changes, measure, ablation.ABLATIONS, options)
+    assert {cell.seed for cell in cells} == set(range(ablating.FRESH_SEED, ablating.FRESH_SEED + 10))
     lines = [line for line in text.splitlines() if line.startswith("| finish") or line.startswith("| upper")]
     assert "no reason to stay" in lines[0]
     assert "| -3.0 % (-3.0 % … -3.0 %) | stays |" in lines[1]
