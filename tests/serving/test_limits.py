@@ -91,6 +91,22 @@ def test_malformed_bodies(bundled: Running, body: bytes, path: str) -> None:
     assert reply.error["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt": "a"',
+        b'{"prompt": "\xff"}',
+        b'{"prompt": "a", "max_tokens": ' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+    ],
+    ids=["cut", "no UTF-8", "long number", "deep"],
+)
+def test_a_body_that_cannot_be_read_is_said_to_be_so(serve: Serve, body: bytes) -> None:
+    reply = serve(scripted_pair()).post(body)
+    assert (reply.status, reply.error["code"]) == (400, "invalid_json")
+    assert "JSON" in reply.error["message"]
+
+
 def test_large_bodies_are_not_read(serve: Serve) -> None:
     run = serve(scripted_pair(), ServerConfig(port=0, measure=False, max_body_bytes=1000))
     declared = raw(run, head(1001))
