@@ -34,8 +34,8 @@ def protocol(
 ) -> type[asyncio.Protocol]:
     """A protocol for uvicorn that bounds a request's headers in time (408) and size (431).
 
-    It also notes in a request's ``state`` when all of it had come in (``received_s``, on the clock ``now``: in
-    a burst the application sees it a good while later, and latency is promised from its arrival; the time
+    It also notes in a request's ``state`` when all of it had come in (``received_s``, on the clock ``now``:
+    in a burst the application sees it a good while later, and latency is promised from its arrival; the time
     that a client takes for its body is not the server's) and whether there are more connections than there
     may be (``crowded``). What is answered here has OpenAI's shape too.
     """
