@@ -11,8 +11,10 @@ from live_server import UNHURRIED, Gated, Running, Serve, scripted, scripted_pai
 
 from specpilot.control import ControllerConfig
 from specpilot.control.types import Admission, RequestInfo
+from specpilot.decoding.types import Block
 from specpilot.serving.config import Keys, ServerConfig
 from specpilot.serving.http import MAX_HEADER_BYTES, listen
+from specpilot.targets.base import VerifyItem
 
 KEYS = Keys({"SPECPILOT_API_KEYS": "ann:secret-a, ben:secret-b"})
 
@@ -156,6 +158,16 @@ def test_too_many_in_flight(serve: Serve) -> None:
         assert first.recv(100).startswith(b"HTTP/1.1 200")
     run.wait_until(lambda: service.engine.outstanding == 0)
     assert run.post({"prompt": "cd"}).status == 200
+
+
+def test_a_pass_may_hold_as_many_as_the_server_was_told(serve: Serve) -> None:
+    """A target with a lower limit of its own would fail everybody in a wider pass."""
+    run = serve(scripted_pair(), ServerConfig(port=0, measure=False, max_batch=100))
+    target = run.server.engine._executor._target
+    requests = [(str(number), [1, 2, number % 10]) for number in range(100)]
+    for name, prompt in requests:
+        target.open(name, prompt)
+    assert len(target.verify([VerifyItem(name, prompt, Block.chain(())) for name, prompt in requests])) == 100
 
 
 def test_what_cannot_meet_its_deadline_is_refused_at_once(serve: Serve) -> None:

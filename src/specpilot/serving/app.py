@@ -80,7 +80,7 @@ class Server:
         self._trace = None if config.trace is None else TraceFile(config.trace)
         self.engine = Engine(
             self.controller,
-            ModelTarget(target, self.stores[0]),
+            ModelTarget(target, self.stores[0], max_batch=config.max_batch),
             drafter,
             RealClock(),
             max_batch=config.max_batch,
