@@ -112,6 +112,21 @@ def test_an_engine_that_hangs_is_given_up(serve: Serve) -> None:
     assert run.post({"prompt": "ab"}).status == 200
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_nobody_is_given_up_before_a_deadline_of_their_own(serve: Serve, stream: bool) -> None:
+    target = Gated(scripted())
+    run = serve(scripted_pair(target), ServerConfig(port=0, measure=False, request_timeout_s=0.3))
+    target.open.clear()
+    with ThreadPoolExecutor(1) as threads:
+        patient = threads.submit(run.post, {"prompt": "ab", "slo_ms": 600_000, "stream": stream})
+        target.wait_for_pass()
+        assert run.post({"prompt": "cd"}).status == 504  # came later, and has none
+        target.open.set()
+        reply = patient.result()
+    assert reply.status == 200
+    assert b'"error"' not in reply.body
+
+
 def test_health_tells_of_a_target_that_hangs(serve: Serve) -> None:
     """503 while the pass hangs, those who wait get a definite end, and 200 when it has come back."""
     target = Gated(scripted())
