@@ -184,6 +184,20 @@ def test_coupled_confidence_is_of_the_noisy_weights() -> None:
         Coupled(SamplingParams(0.7))
 
 
+def test_a_draft_that_outlasts_its_time_may_ask_for_noise_while_the_target_judges() -> None:
+    """It goes on in its thread. Here it gets its turn at the worst place: amid the clearing of old noise."""
+    rule = Coupled(SamplingParams(1.0), 5)
+
+    class Position(int):
+        def __le__(self, other: int) -> bool:
+            rule.look(HALVES, 100 + len(rule._noise))
+            return int(self) <= other
+
+    rule._noise = {Position(position): rule._noise_at(position, 4) for position in range(3)}
+    assert rule.accept(Block.chain(()), None, HALVES[None], 2).path == ()
+    assert min(rule._noise) >= 100
+
+
 def test_blocks() -> None:
     assert (CHAIN.is_chain, CHAIN.depth, len(CHAIN)) == (True, 2, 2)
     tree = Block((0, 1, 2, 2, 3), (-1, -1, 0, 1, 3))

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from specpilot.control.stop import StopRule
 from specpilot.control.types import Binding, CycleOutcome, CyclePlan, Reason, StopCause
+from specpilot.decoding.acceptance import Greedy
 from specpilot.decoding.cycle import LiveExecutor
 from specpilot.decoding.request import DecodingRequest
 from specpilot.decoding.text import StopStrings
-from specpilot.decoding.types import Block, Draft
+from specpilot.decoding.types import Acceptance, Block, Draft
 from specpilot.drafters.base import Drafter, DraftItem
 from specpilot.drafters.model import ModelDrafter
 from specpilot.models.base import FloatArray, ForwardItem, KVCache
@@ -374,6 +375,30 @@ def test_a_failing_rule_ends_its_own_request_only() -> None:
     assert first.draft_fault is not None
     assert first.emitted == 1
     assert second.draft_fault is None
+
+
+def test_a_block_that_was_never_judged_leaves_no_rows_to_its_session() -> None:
+    """A tree's nodes stand side by side in the cache: they are no text that a later prompt may go on from."""
+
+    class Broken(Greedy):
+        def accept(
+            self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
+        ) -> Acceptance:
+            raise RuntimeError("planted")
+
+    target, store = ScriptedLM(seed=1), Store()
+    document = [1, 2, 3, 4]
+    executor = LiveExecutor(ModelTarget(target, store), Scripted(Block((5, 6), (-1, -1))))
+    request = DecodingRequest("a", document, 4, session_id="s", rule=Broken())
+    executor.add(request)
+    executor.open("a")
+    (outcome,) = executor.run([plan("a", 2)])
+    assert outcome.ended is StopCause.ERROR
+    executor.close("a", StopCause.ERROR)
+    assert list(store.caches["s"].token_ids) == document
+    later = DecodingRequest("b", [*document, 5, 6, 7], 6, session_id="s")
+    decode(ModelTarget(target, store), None, [later], StaticController(0))
+    assert later.output == plain_greedy(ScriptedLM(seed=1), later.prompt, 6)
 
 
 def test_requests_must_be_added_and_running() -> None:

@@ -79,6 +79,13 @@ def test_what_is_not_supported_is_refused_by_name(
     assert reply.error["message"].startswith(param)
 
 
+@pytest.mark.parametrize("stop", [list("abcde"), 5, ["a", None], {}], ids=str)
+def test_what_stop_may_be_is_said(serve: Serve, stop: object) -> None:
+    reply = serve(scripted_pair()).post({"prompt": "ab", "stop": stop})
+    assert (reply.status, reply.error["param"]) == (400, "stop")
+    assert "at most 4" in reply.error["message"]
+
+
 def test_neutral_values_are_taken(serve: Serve) -> None:
     run = serve(scripted_pair())
     neutral = {

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import pytest
 from live_server import Gated, Reply, Running, Serve, running, scripted, scripted_pair
 
+from specpilot.decoding.clock import RealClock
 from specpilot.serving.config import Keys, ServerConfig
 
 BODY = json.dumps({"prompt": "ab", "max_tokens": 4, "continuation": False}).encode()
@@ -167,6 +168,25 @@ def test_chunks_pipelines_and_expect(letters: Running) -> None:
         letters, request("POST", "/v1/completions", BODY, "Expect: 100-continue", "Connection: close")
     )
     assert expecting.startswith(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK")
+
+
+def test_latency_counts_from_the_end_of_the_body(serve: Serve) -> None:
+    """A body that comes late in one piece: the time its client took is not the server's."""
+    run = serve(scripted_pair(), ServerConfig(port=0, measure=False))
+    body = json.dumps({"prompt": "ab", "max_tokens": 4, "slo_ms": 5000, "continuation": False}).encode()
+    whole = request("POST", "/v1/completions", body, "Connection: close")
+    clock = run.server.engine._clock
+    assert isinstance(clock, RealClock)
+    with socket.create_connection(("127.0.0.1", run.port), timeout=30.0) as connection:
+        connection.sendall(whole[: -len(body)])
+        run.wait_until(lambda: bool(run._http.server_state.tasks))
+        clock._zero -= 3600.0  # an hour goes by
+        connection.sendall(body)
+        answer = b""
+        while part := connection.recv(65536):
+            answer += part
+    assert reply(answer).status == 200
+    assert reply(answer).json["specpilot"]["e2e_ms"] < 3_600_000
 
 
 def test_two_tokens_are_no_token(serve: Serve) -> None:

@@ -17,6 +17,7 @@ import pytest
 from live_server import Gated, Letters, Running, Serve, scripted, scripted_pair
 
 from specpilot.control import ControllerConfig
+from specpilot.control.types import RequestSummary, StopCause
 from specpilot.serving.config import ServerConfig
 from specpilot.testing import plain_greedy
 
@@ -100,6 +101,33 @@ def test_a_controller_that_fails_leaves_no_client_without_an_answer(serve: Serve
         assert run.post({"prompt": "ab", "continuation": False}).status == 200, name
 
 
+def test_a_controller_that_cannot_end_requests_leaks_none(serve: Serve) -> None:
+    """Neither their places nor their caches are held for ever."""
+    target = Gated(scripted())
+    run = serve(scripted_pair(target), ServerConfig(port=0, measure=False))
+    controller, executor = run.server.controller, run.server.engine._executor
+    finish, failing = controller.finish, True
+
+    def broken(request_id: str, cause: StopCause, *, now: float) -> RequestSummary:
+        if failing:
+            raise RuntimeError("planted")
+        return finish(request_id, cause, now=now)
+
+    controller.finish = broken  # type: ignore[method-assign]
+    target.open.clear()
+    with ThreadPoolExecutor(3) as threads:
+        waiting = [threads.submit(run.post, {"prompt": "ab", "continuation": False}) for _ in range(3)]
+        run.wait_until(lambda: run.server.engine.outstanding == 3)
+        target.open.set()
+        assert [one.result().status for one in waiting] == [500] * 3
+    run.wait_until(lambda: at_rest(run))
+    failing = False
+    assert run.post({"prompt": "ab"}).status == 200
+    run.wait_until(lambda: at_rest(run))
+    assert not executor._requests
+    assert not executor._target._caches._held  # type: ignore[attr-defined]
+
+
 def test_an_engine_that_hangs_is_given_up(serve: Serve) -> None:
     target = Gated(scripted())
     run = serve(scripted_pair(target), ServerConfig(port=0, measure=False, request_timeout_s=0.6))
@@ -110,6 +138,21 @@ def test_an_engine_that_hangs_is_given_up(serve: Serve) -> None:
     target.open.set()
     run.wait_until(lambda: at_rest(run))
     assert run.post({"prompt": "ab"}).status == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_nobody_is_given_up_before_a_deadline_of_their_own(serve: Serve, stream: bool) -> None:
+    target = Gated(scripted())
+    run = serve(scripted_pair(target), ServerConfig(port=0, measure=False, request_timeout_s=0.3))
+    target.open.clear()
+    with ThreadPoolExecutor(1) as threads:
+        patient = threads.submit(run.post, {"prompt": "ab", "slo_ms": 600_000, "stream": stream})
+        target.wait_for_pass()
+        assert run.post({"prompt": "cd"}).status == 504  # came later, and has none
+        target.open.set()
+        reply = patient.result()
+    assert reply.status == 200
+    assert b'"error"' not in reply.body
 
 
 def test_health_tells_of_a_target_that_hangs(serve: Serve) -> None:

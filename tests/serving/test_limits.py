@@ -11,8 +11,10 @@ from live_server import UNHURRIED, Gated, Running, Serve, scripted, scripted_pai
 
 from specpilot.control import ControllerConfig
 from specpilot.control.types import Admission, RequestInfo
+from specpilot.decoding.types import Block
 from specpilot.serving.config import Keys, ServerConfig
 from specpilot.serving.http import MAX_HEADER_BYTES, listen
+from specpilot.targets.base import VerifyItem
 
 KEYS = Keys({"SPECPILOT_API_KEYS": "ann:secret-a, ben:secret-b"})
 
@@ -91,6 +93,22 @@ def test_malformed_bodies(bundled: Running, body: bytes, path: str) -> None:
     assert reply.error["type"] == "invalid_request_error"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt": "a"',
+        b'{"prompt": "\xff"}',
+        b'{"prompt": "a", "max_tokens": ' + b"9" * 5000 + b"}",
+        b"[" * 100_000,
+    ],
+    ids=["cut", "no UTF-8", "long number", "deep"],
+)
+def test_a_body_that_cannot_be_read_is_said_to_be_so(serve: Serve, body: bytes) -> None:
+    reply = serve(scripted_pair()).post(body)
+    assert (reply.status, reply.error["code"]) == (400, "invalid_json")
+    assert "JSON" in reply.error["message"]
+
+
 def test_large_bodies_are_not_read(serve: Serve) -> None:
     run = serve(scripted_pair(), ServerConfig(port=0, measure=False, max_body_bytes=1000))
     declared = raw(run, head(1001))
@@ -140,6 +158,16 @@ def test_too_many_in_flight(serve: Serve) -> None:
         assert first.recv(100).startswith(b"HTTP/1.1 200")
     run.wait_until(lambda: service.engine.outstanding == 0)
     assert run.post({"prompt": "cd"}).status == 200
+
+
+def test_a_pass_may_hold_as_many_as_the_server_was_told(serve: Serve) -> None:
+    """A target with a lower limit of its own would fail everybody in a wider pass."""
+    run = serve(scripted_pair(), ServerConfig(port=0, measure=False, max_batch=100))
+    target = run.server.engine._executor._target
+    requests = [(str(number), [1, 2, number % 10]) for number in range(100)]
+    for name, prompt in requests:
+        target.open(name, prompt)
+    assert len(target.verify([VerifyItem(name, prompt, Block.chain(())) for name, prompt in requests])) == 100
 
 
 def test_what_cannot_meet_its_deadline_is_refused_at_once(serve: Serve) -> None:

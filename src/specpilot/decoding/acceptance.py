@@ -276,10 +276,12 @@ class Coupled:
             block,
             lambda row, depth: self._pick(probabilities(target_logits[row], self._params), position + depth),
         )
-        # Noise of positions now settled is not asked for again.
+        # Noise of positions now settled is not asked for again. A draft that has outlasted its time may be
+        # adding to it in its own thread: list() takes the keys in one go.
         settled = position + len(accepted.path)
-        for known in [known for known in self._noise if known <= settled]:
-            del self._noise[known]
+        for known in list(self._noise):
+            if known <= settled:
+                del self._noise[known]
         return accepted
 
     def _pick(self, weights: DoubleArray, position: int) -> int:

@@ -227,10 +227,20 @@ class ServeLoop:
         return True
 
     def abandon(self) -> None:
-        """End whatever is in flight with ``error``: the driver met a failure that it cannot place."""
+        """End whatever is in flight with ``error``: the driver met a failure that it cannot place.
+
+        Raises:
+            ExceptionGroup: if some could not be ended in order; they are out of the loop all the same.
+        """
+        failures: list[Exception] = []
         with self.lock:
             for request_id in list(self._active):
-                self._finish(request_id, StopCause.ERROR)
+                try:
+                    self._finish(request_id, StopCause.ERROR)
+                except Exception as error:
+                    failures.append(error)
+        if failures:
+            raise ExceptionGroup("requests could not be ended in order", failures)
 
     def step(self) -> bool:
         """Plan and run one batch; False if no request is in flight."""
@@ -362,8 +372,10 @@ class ServeLoop:
     def _finish(self, request_id: str, cause: StopCause) -> None:
         info = self._active.pop(request_id).info
         now = self._clock.now()
-        summary = self._controller.finish(request_id, cause, now=now)
-        self._executor.close(request_id, cause)
+        try:
+            summary = self._controller.finish(request_id, cause, now=now)
+        finally:  # its caches are not held for ever, whatever else is broken
+            self._executor.close(request_id, cause)
         if self._result is not None:
             self._result.summaries.append(summary)
         self._observer.finished(info, summary, now)

@@ -240,35 +240,42 @@ class Api:
         run = self._service.start(ask, arrival_s)
         shape.identify(run)
         if body.stream:
-            return _EventStream(run, self._stream(run, shape, body.stream_options or StreamOptions()))
-        answer = await self._answer(run, request)
+            options = body.stream_options or StreamOptions()
+            return _EventStream(run, self._stream(run, shape, options, self._patience_s(ask)))
+        answer = await self._answer(run, request, self._patience_s(ask))
         if answer is None:  # nobody reads this
             return Response(status_code=499)
         _check_answer(answer)
         return json_response(shape.whole(answer))
 
-    async def _answer(self, run: Run, request: Request) -> Answer | None:
+    def _patience_s(self, ask: Ask) -> float:
+        """After which an answer is given up: never before the deadline that the request itself names."""
+        return self._config.request_timeout_s + (ask.slo_ms or 0.0) / 1000.0
+
+    async def _answer(self, run: Run, request: Request, patience_s: float) -> Answer | None:
         """The answer, or None where the client left before it."""
         waiting = asyncio.ensure_future(run.answer())
         leaving = asyncio.ensure_future(_disconnect(request))
         try:
             done, _ = await asyncio.wait(
                 (waiting, leaving),
-                timeout=self._config.request_timeout_s,
+                timeout=patience_s,
                 return_when=asyncio.FIRST_COMPLETED,
             )
             if waiting in done:
                 return waiting.result()
             if not done:
-                raise _timed_out(self._config.request_timeout_s)
+                raise _timed_out(patience_s)
             return None
         finally:
             waiting.cancel()
             leaving.cancel()
             run.cancel()  # unless it is over
 
-    async def _stream(self, run: Run, shape: Shape, options: StreamOptions) -> AsyncIterator[bytes]:
-        end_s = asyncio.get_running_loop().time() + self._config.request_timeout_s
+    async def _stream(
+        self, run: Run, shape: Shape, options: StreamOptions, patience_s: float
+    ) -> AsyncIterator[bytes]:
+        end_s = asyncio.get_running_loop().time() + patience_s
 
         def chunk_event(chunk: dict[str, Any]) -> bytes:
             if options.include_usage:
@@ -287,7 +294,7 @@ class Api:
             if options.include_usage:
                 yield event(shape.usage(answer))
         except TimeoutError:
-            yield event(_timed_out(self._config.request_timeout_s).body)
+            yield event(_timed_out(patience_s).body)
         except ApiError as error:
             yield event(error.body)
         yield DONE

@@ -80,7 +80,7 @@ class Server:
         self._trace = None if config.trace is None else TraceFile(config.trace)
         self.engine = Engine(
             self.controller,
-            ModelTarget(target, self.stores[0]),
+            ModelTarget(target, self.stores[0], max_batch=config.max_batch),
             drafter,
             RealClock(),
             max_batch=config.max_batch,
@@ -296,8 +296,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     elif error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
         message, code = f"{what} is not allowed, {allowed} is", "method_not_allowed"
-    elif error.status_code == 400 and (unsupported := _unsupported(request)) is not None:
-        return unsupported.response()
+    elif error.status_code == 400:  # FastAPI's only one: the body could not be parsed, for whatever reason
+        if (unsupported := _unsupported(request)) is not None:
+            return unsupported.response()
+        message = "the body cannot be read; send JSON in UTF-8, not deeply nested, with numbers of usual size"
+        code = "invalid_json"
     return ApiError(error.status_code, message, headers=error.headers, code=code).response()
 
 

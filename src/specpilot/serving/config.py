@@ -52,7 +52,8 @@ class ServerConfig:
     body_timeout_s: float = 5.0
     keep_alive_s: float = 30.0
     request_timeout_s: float = 30.0
-    """After this an answer is given up (the engine hangs); far beyond any deadline."""
+    """After this, and a deadline of the request's own (``slo_ms``), an answer is given up: the engine hangs.
+    Far beyond the promised deadline."""
     hang_timeout_s: float = 5.0
     """A cycle that has run for this long hangs: ``/health`` answers 503 until it ends."""
     drain_timeout_s: float = 10.0

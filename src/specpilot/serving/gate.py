@@ -62,10 +62,7 @@ class Gate:
             self._check_room(scope)
             scope.setdefault("state", {})["tenant"] = self._tenant(scope)
             if scope["method"] in ("POST", "PUT", "PATCH"):
-                parts = await self._body(scope, receive)
-                if len(parts) > 1:  # its client took its time: that is not the server's
-                    scope["state"].pop("received_s", None)
-                receive = _replay(b"".join(parts), receive)
+                receive = _replay(await self._body(scope, receive), receive)
             elif scope["method"] == "HEAD":  # uvicorn leaves the body out
                 scope = {**scope, "method": "GET"}
         except ApiError as error:
@@ -136,8 +133,7 @@ class Gate:
             code="admin_only",
         )
 
-    async def _body(self, scope: Scope, receive: Receive) -> list[bytes]:
-        """The body in the parts in which it came."""
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
         declared = dict(scope["headers"]).get(b"content-length", b"")
         if declared.isdigit() and int(declared) > self._max_body_bytes:
             raise self._too_large()
@@ -154,7 +150,7 @@ class Gate:
                     if size > self._max_body_bytes:
                         raise self._too_large()
                     if not message.get("more_body", False):
-                        return parts
+                        return b"".join(parts)
         except TimeoutError:
             raise ApiError(
                 408, f"the body did not arrive within {self._body_timeout_s:g} s", code="body_timeout"

@@ -34,9 +34,10 @@ def protocol(
 ) -> type[asyncio.Protocol]:
     """A protocol for uvicorn that bounds a request's headers in time (408) and size (431).
 
-    It also notes in a request's ``state`` when it came in (``received_s``, on the clock ``now``: in a burst
-    the application sees it a good while later, and latency is promised from its arrival) and whether there
-    are more connections than there may be (``crowded``). What is answered here has OpenAI's shape too.
+    It also notes in a request's ``state`` when all of it had come in (``received_s``, on the clock ``now``:
+    in a burst the application sees it a good while later, and latency is promised from its arrival; the time
+    that a client takes for its body is not the server's) and whether there are more connections than there
+    may be (``crowded``). What is answered here has OpenAI's shape too.
     """
 
     class Bounded(HttpToolsProtocol):
@@ -72,9 +73,11 @@ def protocol(
             super().on_headers_complete()
             self._cycles = [cycle for cycle in self._cycles if not cycle.response_complete]
             self._cycles.append(self.cycle)
-            state = self.cycle.scope["state"]
-            state["received_s"] = self._received_s
-            state["crowded"] = len(self.connections) > max_connections
+            self.cycle.scope["state"]["crowded"] = len(self.connections) > max_connections
+
+        def on_message_complete(self) -> None:
+            self.cycle.scope["state"]["received_s"] = self._received_s
+            super().on_message_complete()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_waiting()

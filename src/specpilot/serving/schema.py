@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 Text = Annotated[str, Field(max_length=256)]
 Token = Annotated[int, Field(ge=0)]
+_MOST_STOPS = 4
 
 
 class _Body(BaseModel):
@@ -45,7 +46,7 @@ class Sampling(_Body):
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: str | Annotated[list[str], Field(max_length=4)] | None = None
+    stop: str | Annotated[list[str], Field(max_length=_MOST_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Text | None = None
@@ -60,6 +61,17 @@ class Sampling(_Body):
     presence_penalty: Annotated[float, Field(ge=0.0, le=0.0)] | None = None
     frequency_penalty: Annotated[float, Field(ge=0.0, le=0.0)] | None = None
     logit_bias: Annotated[dict[str, Any], Field(max_length=0)] | None = None
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _is_text_or_texts(cls, stop: object) -> object:
+        """As for a prompt: pydantic would say of five texts that they are no text."""
+        texts = stop if isinstance(stop, list) else [] if stop is None else [stop]
+        if len(texts) > _MOST_STOPS or not all(isinstance(text, str) for text in texts):
+            raise PydanticCustomError(
+                "stop_form", f"it must be a text or a list of at most {_MOST_STOPS} texts"
+            )
+        return stop
 
 
 class CompletionBody(Sampling):

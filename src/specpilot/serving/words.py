@@ -6,7 +6,9 @@ import re
 
 # Scripts that write no spaces between words (Thai, Lao, Chinese, Japanese) may end after any character.
 _SPACELESS = "\u0e00-\u0eff\u2e80-\u9fff"
-_UNFINISHED = re.compile(rf"(?:(?![{_SPACELESS}])[\w'’-])+$")
+_CUT = "\ufffd"
+"""What stands for a character whose bytes are not all there."""
+_UNFINISHED = re.compile(rf"(?:(?![{_SPACELESS}])[\w'’{_CUT}-])+$")
 
 
 def whole_words(text: str) -> str:
@@ -32,6 +34,7 @@ def has_word(text: str) -> bool:
 def shown(text: str, *, complete: bool) -> str:
     """What is shown of a verified text: all of it if it ran to its own end, else its whole words.
 
-    A text that has no whole word is shown as it is: it is verified, and nothing at all would help nobody.
+    A text that has no whole word is shown as it is, less a character that was cut: it is verified, and
+    nothing at all would help nobody.
     """
-    return text if complete else whole_words(text) or text
+    return text if complete else whole_words(text) or text.rstrip(_CUT)

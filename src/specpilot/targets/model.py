@@ -109,7 +109,11 @@ class ModelTarget:
 
     def close(self, request_id: str) -> None:
         """Let go of a request; its cache goes to its session."""
-        self._verified.pop(request_id, None)
+        verified = self._verified.pop(request_id, None)
+        if verified is not None:
+            # Its block was never committed. A tree's nodes are no text that a later prompt may go on from.
+            cache, length = verified
+            cache.truncate(min(length, len(cache.token_ids)))
         self._caches.close(request_id)
 
 
