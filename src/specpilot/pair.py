@@ -332,6 +332,8 @@ def _tokenizer(place: str, engine: str) -> Tokenizer:
         from transformers.utils import cached_file
 
         return Tokenizer(cached_file(place, "tokenizer.json"))
+    if not Path(place).exists():
+        raise ValueError(f"{place}: there is no such folder; name one, or a hub id with engine transformers")
     return Tokenizer(place)
 
 

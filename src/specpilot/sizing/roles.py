@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from specpilot.sizing.arithmetic import MAX_DRAFT, PassCosts, check, survival
+from specpilot.trace.lines import text_of
 
 MODEL_FIELDS = {"name", "pass_ms", "token_ms", "prefill_token_ms", "quality", "role"}
 ROLES = ("any", "draft", "target")
@@ -87,7 +88,8 @@ def read_models(path: Path) -> Candidates:
         OSError: if it cannot be read.
     """
     try:
-        record = tomllib.loads(path.read_text(encoding="utf-8"))
+        with text_of(path):
+            record = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path.name}: not TOML ({error})") from None
     unknown = set(record) - {"models", "acceptance", "least_quality"}
