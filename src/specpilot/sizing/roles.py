@@ -118,7 +118,7 @@ def read_models(path: Path) -> Candidates:
         hazards = tuple(values) if isinstance(values, list) else (values,)
         if not all(isinstance(value, int | float) for value in hazards):
             raise ValueError(f"acceptance[{index}].by_position: {values!r} is not a number or a list of them")
-        check(hazards)
+        check(hazards, f"acceptance[{index}].by_position")
         acceptance[pair] = hazards
     return Candidates(models, acceptance, least)
 
@@ -170,7 +170,9 @@ def rank_roles(
 
 def quality_reason(target: Model, least: float | None) -> str:
     """Why a target's quality will not do; empty if it does."""
-    if least is not None and (target.quality is None or target.quality < least):
+    if least is not None and target.quality is None:
+        return f"no quality is given, {least} is asked for"
+    if least is not None and target.quality is not None and target.quality < least:
         return f"quality {target.quality} is below {least}"
     return ""
 
