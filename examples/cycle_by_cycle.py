@@ -7,7 +7,7 @@ Without a request: the first one with at least three cycles, or the first one.
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections import defaultdict
 from pathlib import Path
 
@@ -53,4 +53,11 @@ def _line(record: object) -> str:
 
 
 if __name__ == "__main__":
-    print("\n".join(lines(Path(sys.argv[1]), *sys.argv[2:3])))
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("trace", type=Path)
+    parser.add_argument("request", nargs="?")
+    given = parser.parse_args()
+    try:
+        print("\n".join(lines(given.trace, given.request)))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))

@@ -8,6 +8,7 @@ same bytes everywhere.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -43,7 +44,11 @@ TRACES = {
 
 def main() -> None:
     """Write the traces."""
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    folder: Path = parser.parse_args().folder
+    if not folder.is_dir():
+        parser.error(f"folder: {folder} does not exist; create it first")
     for name, setup in TRACES.items():
         header, records = run(setup)
         write_trace(folder / f"{name}.jsonl.gz", replace(header, source="example"), records)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import count
+from numbers import Integral
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
@@ -178,6 +179,12 @@ class Pair:
             ValueError: for any other bad argument; the message says what to do.
         """
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
+        for index, token in enumerate(tokens):
+            if not isinstance(token, Integral) or not 0 <= token < self.target.vocab_size:
+                raise ValueError(
+                    f"prompt[{index}]: {token!r} is not a token id in 0…{self.target.vocab_size - 1}; encode "
+                    "text with this pair's tokenizer"
+                )
         params = SamplingParams(temperature, top_k, top_p, seed)
         if max_tokens < 1:
             raise ValueError(f"max_tokens: {max_tokens} is not ≥ 1; ask for at least one token")
@@ -332,6 +339,8 @@ def _tokenizer(place: str, engine: str) -> Tokenizer:
         from transformers.utils import cached_file
 
         return Tokenizer(cached_file(place, "tokenizer.json"))
+    if not Path(place).exists():
+        raise ValueError(f"{place}: there is no such folder; name one, or a hub id with engine transformers")
     return Tokenizer(place)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.audit_faults import CHANGES_OUTPUT, SPEED_ONLY, audit, subject
+from benchmarks.audit_faults import CHANGES_OUTPUT, FIRST_LETTER, SPEED_ONLY, audit, subject
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,15 +17,17 @@ from specpilot.auditing import Answer, Check, ModelReference, audit_tokenizers, 
 from specpilot.auditing.distribution import FALSE_ALARM, SHARES, Evidence
 from specpilot.auditing.endpoint import audit_endpoint
 from specpilot.auditing.laws import FAULTS, Context, context, faulty_laws
-from specpilot.auditing.local import _greedy
+from specpilot.auditing.local import LocalSubject, _ends, _greedy, audit_pair
 from specpilot.cli.main import main
 from specpilot.control import ControllerConfig, CycleOutcome, CyclePlan
 from specpilot.decoding.cycle import LiveExecutor
 from specpilot.decoding.distribution import DoubleArray, probabilities
 from specpilot.decoding.types import SamplingParams
 from specpilot.demo.workload import bundled_prompts
+from specpilot.drafters.model import ModelDrafter
 from specpilot.models.base import FloatArray
 from specpilot.pair import load_pair, place
+from specpilot.targets.model import ModelTarget
 
 SAMPLED = ("distribution", "coupled_distribution")
 ROOT = Path(__file__).resolve().parents[2]
@@ -276,6 +278,35 @@ def test_the_reference_is_greedy_decoding() -> None:
     assert len(margins) == len(tokens)
 
 
+def letters(*tokens: int) -> str:
+    """A prompt of the made-up models: a letter is a token."""
+    return "".join(chr(FIRST_LETTER + token) for token in tokens)
+
+
+def test_short_outputs_are_not_called_wrong() -> None:
+    """The reference is no longer than was asked for, so no longer output can be compared with it."""
+    pair = load_pair()
+    executor = LiveExecutor(ModelTarget(pair.target), ModelDrafter(pair.draft))
+    engine = LocalSubject(
+        executor, pair.target, pair.draft, pair.tokenizer, pair.encode, rng=np.random.default_rng(1)
+    )
+    prompt = "You can apply for a permit"
+    plain = {prompt: ModelReference(pair.target).greedy(pair.encode(prompt), 4)}
+    check = _ends(engine, plain, 4)
+    assert check.detail["stop_strings"] == 1
+    assert check.status == "pass"
+
+
+def test_an_output_longer_than_the_context_is_refused_before_any_pass(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = subject("healthy", 42)
+    monkeypatch.setattr(ModelReference, "rows", lambda *_: pytest.fail("a pass was made"))
+    limit = engine.target.context_limit
+    with pytest.raises(ValueError, match=f"max_tokens: {limit} is not in 1…{limit - 1}"):
+        audit_pair(engine, [letters(1, 2)], max_tokens=limit)
+
+
 def test_command_on_the_bundled_pair(tmp_path: Path) -> None:
     target = tmp_path / "audit.json"
     arguments = ["audit", "--limit", "2", "--samples", "40", "--max-tokens", "8", "--json", str(target)]
@@ -291,6 +322,7 @@ def test_command_on_the_bundled_pair(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (("--limit", "0"), "limit: 0 is not ≥ 1"),
+        (("--seed", "-1"), "seed: -1 is not ≥ 0"),
         (("--url", "http://x", "--target", "y"), "url: given together"),
         (("--reference", "http://x"), "give --url"),
         (("--url", "http://127.0.0.1:9"), "does not answer"),

@@ -26,6 +26,10 @@ def status(*arguments: str) -> int:
         (("demo", "--report", "nowhere/report.html"), "folder nowhere does not exist"),
         (("record", "nowhere/trace.jsonl"), "folder nowhere does not exist"),
         (("record", "x.jsonl", "--prompts", "missing.jsonl"), "missing.jsonl"),
+        (("record", "x.jsonl", "--limit", "0"), "limit: 0 is not ≥ 1"),
+        (("record", "x.jsonl", "--limit", "-1"), "limit: -1 is not ≥ 1"),
+        (("record", "x.jsonl", "--costs", "x.jsonl"), "trace and costs cannot go to one file"),
+        (("complete", "a", "--target", "org/model"), "engine transformers"),
         (("serve", "--port", "70000"), "port: 70000 is not in 0…65535"),
         (("serve", "--mode", "fast"), "mode: 'fast' is not off, shadow or on"),
         (("serve", "--slo-p95-ms", "0"), "slo_p95_ms: 0.0"),
@@ -45,6 +49,20 @@ def test_prompts_from_a_file(tmp_path: Path) -> None:
     path.write_text('{"prompt": "One"}\n\n{"prompt": "Two", "request": "second", "label": "x"}\n')
     assert read_prompts(path) == [("line-1", None, "One"), ("second", "x", "Two")]
     assert len(read_prompts(None)) >= 150
+
+
+def test_a_line_separator_inside_a_prompt_ends_no_line(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "One\u2028two"}\n', encoding="utf-8")
+    assert read_prompts(path) == [("line-1", None, "One\u2028two")]
+
+
+def test_a_name_given_to_two_prompts(tmp_path: Path) -> None:
+    """A trace in which a request occurs twice could not be replayed."""
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "One"}\n{"prompt": "Two", "request": "line-1"}\n')
+    with pytest.raises(ValueError, match=r"prompts.jsonl, line 2: request: 'line-1' occurs twice"):
+        read_prompts(path)
 
 
 @pytest.mark.parametrize(

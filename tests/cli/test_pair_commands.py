@@ -37,6 +37,19 @@ def test_markup_in_a_prompt_is_only_text(capsys: pytest.CaptureFixture[str]) -> 
     assert "Write [bold]to[/bold] [/] one" in capsys.readouterr().out
 
 
+def test_a_target_that_fails_is_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from specpilot.models.onnx import OnnxCausalLM
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(OnnxCausalLM, "forward", fail)
+    assert status("complete", "The team meets every") == 1
+    assert "ended by error (RuntimeError: out of memory)" in capsys.readouterr().out
+
+
 def test_record_then_replay(tmp_path: Path) -> None:
     trace, costs, out = (tmp_path / name for name in ("trace.jsonl", "costs.json", "out.json"))
     assert status("record", str(trace), "--limit", "6", "--max-tokens", "12", "--costs", str(costs)) == 0

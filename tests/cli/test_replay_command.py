@@ -62,6 +62,8 @@ def test_without_the_ledger_more_passes_are_taken(trace: Path, tmp_path: Path) -
     [
         (("--policy", "best"), "'best' is not known"),
         (("--load", "-1"), "load: -1.0"),
+        (("--load", "inf"), "load: inf is not ≥ 0 and finite"),
+        (("--policy", "oracle-tree"), "policy: 'oracle-tree' needs token trees; give --max-nodes, e.g. 32"),
         (("--requests", "0"), "requests: 0"),
         (("--pass-budget", "0.5"), "pass_budget: 0.5"),
         (("--draft-ms", "1"), "draft_ms, verify_ms: one of the two is missing"),

@@ -156,6 +156,19 @@ class Broken(ScriptedLM):
         return super().forward(items)
 
 
+@pytest.mark.parametrize("token", [-1, 12, 1.5])
+def test_a_token_that_the_model_does_not_have_is_refused(token: int) -> None:
+    """Before it costs a pass of the budget."""
+    pair = make()
+    with pytest.raises(ValueError, match=rf"prompt\[1\]: {token} is not a token id in 0…11"):
+        pair.complete([3, token], 4)
+
+
+def test_an_infinite_temperature_is_refused() -> None:
+    with pytest.raises(ValueError, match="temperature: inf is not ≥ 0 and finite"):
+        make().complete("abc", 4, temperature=float("inf"))
+
+
 @pytest.mark.parametrize("timeout_ms", [None, 5000.0])
 def test_a_broken_draft_model_costs_no_completion(timeout_ms: float | None) -> None:
     pair = make(Broken(), timeout_ms=timeout_ms)

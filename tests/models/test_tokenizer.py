@@ -40,6 +40,13 @@ def test_round_trip_without_the_files_truncation_and_padding(tmp_path: Path) -> 
     assert tokenizer.special_ids == {0}
 
 
+def test_half_a_character_is_refused(tmp_path: Path) -> None:
+    """Such text comes from broken JSON escapes and from arguments that are no UTF-8."""
+    tokenizer = Tokenizer(write_bytes_tokenizer(tmp_path / "one"))
+    with pytest.raises(ValueError, match=r"prompt: character 1, .*, is half of a surrogate pair"):
+        tokenizer.encode("a\ud800b")
+
+
 def test_it_streams_characters_of_several_tokens(tmp_path: Path) -> None:
     tokenizer = Tokenizer(write_bytes_tokenizer(tmp_path / "one"))
     stream = TextStream(tokenizer)

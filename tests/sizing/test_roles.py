@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from specpilot.sizing import PassCosts, rank_roles, read_models
-from specpilot.sizing.roles import expected
+from specpilot.sizing.roles import Model, expected, quality_reason
 
 FILE = """
 least_quality = 0.6
@@ -91,7 +91,7 @@ def test_a_cast_that_is_too_slow_is_out(path: Path) -> None:
         ("pass_ms = 2.0", "pass_ms = 0.0", "models.small.pass_ms"),
         ("pass_ms = 2.0", "speed = 2.0", "'speed' is unknown"),
         ('draft = "small"', 'draft = "tiny"', "'tiny' is no model"),
-        ("[0.5]", "[1.5]", "acceptance[0]: 1.5 is not in 0…1"),
+        ("[0.5]", "[1.5]", "acceptance[0].by_position[0]: 1.5 is not in 0…1"),
         ("0.6\n[[models]]", "0.6\nspeed = 1\n[[models]]", "'speed' is unknown"),
         ('"middle"\npass', '"large"\npass', "unique"),
         ("least_quality = 0.6", "least_quality", "not TOML"),
@@ -105,6 +105,12 @@ def test_a_bad_file(path: Path, old: str, new: str, message: str) -> None:
     with pytest.raises(ValueError, match=r".*") as error:
         read_models(path)
     assert message in str(error.value)
+
+
+def test_a_model_without_a_quality_is_said_to_have_none() -> None:
+    assert quality_reason(Model("a", 3.0), 0.5) == "no quality is given, 0.5 is asked for"
+    assert quality_reason(Model("a", 3.0, quality=0.4), 0.5) == "quality 0.4 is below 0.5"
+    assert quality_reason(Model("a", 3.0), None) == ""
 
 
 def test_a_table_in_the_wrong_place(path: Path) -> None:

@@ -169,7 +169,7 @@ def test_joined_traces_and_other_files_are_refused(trace_file: Path, tmp_path: P
     other = tmp_path / "agreement.jsonl"
     other.write_text('{"version": 1, "request": "a", "prompt_tokens": 3, "agree": [1]}\n')
     assert not is_trace(other)
-    with pytest.raises(ValueError, match="line 1: kind: there is none; this is not a trace"):
+    with pytest.raises(ValueError, match="line 1: agree: this is an agreement trace"):
         read_trace(other)
 
 

@@ -62,6 +62,14 @@ def test_what_is_not_told_is_not_diagnosed(tmp_path: Path) -> None:
     assert not causes & (timed | {"kv_misalignment"})
 
 
+@pytest.mark.parametrize("name", ["draft_ms", "verify_ms"])
+def test_no_time_is_negative(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text(f"proposed,accepted,{name}\n4,2,-1.5\n")
+    with pytest.raises(ValueError, match=rf"log.csv, line 2: {name}: -1.5 is not ≥ 0; give milliseconds"):
+        read_log(path, "steps")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "kind", "message"),
     [

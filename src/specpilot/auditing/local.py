@@ -180,11 +180,15 @@ def audit_pair(
         samples: per prompt and sampling setting, at first; more where these leave a suspicion.
         sampled_prompts: how many of the prompts are sampled.
         advance: called with each check's name before it.
+
+    Raises:
+        ValueError: for no prompts, or one that with ``max_tokens`` does not fit the context.
     """
     if not prompts:
         raise ValueError("prompts: there are none; give at least one")
     reference = ModelReference(subject.target)
-    plain = {prompt: reference.greedy(subject.encode(prompt), max_tokens) for prompt in prompts}
+    fitted = {prompt: subject.fit(prompt, max_tokens) for prompt in prompts}
+    plain = {prompt: reference.greedy(tokens, max_tokens) for prompt, tokens in fitted.items()}
     makers: dict[str, Callable[[], Check]] = {
         "greedy_equality": lambda: _greedy(subject, plain, max_tokens),
         "stop_and_eos": lambda: _ends(subject, plain, max_tokens),
@@ -248,6 +252,8 @@ def _ends(subject: LocalSubject, plain: Plain, max_tokens: int) -> Check:
             if cut.text != whole.text[: whole.text.index(stop)] or cut.stop_cause != "stop":
                 wrong.append({"prompt": prompt[-60:], "stop": stop, "text": cut.text[-40:]})
         for length in (1, 2, 5):
+            if length > max_tokens:
+                break
             short = subject.complete(prompt, length, max_draft=8)
             if short.token_ids != tuple(tokens[:length]):
                 wrong.append({"prompt": prompt[-60:], "max_tokens": length})

@@ -62,6 +62,8 @@ def run(
     for name, value in (("limit", limit), ("samples", samples), ("max_tokens", max_tokens)):
         if value < 1:
             raise ValueError(f"{name}: {value} is not ≥ 1; give a count")
+    if seed < 0:
+        raise ValueError(f"seed: {seed} is not ≥ 0; 1 is the default")
     if url is not None and (target is not None or draft is not None):
         raise ValueError("url: given together with --target or --draft; audit one of the two at a time")
     if url is None and (reference is not None or model is not None):

@@ -9,7 +9,7 @@ import typer
 
 from specpilot.cli.options import DraftOption, MaxNodesOption, TargetOption
 from specpilot.cli.output import JsonOption, check_writable, console, write_json
-from specpilot.control import ControllerConfig
+from specpilot.control import ControllerConfig, StopCause
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +45,10 @@ def run(
     engine: Annotated[str, typer.Option(help="onnx or transformers.")] = "onnx",
     json_target: JsonOption = None,
 ) -> None:
-    """Complete one prompt within the promises."""
+    """Complete one prompt within the promises.
+
+    Exit status 1 if the target model failed.
+    """
     from specpilot.pair import load_pair
 
     check_writable(json_target)
@@ -63,6 +66,8 @@ def run(
     if explain:
         _explain(screen, pair, completion)
     write_json(json_target, _as_json(pair, completion))
+    if completion.stop_cause is StopCause.ERROR:
+        raise typer.Exit(1)
 
 
 def _because(completion: Completion) -> str:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 N = TypeVar("N", int, float)
 DEFAULTS = ControllerConfig()
 INFEASIBLE = 1
+LISTS = {"map_budgets": "1,2,4", "map_slos_ms": "150,250"}
+"""Examples for the options that take a list of other numbers than probabilities."""
 PICTURES = (".svg", ".png", ".pdf")
 
 
@@ -114,8 +116,15 @@ def run(
     if not region and (budgets or slos_ms):
         raise ValueError("map_budgets, map_slos_ms: given together with --no-map; leave one out")
     if models is not None:
-        if trace is not None or acceptance is not None or plot is not None:
-            raise ValueError("models: given together with a trace, --acceptance or --plot; give one of them")
+        costs_given = (cost, draft_ms, verify_ms, verify_token_ms)
+        others = (trace, acceptance, plot, budgets, slos_ms, *costs_given)
+        if any(value is not None for value in others):
+            raise ValueError(
+                "models: given together with a trace, --acceptance, --plot, costs or the map's axes, which "
+                "it does not use (its costs are in the file); leave them out"
+            )
+        if rate is not None and not 0.0 < rate < math.inf:
+            raise ValueError(f"rate: {rate} is not > 0 and finite; give requests a second")
         settings = RoleSettings(max_tokens, load, rate, requests, seed)
         feasible = _roles(models, config, prompts, settings, screen, json_target)
         raise typer.Exit(0 if feasible else INFEASIBLE)
@@ -171,7 +180,10 @@ def _numbers(name: str, text: str, kind: Callable[[str], N]) -> list[N]:
     try:
         return [kind(part) for part in text.split(",")]
     except ValueError:
-        raise ValueError(f"{name}: {text!r} is not a list of numbers; write e.g. 0.8,0.7") from None
+        what, example = (
+            ("whole numbers", "64,200") if kind is int else ("numbers", LISTS.get(name, "0.8,0.7"))
+        )
+        raise ValueError(f"{name}: {text!r} is not a list of {what}; write e.g. {example}") from None
 
 
 def _roles(

@@ -46,6 +46,10 @@ def run(
     from specpilot.trace import write_agreement
 
     check_writable(out, costs, json_target)
+    if costs is not None and costs.resolve() == out.resolve():
+        raise ValueError(f"costs: {costs}: trace and costs cannot go to one file; name another one")
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit: {limit} is not ≥ 1; give a count, or leave it out")
     wanted = read_prompts(prompts)[:limit]
     screen = console(json_target)
     traces = []
@@ -99,8 +103,13 @@ def read_prompts(path: Path | None) -> list[tuple[str, str | None, str]]:
         from specpilot.demo.workload import bundled_prompts
 
         return [(prompt.key, prompt.label, prompt.text) for prompt in bundled_prompts()]
+    from specpilot.trace.lines import text_of
+
     found: list[tuple[str, str | None, str]] = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    names: set[str] = set()
+    with text_of(path):
+        text = path.read_text(encoding="utf-8")
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
@@ -112,9 +121,15 @@ def read_prompts(path: Path | None) -> list[tuple[str, str | None, str]]:
         if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or not record["prompt"]:
             raise ValueError(f'{path.name}, line {number}: prompt: there is no text; write {{"prompt": "…"}}')
         label = record.get("label")
+        name = str(record.get("request", f"line-{number}"))
+        if name in names:
+            raise ValueError(
+                f"{path.name}, line {number}: request: {name!r} occurs twice; names must be unique"
+            )
+        names.add(name)
         found.append(
             (
-                str(record.get("request", f"line-{number}")),
+                name,
                 None if label is None else str(label),
                 record["prompt"],
             )

@@ -68,6 +68,9 @@ def run(
     from specpilot.trace import read_agreement
 
     known = (*POLICY_NAMES, *(TREE_NAMES if max_nodes else ()))
+    for name in policy or ():
+        if name in TREE_NAMES and not max_nodes:
+            raise ValueError(f"policy: {name!r} needs token trees; give --max-nodes, e.g. 32")
     names = [check_policy(name, known) for name in policy or known]
     check_writable(json_target)
     costs = costs_from(cost, draft_ms, verify_ms, verify_token_ms)
@@ -80,8 +83,8 @@ def run(
     )
     traces = read_agreement(trace)
     closed, drawn = stream(traces, count=requests, max_tokens=max_tokens, rate=math.inf, seed=seed)
-    if not load >= 0.0:
-        raise ValueError(f"load: {load} is not ≥ 0; 0.4 is typical, 0 is closed loop")
+    if not 0.0 <= load < math.inf:
+        raise ValueError(f"load: {load} is not ≥ 0 and finite; 0.4 is typical, 0 is closed loop")
     arriving = closed
     if load:
         rate = load * capacity(closed, costs, config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 from typing import Annotated
@@ -113,8 +114,8 @@ def run(
     check_writable(json_target)
     if processes < 1:
         raise ValueError(f"processes: {processes} is not ≥ 1; use 1 for this process alone")
-    if rate is None and not load > 0.0:
-        raise ValueError(f"load: {load} is not > 0; 0.5 is typical, above 1 is overload")
+    if rate is None and not 0.0 < load < math.inf:
+        raise ValueError(f"load: {load} is not > 0 and finite; 0.5 is typical, above 1 is overload")
     config = find(scenario).config
     config = replace(
         config,
@@ -137,7 +138,7 @@ def run(
         config=config,
         costs=costs_from(cost, draft_ms, verify_ms, verify_token_ms) if given else None,
         drift=tuple(_numbers(drift, "drift", ",")),
-        prompts=tuple(map(int, _numbers(prompts, "prompts", ","))),
+        prompts=_counts(prompts, "prompts"),
         max_tokens=max_tokens,
         burst=burst,
         outage=_span(outage),
@@ -192,6 +193,18 @@ def _numbers(text: str | None, name: str, separator: str) -> list[float]:
         return [float(part) for part in text.split(separator)]
     except ValueError:
         raise ValueError(f"{name}: {text!r} is not a list of numbers; join them with {separator!r}") from None
+
+
+def _counts(text: str | None, name: str) -> tuple[int, ...]:
+    """The whole numbers in a list such as 20,100,300.
+
+    Raises:
+        ValueError: if something in it is none.
+    """
+    try:
+        return () if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"{name}: {text!r} is not a list of whole numbers; write e.g. 20,100,300") from None
 
 
 def _span(text: str | None) -> tuple[float, float] | None:

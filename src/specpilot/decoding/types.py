@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -84,8 +85,10 @@ class SamplingParams:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.temperature >= 0.0:
-            raise ValueError(f"temperature: {self.temperature} is not ≥ 0; use 0 for greedy decoding")
+        if not 0.0 <= self.temperature < math.inf:
+            raise ValueError(
+                f"temperature: {self.temperature} is not ≥ 0 and finite; use 0 for greedy decoding"
+            )
         if self.top_k < 0:
             raise ValueError(f"top_k: {self.top_k} is not ≥ 0; use 0 to switch it off")
         if not 0.0 < self.top_p <= 1.0:

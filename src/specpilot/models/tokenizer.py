@@ -70,7 +70,18 @@ class Tokenizer:
         return self._tokens[token_id] if 0 <= token_id < self._size else None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of ``text``; with the special tokens (BOS) that the tokenizer puts around a prompt."""
+        """Token ids of ``text``; with the special tokens (BOS) that the tokenizer puts around a prompt.
+
+        Raises:
+            ValueError: for text with a lone surrogate (from broken escapes, or bytes that are no UTF-8).
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"prompt: character {error.start}, {text[error.start]!a}, is half of a surrogate pair; give "
+                "valid Unicode"
+            ) from None
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from specpilot.trace.lines import text_of
+
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
 
@@ -32,11 +34,13 @@ def read_arrivals(path: Path) -> Iterator[Arrival]:
             before the one above it.
         OSError: if the file cannot be read.
     """
-    with path.open(newline="", encoding="utf-8-sig") as file:
+    with text_of(path), path.open(newline="", encoding="utf-8-sig") as file:
         rows = csv.DictReader(file)
         missing = [column for column in COLUMNS if column not in (rows.fieldnames or ())]
         if missing:
-            raise ValueError(f"{path.name}: column {missing[0]} is missing; the first line names {COLUMNS}")
+            raise ValueError(
+                f"{path.name}: column {missing[0]} is missing; the first line must name {', '.join(COLUMNS)}"
+            )
         first: float | None = None
         last = 0.0
         for number, row in enumerate(rows, 2):

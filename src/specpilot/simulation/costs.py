@@ -16,6 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from specpilot.trace.lines import text_of
+
 VERSION = 1
 
 
@@ -180,8 +182,10 @@ def read_costs(path: Path) -> EngineCosts:
         ValueError: with the file's name, if it is not one.
         OSError: if it cannot be read.
     """
+    with text_of(path):
+        text = path.read_text(encoding="utf-8")
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(text)
         return EngineCosts.from_json(_mapping(record, "costs"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path.name}: not JSON ({error.msg}); write it with `specpilot record`") from None

@@ -9,6 +9,7 @@ one replica's requests in flight are held in memory.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -68,13 +69,20 @@ class Simulation:
     def __post_init__(self) -> None:
         scenario(self.scenario)
         self._require("requests", self.requests >= 1, "≥ 1", "give a count")
-        self._require("rate", self.rate > 0.0, "> 0", "give arrivals per second")
-        self._require("replicas", 1 <= self.replicas <= self.requests, "in 1…requests", "use fewer")
-        self._require("speed", self.speed > 0.0, "> 0", "1 is the recorded pace")
+        self._require("rate", 0.0 < self.rate < math.inf, "> 0 and finite", "give arrivals per second")
+        self._require(
+            "replicas",
+            1 <= self.replicas <= self.requests,
+            "in 1…requests",
+            "give a count, at most one for each request",
+        )
+        self._require("speed", 0.0 < self.speed < math.inf, "> 0 and finite", "1 is the recorded pace")
         self._require("max_tokens", 1 <= self.max_tokens <= 256, "in 1…256", "24 is typical")
         self._require("drift", all(0.0 < a < 1.0 for a in self.drift), "in (0, 1) each", "0.7 is typical")
         self._require("prompts", all(p >= 1 for p in self.prompts), "≥ 1 each", "give token counts")
-        self._require("burst", self.burst is None or self.burst >= 1.0, "≥ 1", "1 is no burst")
+        self._require(
+            "burst", self.burst is None or 1.0 <= self.burst < math.inf, "≥ 1 and finite", "1 is no burst"
+        )
         if self.outage is not None:
             ordered = 0.0 <= self.outage[0] <= self.outage[1] <= 1.0
             self._require("outage", ordered, "two shares of the run, rising, in 0…1", "0.4-0.5 is a tenth")

@@ -67,17 +67,17 @@ def survival(hazards: Sequence[float], tau: int) -> list[float]:
     return list(accumulate(longer, mul, initial=1.0))
 
 
-def check(hazards: Sequence[float]) -> None:
+def check(hazards: Sequence[float], name: str = "acceptance") -> None:
     """Refuse what is no list of probabilities.
 
     Raises:
         ValueError: for no hazards or one outside 0…1.
     """
     if not hazards:
-        raise ValueError("acceptance: the list is empty; give P(accepted | reached) by position, e.g. 0.7")
+        raise ValueError(f"{name}: the list is empty; give P(accepted | reached) by position, e.g. 0.7")
     for place, value in enumerate(hazards):
         if not 0.0 <= value <= 1.0:
-            raise ValueError(f"acceptance[{place}]: {value} is not in 0…1; give a probability")
+            raise ValueError(f"{name}[{place}]: {value} is not in 0…1; give a probability")
 
 
 def tokens_per_pass(hazards: Sequence[float], tau: int) -> float:

@@ -147,10 +147,10 @@ def make_plan(
     Raises:
         ValueError: for a load, rate, count, budget or SLO out of range.
     """
-    if not load >= 0.0:
-        raise ValueError(f"load: {load} is not ≥ 0; 0.4 is typical, 0 is a closed loop")
-    if rate_per_s is not None and not rate_per_s > 0.0:
-        raise ValueError(f"rate: {rate_per_s} is not > 0; give requests a second")
+    if not 0.0 <= load < math.inf:
+        raise ValueError(f"load: {load} is not ≥ 0 and finite; 0.4 is typical, 0 is a closed loop")
+    if rate_per_s is not None and not 0.0 < rate_per_s < math.inf:
+        raise ValueError(f"rate: {rate_per_s} is not > 0 and finite; give requests a second")
     case = Case(traces, costs, config, max_tokens, count, seed, math.inf)
     saturated = case.requests()
     full = capacity(saturated, costs, config)

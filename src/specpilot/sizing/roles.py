@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from specpilot.sizing.arithmetic import MAX_DRAFT, PassCosts, check, survival
+from specpilot.trace.lines import text_of
 
 MODEL_FIELDS = {"name", "pass_ms", "token_ms", "prefill_token_ms", "quality", "role"}
 ROLES = ("any", "draft", "target")
@@ -87,7 +88,8 @@ def read_models(path: Path) -> Candidates:
         OSError: if it cannot be read.
     """
     try:
-        record = tomllib.loads(path.read_text(encoding="utf-8"))
+        with text_of(path):
+            record = tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path.name}: not TOML ({error})") from None
     unknown = set(record) - {"models", "acceptance", "least_quality"}
@@ -116,7 +118,7 @@ def read_models(path: Path) -> Candidates:
         hazards = tuple(values) if isinstance(values, list) else (values,)
         if not all(isinstance(value, int | float) for value in hazards):
             raise ValueError(f"acceptance[{index}].by_position: {values!r} is not a number or a list of them")
-        check(hazards)
+        check(hazards, f"acceptance[{index}].by_position")
         acceptance[pair] = hazards
     return Candidates(models, acceptance, least)
 
@@ -168,7 +170,9 @@ def rank_roles(
 
 def quality_reason(target: Model, least: float | None) -> str:
     """Why a target's quality will not do; empty if it does."""
-    if least is not None and (target.quality is None or target.quality < least):
+    if least is not None and target.quality is None:
+        return f"no quality is given, {least} is asked for"
+    if least is not None and target.quality is not None and target.quality < least:
         return f"quality {target.quality} is below {least}"
     return ""
 

@@ -130,6 +130,11 @@ class AgreementTrace:
         Raises:
             ValueError: naming the field, its value, the allowed range and the remedy.
         """
+        if record.get("kind") == "trace":
+            raise ValueError(
+                "kind: 'trace' is a trace of cycles, not an agreement trace; read it with "
+                "`specpilot diagnose`, or make an agreement trace with `specpilot record`"
+            )
         lines.check_version(record, VERSION, "agreement trace")
         agree = record.get("agree")
         if not isinstance(agree, list):

@@ -6,13 +6,16 @@ file, the line, the field, its value, the allowed range and the remedy.
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 Record = TypeVar("Record")
+NOT_TEXT = "not UTF-8 text; is the file compressed, damaged or of another kind?"
 
 
 def read_lines(path: Path, parse: Callable[[Mapping[str, Any]], Record]) -> Iterator[Record]:
@@ -22,7 +25,8 @@ def read_lines(path: Path, parse: Callable[[Mapping[str, Any]], Record]) -> Iter
         ValueError: with the file's name and the line's number, for anything that is not a record.
         OSError: if the file cannot be read.
     """
-    with path.open(encoding="utf-8") as file:
+    # Bytes: a line that is no text is then an error of that line, as any other.
+    with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -30,6 +34,17 @@ def read_lines(path: Path, parse: Callable[[Mapping[str, Any]], Record]) -> Iter
                 yield parse(parse_object(line))
             except ValueError as error:
                 raise ValueError(f"{path.name}, line {number}: {error}") from None
+
+
+@contextmanager
+def text_of(path: Path) -> Iterator[None]:
+    """Around the reading of a whole text file or table: what is no text is an error that names the file."""
+    try:
+        yield
+    except UnicodeDecodeError:
+        raise ValueError(f"{path.name}: {NOT_TEXT}") from None
+    except csv.Error as error:
+        raise ValueError(f"{path.name}: no table ({error}); give comma-separated values") from None
 
 
 def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
@@ -175,7 +190,7 @@ def parse_object(line: str | bytes) -> dict[str, Any]:
     try:
         record = json.loads(line)
     except UnicodeDecodeError:
-        raise ValueError("not UTF-8 text; is the file compressed or damaged?") from None
+        raise ValueError(NOT_TEXT) from None
     except json.JSONDecodeError as error:
         raise ValueError(
             f"not JSON ({error.msg} at column {error.colno}); write one JSON object a line"

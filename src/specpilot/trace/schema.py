@@ -49,6 +49,11 @@ class TraceHeader:
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> TraceHeader:
         """Read a header line."""
+        if "kind" not in record and "agree" in record:
+            raise ValueError(
+                "agree: this is an agreement trace, which holds no cycles; read it with `specpilot replay` "
+                "or `specpilot plan`"
+            )
         if "kind" not in record and "request" in record:
             raise ValueError("kind: there is none; this is not a trace (or one older than its header line)")
         if record.get("kind") not in (None, "trace"):
