@@ -165,6 +165,35 @@ def test_what_cannot_meet_its_deadline_is_refused_and_refusal_recovers() -> None
     assert any(answers), "one in eight is let in, so that a wrong cost estimate cannot refuse for ever"
 
 
+@pytest.mark.parametrize("prompt_tokens", [10, 300])
+def test_a_slow_start_is_not_held_against_the_engine_for_ever(prompt_tokens: int) -> None:
+    """Passes of two seconds while it warms up, then of 7 ms: one let in gets a pass, so its cost is seen."""
+    controller = Controller()
+    now = 0.0
+
+    def serve(name: str, verify_ms: float) -> bool:
+        nonlocal now
+        served = False
+        now += 0.05
+        if controller.admit(RequestInfo(name, prompt_tokens, 24), now=now).admitted:
+            while one_cycle(
+                controller,
+                name,
+                now,
+                verify_ms=verify_ms,
+                verified_tokens=1 if served else prompt_tokens,
+                context_tokens=prompt_tokens if served else 0,
+            ):
+                served, now = True, now + verify_ms / 1000.0
+        return served
+
+    while not controller.cost.calibrated:
+        serve("slow", 2000.0)
+    assert controller.cost.verify_ms(prompt_tokens) > 1500.0
+    tries = [serve(f"r{serial}", 7.0) for serial in range(1400)]
+    assert all(tries[-200:]), "one in eight is let in, and what it is let in for is its pass"
+
+
 def test_a_prompt_with_more_chunks_than_passes_is_refused() -> None:
     controller = Controller()
     refusal = controller.admit(RequestInfo("a", 9000, 24, prefill_passes=2), now=0.0)

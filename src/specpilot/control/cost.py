@@ -15,6 +15,8 @@ from itertools import pairwise
 
 KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 LEAST_MS = 1e-3
+NO_ACCIDENT = -0.5
+"""A pass may be preempted and take any time, but none takes less than half of its time by chance."""
 _LAST = len(KNOTS) - 1
 _GAPS = [high - low for low, high in pairwise(KNOTS)]
 _PLACES = [(knot, offset) for knot, gap in enumerate(_GAPS) for offset in range(gap)]
@@ -100,7 +102,8 @@ class CostCurve:
         """Move the two neighbouring knots towards an observation.
 
         The first observations count fully (gain 1/n down to ``gain``) and also rescale knots that
-        have never been seen; later ones are clamped to ±25 % of the prediction.
+        have never been seen; later ones are clamped to ±25 % of the prediction, unless less than half of it
+        shows that the prediction is wrong.
         """
         predicted = self.at(width)
         self.observations += 1
@@ -109,7 +112,7 @@ class CostCurve:
         share = min(1.0, max(0.0, (width - low) / (high - low)))
         ratio = observed_ms / predicted - 1.0
         settled = self._seen[index - 1 if share < 0.5 else index] >= 3
-        if settled:
+        if settled and ratio > NO_ACCIDENT:
             ratio = max(-self._clamp, min(self._clamp, ratio))
         for knot, weight in ((index - 1, 1.0 - share), (index, share)):
             if weight > 0.0:
