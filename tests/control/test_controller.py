@@ -194,6 +194,23 @@ def test_a_slow_start_is_not_held_against_the_engine_for_ever(prompt_tokens: int
     assert all(tries[-200:]), "one in eight is let in, and what it is let in for is its pass"
 
 
+def test_long_prompts_are_measured_again_although_short_ones_are_served() -> None:
+    """A cost that is wrong for long prompts alone: those served between refusals do not vouch for it."""
+    controller = calibrated()
+    for _ in range(4):
+        controller.cost.observe_verify(600, 0, 2000.0)
+    answers = []
+    for serial in range(16):
+        now = 1.0 + serial
+        answers.append(controller.admit(RequestInfo(f"l{serial}", 600, 24), now=now).admitted)
+        if answers[-1]:
+            controller.finish(f"l{serial}", StopCause.CANCELLED, now=now)
+        assert controller.admit(RequestInfo(f"s{serial}", 10, 24), now=now).admitted
+        while one_cycle(controller, f"s{serial}", now):
+            now += 0.01
+    assert answers == ([False] * 7 + [True]) * 2
+
+
 def test_a_prompt_with_more_chunks_than_passes_is_refused() -> None:
     controller = Controller()
     refusal = controller.admit(RequestInfo("a", 9000, 24, prefill_passes=2), now=0.0)

@@ -15,8 +15,8 @@ from specpilot.control.timing import shared_cost
 from specpilot.control.types import Binding, PlannedStop, Reason, StopCause
 
 REFUSAL_PROBE = 8
-"""Every so many-th refusal in a row is let in and gets its first pass, so that a wrong cost estimate cannot
-refuse for ever."""
+"""Every so many-th refusal in a row of prompts as long is let in and gets its first pass, so that a wrong cost
+estimate cannot refuse for ever."""
 
 
 def refusal(
@@ -34,7 +34,7 @@ def refusal(
         config: the promises.
         request: the arrival.
         others: the requests in flight.
-        in_a_row: arrivals refused since the last one that was admitted.
+        in_a_row: arrivals as long that were refused since the last one that was admitted.
         now: in seconds.
     """
     own = int(min(config.pass_budget, 1e9))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from specpilot.control.admission import must_stop, refusal
 from specpilot.control.budget import PassLedger
 from specpilot.control.config import ControllerConfig, Mode
+from specpilot.control.contexts import BUCKET_EDGES, bucket_of
 from specpilot.control.cost import CostProfile
 from specpilot.control.estimates import Estimates
 from specpilot.control.planner import OptimalPlanner
@@ -43,7 +44,8 @@ from specpilot.control.views import Views
 class _Counters:
     arrivals: int = 0
     refused: int = 0
-    refused_in_a_row: int = 0
+    refused_in_a_row: list[int] = field(default_factory=lambda: [0] * (len(BUCKET_EDGES) + 1))
+    """By the bucket of the prompt's uncached tokens: short prompts do not vouch for what long ones cost."""
     finished: dict[StopCause, int] = field(default_factory=dict)
 
 
@@ -98,16 +100,17 @@ class Controller:
         record = OpenRequest(request, arrival, slo_ms, deadline, uncached, behind=uncached)
         counters = self.counters
         counters.arrivals += 1
+        in_a_row, bucket = counters.refused_in_a_row, bucket_of(uncached)
         reason, crowded = refusal(
-            self.cost, self.config, record, self._requests.values(), counters.refused_in_a_row, now
+            self.cost, self.config, record, self._requests.values(), in_a_row[bucket], now
         )
         if reason:
             if crowded:
                 self.time_price.arrival(in_time=False)
             counters.refused += 1
-            counters.refused_in_a_row += 1
+            in_a_row[bucket] += 1
             return Admission(False, deadline, reason)
-        counters.refused_in_a_row = 0
+        in_a_row[bucket] = 0
         self.ledger.admit(request_id, request.tenant)
         self._requests[request_id] = record
         self._ready += 1
