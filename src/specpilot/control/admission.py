@@ -15,8 +15,8 @@ from specpilot.control.timing import shared_cost
 from specpilot.control.types import Binding, PlannedStop, Reason, StopCause
 
 REFUSAL_PROBE = 8
-"""Every so many-th refusal in a row of prompts as long is let in and gets its first pass, so that a wrong cost
-estimate cannot refuse for ever."""
+"""Every so many-th refusal in a row of prompts as long is let in and gets its first pass, so that a wrong
+cost estimate cannot refuse for ever."""
 
 
 def refusal(
