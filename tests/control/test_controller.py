@@ -447,6 +447,26 @@ def test_without_a_budget_work_in_flight_ends_with_the_tokens_that_are_wanted() 
         assert controller.admit(RequestInfo(f"r{number}", 20, 24), now=0.0).admitted
 
 
+@pytest.mark.parametrize(("budget", "wanted"), [(50.0, 256), (200.0, 2000), (1e9, 100_000)])
+def test_a_decision_looks_ahead_over_few_passes_however_many_there_are(budget: float, wanted: int) -> None:
+    """Its work is passes · tokens · τ: with 200 passes and 2,000 tokens it would be seconds."""
+    controller = calibrated(pass_budget=budget, slo_p95_ms=1e6)
+    controller.admit(RequestInfo("a", 40, wanted), now=0.0)
+    plan = one_cycle(controller, "a", 0.0)
+    assert plan
+    assert 1 <= plan.max_draft <= 16
+    planner = controller.planner
+    assert isinstance(planner, OptimalPlanner)
+    keys = [key for context in planner.knowledge.contexts.values() for key in context.decisions]
+    assert not keys  # learning: each cycle anew
+    answer = controller.plan(["a"], now=0.01)
+    assert answer.cycles
+    keys = [key for context in planner.knowledge.contexts.values() for key in context.decisions]
+    assert keys
+    for ceiling, tokens, later, *_ in keys:
+        assert (later + 1) * min(tokens, (later + 1) * (ceiling + 1)) < 6000
+
+
 def test_an_engine_that_shares_passes_takes_up_what_one_at_a_time_would_refuse() -> None:
     """Sixteen first passes of 8 ms, SLO 80 ms: too much one after another, a single pass together."""
     alone, shared = calibrated(slo_p95_ms=80.0), calibrated(slo_p95_ms=80.0, max_batch=16)

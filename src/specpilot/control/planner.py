@@ -32,6 +32,8 @@ PROBE_DRAFT = 4
 COLD_BLOCKS = 8
 """A drafter's first blocks, drafted at a static length without a confidence stop: neither the forecast nor
 the calibration nor θ* means anything before."""
+LATER_PASSES = 16
+"""Most passes that a decision looks ahead; solving more takes longer than a pass."""
 GIVE_WAY_TOKENS = 0.5
 """With ``give_way``: what a later pass must earn above its price while others wait."""
 _USUAL = Asked()
@@ -292,6 +294,10 @@ class OptimalPlanner:
             if later >= remaining:
                 # A pass for each token: only time is scarce, and what lies beyond two blocks changes nothing.
                 wanted = later = min(wanted, 2 * reach + 1)
+            elif later > LATER_PASSES:
+                # Tokens are as scarce in so many passes as in all of them.
+                wanted = max(round(wanted * (LATER_PASSES + 1) / (later + 1)), LATER_PASSES, ceiling) + 1
+                later = LATER_PASSES
         price = round(log(theta) * 10.0) if theta > 0.0 else NO_PRICE
         width, behind = grid(view.new_context_tokens), grid(view.draft_behind_tokens)
         matched = known.matches.get(view.request_id, 0)
