@@ -277,6 +277,8 @@ def test_bad_configuration(changes: dict[str, float], message: str) -> None:
         ({"max_tokens": 0}, "max_tokens: 0 is not ≥ 1"),
         ({"prompt_tokens": -1}, "prompt_tokens: -1"),
         ({"slo_ms": 0.0}, "slo_ms"),
+        ({"slo_ms": math.inf}, "slo_ms: inf is not > 0 and finite"),
+        ({"arrival_s": math.nan}, "arrival_s: nan is not finite"),
         ({"max_draft": -1}, "max_draft"),
     ],
 )
@@ -284,6 +286,35 @@ def test_bad_requests(changes: dict[str, float], message: str) -> None:
     fields: dict[str, object] = {"request_id": "a", "prompt_tokens": 5, "max_tokens": 5, **changes}
     with pytest.raises(ValueError, match=message):
         Controller().admit(RequestInfo(**fields), now=0.0)  # type: ignore[arg-type]
+
+
+def test_a_batch_that_cannot_be_planned_changes_nothing() -> None:
+    controller = Controller()
+    for name in ("a", "b"):
+        controller.admit(RequestInfo(name, 10, 24), now=0.0)
+    with pytest.raises(ValueError, match="twice"):
+        controller.plan(["a", "a"], now=0.0)
+    running = controller.plan(["b"], now=0.0).cycles[0]
+    before = controller.snapshot()
+    with pytest.raises(ValueError, match="observe or abort"):
+        controller.plan(["a", "b"], now=0.0)
+    assert controller.snapshot() == before
+    controller.abort([running.cycle_id], now=0.0)
+    assert len(controller.plan(["a", "b"], now=0.0).cycles) == 2
+
+
+@pytest.mark.parametrize("accepted", [31, 32, 33, 48])
+def test_a_block_longer_than_the_positions_tracked_is_learned_from(accepted: int) -> None:
+    """Looked-up text may go on where the draft model stops: 64 nodes deep at most."""
+    controller = Controller(ControllerConfig(max_nodes=64, lookup_depth=64))
+    controller.admit(RequestInfo("a", 10, 100), now=0.0)
+    plan = controller.plan(["a"], now=0.0).cycles[0]
+    controller.begin([plan.cycle_id], now=0.0)
+    controller.observe([outcome(plan, 50, accepted)], now=0.02)
+    planner = controller.planner
+    assert isinstance(planner, OptimalPlanner)
+    table = planner.knowledge.acceptance.table("draft_model", 0)
+    assert len(table.reached) == min(accepted + 1, 32)
 
 
 def test_cycles_are_used_once_and_in_order() -> None:

@@ -121,7 +121,8 @@ class Controller:
         """Plan one cycle for each request, or its end; passes are granted all together.
 
         Raises:
-            ValueError: for an unknown request, or one with a cycle planned or running already.
+            ValueError: for an unknown request, one with a cycle planned or running already, or one that is
+                named twice. Nothing is changed then.
         """
         stops: list[PlannedStop] = []
         wanting: list[tuple[OpenRequest, CycleView, Choice]] = []
@@ -133,12 +134,8 @@ class Controller:
         spare = math.inf
         if waiting:
             spare = spare_ms(cost, known.values(), request_ids, self.config.max_batch, now)
+        self._check_free(requests)
         for request in requests:
-            if request.cycle_id is not None:
-                raise ValueError(
-                    f"request_ids: {request.info.request_id!r} has cycle {request.cycle_id} open; "
-                    "observe or abort it"
-                )
             plain_ms = cost.verify_ms(request.uncached, request.cached)
             left_ms = (request.deadline_s - now) * 1000.0
             before_ms = 0.0
@@ -329,6 +326,18 @@ class Controller:
         return self._estimates.learned() | of_planner
 
     # --- cycles -----------------------------------------------------------------------------------
+
+    def _check_free(self, requests: Sequence[OpenRequest]) -> None:
+        for request in requests:
+            if request.cycle_id is not None:
+                raise ValueError(
+                    f"request_ids: {request.info.request_id!r} has cycle {request.cycle_id} open; "
+                    "observe or abort it"
+                )
+        if len(requests) > 1:
+            ids = [request.info.request_id for request in requests]
+            if len(set(ids)) < len(ids):
+                raise ValueError(f"request_ids: {ids} name a request twice; plan one cycle for each")
 
     def _fixed(self, request: OpenRequest, view: CycleView, now: float) -> Choice:
         """A static τ, in shadow mode with the planner's beside it; 0 for a prompt that carries no block."""
