@@ -401,6 +401,64 @@ def test_the_breakers_trial_is_not_lost_with_a_pool_pass_that_is_not_granted() -
 # --- engines that draft after the target's pass ---------------------------------------------------
 
 
+def broken(**config: object) -> Controller:
+    """A controller whose drafter has just failed three times in a row, in requests that have ended."""
+    controller = calibrated(**config)
+    for serial in range(3):
+        controller.admit(RequestInfo(f"f{serial}", 10, 24), now=0.0)
+        one_cycle(controller, f"f{serial}", 0.0, draft_fault="gone")
+        controller.finish(f"f{serial}", StopCause.CANCELLED, now=0.0)
+    assert controller._estimates.breakers["draft_model"].open
+    return controller
+
+
+def trial(controller: Controller, name: str, cycles: int = 100) -> CyclePlan:
+    """Plain cycles of one request until the breaker lets it draft; that plan, which has begun."""
+    controller.admit(RequestInfo(name, 10, 1000, slo_ms=1e6), now=0.0)
+    for _ in range(cycles):
+        plan = controller.plan([name], now=0.0).cycles[0]
+        controller.begin([plan.cycle_id], now=0.0)
+        if plan.max_draft:
+            return plan
+        controller.observe([outcome(plan, 0, 0)], now=0.0)
+    raise AssertionError("no trial")
+
+
+def test_the_breakers_trial_is_passed_on_where_nothing_was_drafted() -> None:
+    """The drafter was not asked, so that says nothing of it: the breaker stays open, the next cycle tries."""
+    controller = broken(pass_budget=1e9)
+    plan = trial(controller, "a")
+    controller.observe([outcome(plan, 0, 0)], now=0.0)
+    assert controller._estimates.breakers["draft_model"].open
+    assert controller.plan(["a"], now=0.0).cycles[0].max_draft > 0
+
+
+def test_the_breakers_trial_is_passed_on_where_its_cycle_is_given_up() -> None:
+    controller = broken(pass_budget=1e9)
+    controller.abort([trial(controller, "a").cycle_id], now=0.0)
+    assert controller.plan(["a"], now=0.0).cycles[0].max_draft > 0
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_a_request_whose_draft_has_failed_uses_up_no_trial(order: tuple[str, str]) -> None:
+    """Two requests take turns; the one that has failed is never drafted for, so the other one tries."""
+    controller = broken(pass_budget=1e9)
+    plan = trial(controller, "a")
+    controller.observe([outcome(plan, 0, 0, draft_fault="gone")], now=0.0)
+    controller.admit(RequestInfo("b", 10, 1000, slo_ms=1e6), now=0.0)
+    drafts = []
+    for _ in range(64):
+        for name in order:
+            plan = controller.plan([name], now=0.0).cycles[0]
+            controller.begin([plan.cycle_id], now=0.0)
+            controller.observe([outcome(plan, plan.max_draft, 0)], now=0.0)
+            drafts.append((name, plan.max_draft > 0))
+    assert ("a", True) not in drafts
+    assert ("b", True) in drafts[:18], (
+        "within 16 cycles, the interval after the second fault, or the one after"
+    )
+
+
 def test_a_prefill_that_carries_no_draft_plans_none_and_does_not_ask_the_planner() -> None:
     controller = Controller(ControllerConfig(pass_budget=3.0))
     assert isinstance(controller.planner, OptimalPlanner)

@@ -232,6 +232,8 @@ class Controller:
             cycle = self._cycles[cycle_id]
             if not cycle.begun:
                 self.ledger.release(cycle.request.info.request_id)
+            if cycle.plan.max_draft:
+                self._estimates.breakers[cycle.view.drafter].unused()
             cycle.request.cycle_id = None
             self._ready += 1
             del self._cycles[cycle_id]

@@ -70,8 +70,8 @@ class RequestInfo:
     with ``rejection`` may go over to ``coupled`` for token trees (:attr:`CyclePlan.coupled`).
 
     Raises:
-        ValueError: for a negative count, max_tokens < 1, an slo_ms that is not > 0 and finite, an arrival_s that
-            is not finite, or an unknown rule.
+        ValueError: for a negative count, max_tokens < 1, an slo_ms that is not > 0 and finite, an arrival_s
+            that is not finite, or an unknown rule.
     """
 
     request_id: str
