@@ -7,6 +7,7 @@ import math
 import pytest
 
 from specpilot.control import Controller, ControllerConfig, CycleOutcome, CyclePlan, RequestInfo, StopCause
+from specpilot.control.config import Mode
 from specpilot.control.health import Fallback
 from specpilot.control.horizon import best_length, future_values, thresholds
 from specpilot.control.planner import OptimalPlanner
@@ -615,3 +616,53 @@ def test_a_request_that_ends_before_its_probe_hands_it_on(begun: bool) -> None:
         controller.begin([plan.cycle_id], now=0.0)
     controller.finish("leaves", StopCause.CANCELLED, now=0.0)
     assert controller.plan(["stays"], now=0.0).cycles[0].reason.binding is Binding.PROBE
+
+
+def test_a_probe_that_was_given_up_is_made_in_the_next_cycle() -> None:
+    controller = fallen_back()
+    for number in range(70):
+        controller.admit(RequestInfo(f"a{number}", 40, 24), now=0.0)
+        plan = controller.plan([f"a{number}"], now=0.0).cycles[0]
+        if plan.reason.binding is Binding.PROBE:
+            break
+        controller.begin([plan.cycle_id], now=0.0)
+        controller.observe([outcome(plan, 0, 0)], now=0.0)
+    assert plan.reason.binding is Binding.PROBE
+    for _ in range(3):
+        controller.abort([plan.cycle_id], now=0.0)
+        plan = controller.plan([plan.request_id], now=0.0).cycles[0]
+        assert plan.reason.binding is Binding.PROBE
+
+
+def test_how_a_block_was_asked_for_does_not_outlive_its_plan() -> None:
+    """An open block that is given up; the next one is not open and must not be weighed as one."""
+    controller = calibrated(pass_budget=1e9, open_block_every=16)
+    controller.admit(RequestInfo("a", 10, 5000, slo_ms=1e7), now=0.0)
+    planner = controller.planner
+    assert isinstance(planner, OptimalPlanner)
+    for _ in range(100):
+        plan = controller.plan(["a"], now=0.0).cycles[0]
+        asked = planner._asked.get("a")
+        if asked and asked.closed_rule:
+            break
+        controller.begin([plan.cycle_id], now=0.0)
+        controller.observe([outcome(plan, plan.max_draft, plan.max_draft)], now=0.0)
+    assert planner._asked["a"].closed_rule
+    controller.abort([plan.cycle_id], now=0.0)
+    controller.plan(["a"], now=0.0)
+    assert "a" not in planner._asked
+
+
+def test_shadow_mode_does_not_judge_forecasts_by_blocks_that_were_not_drafted() -> None:
+    """What a static length brings says nothing of what the policy's own block would have."""
+    controller = Controller(ControllerConfig(mode=Mode.SHADOW, max_nodes=32, static_draft=1))
+    for serial in range(60):
+        controller.admit(RequestInfo(str(serial), 10, 24), now=float(serial))
+        while one_cycle(controller, str(serial), float(serial)):
+            pass
+    planner = controller.planner
+    assert isinstance(planner, OptimalPlanner)
+    for context in planner.knowledge.contexts.values():
+        for branching in (False, True):
+            assert context.yields.share(branching=branching, later=True) == 1.0
+            assert context.yields.share(branching=branching, later=False) == 1.0

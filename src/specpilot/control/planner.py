@@ -61,6 +61,8 @@ class OptimalPlanner:
 
     def choose(self, view: CycleView, *, now: float) -> Choice:
         """Plan one cycle."""
+        if self._asked:
+            self._withdraw(view.request_id)
         if not view.speculation_allowed or view.max_draft == 0:
             return self._plain(view)
         context = self._contexts.get(view.request_id) or self._context(view)
@@ -337,6 +339,7 @@ class OptimalPlanner:
     def discarded(self, request_id: str) -> None:
         """The choice just made for this request will not be run (shadow mode)."""
         self._asked.pop(request_id, None)
+        self._latest.pop(request_id, None)
         if request_id not in self._over:
             self._contexts.pop(request_id, None)
 
@@ -346,9 +349,7 @@ class OptimalPlanner:
         self._latest.pop(request_id, None)
         self._over.discard(request_id)
         self._trials.discard(request_id)
-        asked = self._asked.pop(request_id, None)
-        if asked is not None and asked.probing:
-            asked.probing.retry()  # it ended before its probe: the next cycle probes instead
+        self._withdraw(request_id)
         self.knowledge.finished(request_id)
 
     def learned(self) -> dict[str, object]:
@@ -358,6 +359,12 @@ class OptimalPlanner:
     def restore(self, learned: Mapping[str, Any]) -> None:
         """Take up estimates that :meth:`learned` gave in another process."""
         self.knowledge.restore(learned)
+
+    def _withdraw(self, request_id: str) -> None:
+        """What was asked for the request's last plan, which was given up, is not to come any more."""
+        asked = self._asked.pop(request_id, None)
+        if asked is not None and asked.probing:
+            asked.probing.retry()  # the next cycle probes instead
 
     def _plain(self, view: CycleView) -> Choice:
         if not view.speculation_allowed:
