@@ -7,6 +7,7 @@ import math
 import pytest
 
 from specpilot.control import Controller, ControllerConfig, CycleOutcome, CyclePlan, RequestInfo, StopCause
+from specpilot.control.config import Mode
 from specpilot.control.health import Fallback
 from specpilot.control.horizon import best_length, future_values, thresholds
 from specpilot.control.planner import OptimalPlanner
@@ -165,6 +166,52 @@ def test_what_cannot_meet_its_deadline_is_refused_and_refusal_recovers() -> None
     assert any(answers), "one in eight is let in, so that a wrong cost estimate cannot refuse for ever"
 
 
+@pytest.mark.parametrize("prompt_tokens", [10, 300])
+def test_a_slow_start_is_not_held_against_the_engine_for_ever(prompt_tokens: int) -> None:
+    """Passes of two seconds while it warms up, then of 7 ms: one let in gets a pass, so its cost is seen."""
+    controller = Controller()
+    now = 0.0
+
+    def serve(name: str, verify_ms: float) -> bool:
+        nonlocal now
+        served = False
+        now += 0.05
+        if controller.admit(RequestInfo(name, prompt_tokens, 24), now=now).admitted:
+            while one_cycle(
+                controller,
+                name,
+                now,
+                verify_ms=verify_ms,
+                verified_tokens=1 if served else prompt_tokens,
+                context_tokens=prompt_tokens if served else 0,
+            ):
+                served, now = True, now + verify_ms / 1000.0
+        return served
+
+    while not controller.cost.calibrated:
+        serve("slow", 2000.0)
+    assert controller.cost.verify_ms(prompt_tokens) > 1500.0
+    tries = [serve(f"r{serial}", 7.0) for serial in range(1400)]
+    assert all(tries[-200:]), "one in eight is let in, and what it is let in for is its pass"
+
+
+def test_long_prompts_are_measured_again_although_short_ones_are_served() -> None:
+    """A cost that is wrong for long prompts alone: those served between refusals do not vouch for it."""
+    controller = calibrated()
+    for _ in range(4):
+        controller.cost.observe_verify(600, 0, 2000.0)
+    answers = []
+    for serial in range(16):
+        now = 1.0 + serial
+        answers.append(controller.admit(RequestInfo(f"l{serial}", 600, 24), now=now).admitted)
+        if answers[-1]:
+            controller.finish(f"l{serial}", StopCause.CANCELLED, now=now)
+        assert controller.admit(RequestInfo(f"s{serial}", 10, 24), now=now).admitted
+        while one_cycle(controller, f"s{serial}", now):
+            now += 0.01
+    assert answers == ([False] * 7 + [True]) * 2
+
+
 def test_a_prompt_with_more_chunks_than_passes_is_refused() -> None:
     controller = Controller()
     refusal = controller.admit(RequestInfo("a", 9000, 24, prefill_passes=2), now=0.0)
@@ -231,6 +278,8 @@ def test_bad_configuration(changes: dict[str, float], message: str) -> None:
         ({"max_tokens": 0}, "max_tokens: 0 is not ≥ 1"),
         ({"prompt_tokens": -1}, "prompt_tokens: -1"),
         ({"slo_ms": 0.0}, "slo_ms"),
+        ({"slo_ms": math.inf}, "slo_ms: inf is not > 0 and finite"),
+        ({"arrival_s": math.nan}, "arrival_s: nan is not finite"),
         ({"max_draft": -1}, "max_draft"),
     ],
 )
@@ -238,6 +287,35 @@ def test_bad_requests(changes: dict[str, float], message: str) -> None:
     fields: dict[str, object] = {"request_id": "a", "prompt_tokens": 5, "max_tokens": 5, **changes}
     with pytest.raises(ValueError, match=message):
         Controller().admit(RequestInfo(**fields), now=0.0)  # type: ignore[arg-type]
+
+
+def test_a_batch_that_cannot_be_planned_changes_nothing() -> None:
+    controller = Controller()
+    for name in ("a", "b"):
+        controller.admit(RequestInfo(name, 10, 24), now=0.0)
+    with pytest.raises(ValueError, match="twice"):
+        controller.plan(["a", "a"], now=0.0)
+    running = controller.plan(["b"], now=0.0).cycles[0]
+    before = controller.snapshot()
+    with pytest.raises(ValueError, match="observe or abort"):
+        controller.plan(["a", "b"], now=0.0)
+    assert controller.snapshot() == before
+    controller.abort([running.cycle_id], now=0.0)
+    assert len(controller.plan(["a", "b"], now=0.0).cycles) == 2
+
+
+@pytest.mark.parametrize("accepted", [31, 32, 33, 48])
+def test_a_block_longer_than_the_positions_tracked_is_learned_from(accepted: int) -> None:
+    """Looked-up text may go on where the draft model stops: 64 nodes deep at most."""
+    controller = Controller(ControllerConfig(max_nodes=64, lookup_depth=64))
+    controller.admit(RequestInfo("a", 10, 100), now=0.0)
+    plan = controller.plan(["a"], now=0.0).cycles[0]
+    controller.begin([plan.cycle_id], now=0.0)
+    controller.observe([outcome(plan, 50, accepted)], now=0.02)
+    planner = controller.planner
+    assert isinstance(planner, OptimalPlanner)
+    table = planner.knowledge.acceptance.table("draft_model", 0)
+    assert len(table.reached) == min(accepted + 1, 32)
 
 
 def test_cycles_are_used_once_and_in_order() -> None:
@@ -324,6 +402,64 @@ def test_the_breakers_trial_is_not_lost_with_a_pool_pass_that_is_not_granted() -
 # --- engines that draft after the target's pass ---------------------------------------------------
 
 
+def broken(**config: object) -> Controller:
+    """A controller whose drafter has just failed three times in a row, in requests that have ended."""
+    controller = calibrated(**config)
+    for serial in range(3):
+        controller.admit(RequestInfo(f"f{serial}", 10, 24), now=0.0)
+        one_cycle(controller, f"f{serial}", 0.0, draft_fault="gone")
+        controller.finish(f"f{serial}", StopCause.CANCELLED, now=0.0)
+    assert controller._estimates.breakers["draft_model"].open
+    return controller
+
+
+def trial(controller: Controller, name: str, cycles: int = 100) -> CyclePlan:
+    """Plain cycles of one request until the breaker lets it draft; that plan, which has begun."""
+    controller.admit(RequestInfo(name, 10, 1000, slo_ms=1e6), now=0.0)
+    for _ in range(cycles):
+        plan = controller.plan([name], now=0.0).cycles[0]
+        controller.begin([plan.cycle_id], now=0.0)
+        if plan.max_draft:
+            return plan
+        controller.observe([outcome(plan, 0, 0)], now=0.0)
+    raise AssertionError("no trial")
+
+
+def test_the_breakers_trial_is_passed_on_where_nothing_was_drafted() -> None:
+    """The drafter was not asked, so that says nothing of it: the breaker stays open, the next cycle tries."""
+    controller = broken(pass_budget=1e9)
+    plan = trial(controller, "a")
+    controller.observe([outcome(plan, 0, 0)], now=0.0)
+    assert controller._estimates.breakers["draft_model"].open
+    assert controller.plan(["a"], now=0.0).cycles[0].max_draft > 0
+
+
+def test_the_breakers_trial_is_passed_on_where_its_cycle_is_given_up() -> None:
+    controller = broken(pass_budget=1e9)
+    controller.abort([trial(controller, "a").cycle_id], now=0.0)
+    assert controller.plan(["a"], now=0.0).cycles[0].max_draft > 0
+
+
+@pytest.mark.parametrize("order", [("a", "b"), ("b", "a")])
+def test_a_request_whose_draft_has_failed_uses_up_no_trial(order: tuple[str, str]) -> None:
+    """Two requests take turns; the one that has failed is never drafted for, so the other one tries."""
+    controller = broken(pass_budget=1e9)
+    plan = trial(controller, "a")
+    controller.observe([outcome(plan, 0, 0, draft_fault="gone")], now=0.0)
+    controller.admit(RequestInfo("b", 10, 1000, slo_ms=1e6), now=0.0)
+    drafts = []
+    for _ in range(64):
+        for name in order:
+            plan = controller.plan([name], now=0.0).cycles[0]
+            controller.begin([plan.cycle_id], now=0.0)
+            controller.observe([outcome(plan, plan.max_draft, 0)], now=0.0)
+            drafts.append((name, plan.max_draft > 0))
+    assert ("a", True) not in drafts
+    assert ("b", True) in drafts[:18], (
+        "within 16 cycles, the interval after the second fault, or the one after"
+    )
+
+
 def test_a_prefill_that_carries_no_draft_plans_none_and_does_not_ask_the_planner() -> None:
     controller = Controller(ControllerConfig(pass_budget=3.0))
     assert isinstance(controller.planner, OptimalPlanner)
@@ -401,6 +537,26 @@ def test_without_a_budget_work_in_flight_ends_with_the_tokens_that_are_wanted() 
         assert controller.admit(RequestInfo(f"r{number}", 20, 24), now=0.0).admitted
 
 
+@pytest.mark.parametrize(("budget", "wanted"), [(50.0, 256), (200.0, 2000), (1e9, 100_000)])
+def test_a_decision_looks_ahead_over_few_passes_however_many_there_are(budget: float, wanted: int) -> None:
+    """Its work is passes · tokens · τ: with 200 passes and 2,000 tokens it would be seconds."""
+    controller = calibrated(pass_budget=budget, slo_p95_ms=1e6)
+    controller.admit(RequestInfo("a", 40, wanted), now=0.0)
+    plan = one_cycle(controller, "a", 0.0)
+    assert plan
+    assert 1 <= plan.max_draft <= 16
+    planner = controller.planner
+    assert isinstance(planner, OptimalPlanner)
+    keys = [key for context in planner.knowledge.contexts.values() for key in context.decisions]
+    assert not keys  # learning: each cycle anew
+    answer = controller.plan(["a"], now=0.01)
+    assert answer.cycles
+    keys = [key for context in planner.knowledge.contexts.values() for key in context.decisions]
+    assert keys
+    for ceiling, tokens, later, *_ in keys:
+        assert (later + 1) * min(tokens, (later + 1) * (ceiling + 1)) < 6000
+
+
 def test_an_engine_that_shares_passes_takes_up_what_one_at_a_time_would_refuse() -> None:
     """Sixteen first passes of 8 ms, SLO 80 ms: too much one after another, a single pass together."""
     alone, shared = calibrated(slo_p95_ms=80.0), calibrated(slo_p95_ms=80.0, max_batch=16)
@@ -460,3 +616,53 @@ def test_a_request_that_ends_before_its_probe_hands_it_on(begun: bool) -> None:
         controller.begin([plan.cycle_id], now=0.0)
     controller.finish("leaves", StopCause.CANCELLED, now=0.0)
     assert controller.plan(["stays"], now=0.0).cycles[0].reason.binding is Binding.PROBE
+
+
+def test_a_probe_that_was_given_up_is_made_in_the_next_cycle() -> None:
+    controller = fallen_back()
+    for number in range(70):
+        controller.admit(RequestInfo(f"a{number}", 40, 24), now=0.0)
+        plan = controller.plan([f"a{number}"], now=0.0).cycles[0]
+        if plan.reason.binding is Binding.PROBE:
+            break
+        controller.begin([plan.cycle_id], now=0.0)
+        controller.observe([outcome(plan, 0, 0)], now=0.0)
+    assert plan.reason.binding is Binding.PROBE
+    for _ in range(3):
+        controller.abort([plan.cycle_id], now=0.0)
+        plan = controller.plan([plan.request_id], now=0.0).cycles[0]
+        assert plan.reason.binding is Binding.PROBE
+
+
+def test_how_a_block_was_asked_for_does_not_outlive_its_plan() -> None:
+    """An open block that is given up; the next one is not open and must not be weighed as one."""
+    controller = calibrated(pass_budget=1e9, open_block_every=16)
+    controller.admit(RequestInfo("a", 10, 5000, slo_ms=1e7), now=0.0)
+    planner = controller.planner
+    assert isinstance(planner, OptimalPlanner)
+    for _ in range(100):
+        plan = controller.plan(["a"], now=0.0).cycles[0]
+        asked = planner._asked.get("a")
+        if asked and asked.closed_rule:
+            break
+        controller.begin([plan.cycle_id], now=0.0)
+        controller.observe([outcome(plan, plan.max_draft, plan.max_draft)], now=0.0)
+    assert planner._asked["a"].closed_rule
+    controller.abort([plan.cycle_id], now=0.0)
+    controller.plan(["a"], now=0.0)
+    assert "a" not in planner._asked
+
+
+def test_shadow_mode_does_not_judge_forecasts_by_blocks_that_were_not_drafted() -> None:
+    """What a static length brings says nothing of what the policy's own block would have."""
+    controller = Controller(ControllerConfig(mode=Mode.SHADOW, max_nodes=32, static_draft=1))
+    for serial in range(60):
+        controller.admit(RequestInfo(str(serial), 10, 24), now=float(serial))
+        while one_cycle(controller, str(serial), float(serial)):
+            pass
+    planner = controller.planner
+    assert isinstance(planner, OptimalPlanner)
+    for context in planner.knowledge.contexts.values():
+        for branching in (False, True):
+            assert context.yields.share(branching=branching, later=True) == 1.0
+            assert context.yields.share(branching=branching, later=False) == 1.0

@@ -455,3 +455,23 @@ def test_logit_is_finite_at_the_ends() -> None:
     assert math.isfinite(logit(1.0))
     assert sigmoid(logit(0.3)) == pytest.approx(0.3)
     assert sigmoid(-1000.0) == 0.0
+
+
+@pytest.mark.parametrize(("before", "after"), [(20.0, 0.4), (0.4, 20.0)])
+def test_a_drafter_that_has_changed_its_speed_is_believed_soon(before: float, after: float) -> None:
+    """In fallback it is a probe that shows it, one in 64 cycles: hundreds would be fallback for good."""
+    cost = DraftCost(1.0)
+    for _ in range(200):
+        cost.observe(3, 3 * before)
+    for _ in range(12):
+        cost.observe(1, after)
+    assert cost.start_ms + cost.step_ms == pytest.approx(after, rel=0.3)
+
+
+def test_three_slow_blocks_are_taken_for_accidents() -> None:
+    cost = DraftCost(1.0)
+    for _ in range(200):
+        cost.observe(4, 1.6)
+    for _ in range(3):
+        cost.observe(4, 80.0)
+    assert cost.step_ms < 0.5

@@ -17,7 +17,9 @@ from specpilot.control import (
     StopCause,
     StopRule,
 )
-from specpilot.control.snapshot import BLANK
+from specpilot.control.acceptance import RECENT_BLOCKS
+from specpilot.control.budget import PassPrice
+from specpilot.control.snapshot import BLANK, adopt, dump, load
 
 
 def one_cycle(controller: Controller, name: str, now: float, accepted: int = 1) -> CyclePlan | None:
@@ -70,6 +72,33 @@ def test_a_restored_controller_plans_as_the_first_would() -> None:
         context.forget_decisions()
     first.time_price._last_s = None
     assert plans(first, start=1000.0) == expected
+
+
+def test_what_is_kept_of_the_last_blocks_stays_short_after_a_restart() -> None:
+    """A change of phase is learned from the last blocks, not from all since the restart."""
+    restored = Controller()
+    restored.restore(taught().snapshot())
+    plans(restored, start=1000.0)
+    for change in restored.planner.knowledge.acceptance._changes.values():  # type: ignore[attr-defined]
+        assert len(change.recent) == RECENT_BLOCKS
+
+
+def test_bids_of_another_process_do_not_stop_the_pool() -> None:
+    """λ is a quantile of bids by what flowed in between them; the new process's ledger counts from 0."""
+    first = PassPrice()
+    inflow = 0
+    for bid in range(40):
+        inflow += 500
+        first.bid(float(bid % 10), inflow)
+    price = first.price(0.0)
+    assert 0.0 < price < 9.0
+    second = PassPrice()
+    adopt(second, load(dump({"price": first}, {}), {})["price"])
+    assert second.price(0.0) == price
+    for bid in range(40):
+        first.bid(float(bid % 10), inflow + 500 * bid)
+        second.bid(float(bid % 10), 500 * bid)
+        assert second.price(0.0) == first.price(0.0)
 
 
 def test_snapshot_is_taken_up_under_other_promises_only() -> None:

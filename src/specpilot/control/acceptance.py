@@ -201,7 +201,7 @@ class AcceptanceModel:
             dropped: calibrated acceptance of the token that was computed but not proposed.
         """
         table = self.table(drafter, bucket)
-        reached = min(accepted + 1, proposed)
+        reached = min(accepted + 1, proposed, MAX_POSITIONS)
         expected = table.hazards(reached)
         surprise = variance = 0.0
         seen: list[tuple[int, float, float]] = []

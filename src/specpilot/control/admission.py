@@ -15,7 +15,8 @@ from specpilot.control.timing import shared_cost
 from specpilot.control.types import Binding, PlannedStop, Reason, StopCause
 
 REFUSAL_PROBE = 8
-"""Every so many-th refusal in a row is let in, so that a wrong cost estimate cannot refuse for ever."""
+"""Every so many-th refusal in a row of prompts as long is let in and gets its first pass, so that a wrong
+cost estimate cannot refuse for ever."""
 
 
 def refusal(
@@ -33,7 +34,7 @@ def refusal(
         config: the promises.
         request: the arrival.
         others: the requests in flight.
-        in_a_row: arrivals refused since the last one that was admitted.
+        in_a_row: arrivals as long that were refused since the last one that was admitted.
         now: in seconds.
     """
     own = int(min(config.pass_budget, 1e9))
@@ -43,7 +44,10 @@ def refusal(
             f"budget: the prompt needs {passes} target passes, a request owns {own}; "
             "shorten the prompt, enlarge the prefill chunk or raise pass_budget"
         ), False
-    if not cost.calibrated or in_a_row % REFUSAL_PROBE == REFUSAL_PROBE - 1:
+    if not cost.calibrated:
+        return "", False
+    if in_a_row % REFUSAL_PROBE == REFUSAL_PROBE - 1:
+        request.measures = True
         return "", False
     first = cost.verify_ms(request.uncached, request.info.cached_tokens) * cost.verify_upper.ratio
     backlog = backlog_ms(cost, others, config.max_batch)
@@ -79,7 +83,7 @@ def must_stop(
 ) -> PlannedStop | None:
     """Deadline check: is there time for one more plain pass, which takes ``plain_ms``, ``ahead_ms`` from now?
 
-    A request whose output has ended stops too.
+    A request whose output has ended stops too. The pass of one that was let in to measure it is made.
     """
     request_id = request.info.request_id
     if request.ended is not None:
@@ -89,6 +93,8 @@ def must_stop(
     if request.emitted:
         # Something can be shown: do not risk it for more.
         need, left = plain_ms * cost.verify_upper.ratio, request.left_ms(now)
+    elif request.measures:
+        return None
     else:
         # Nothing yet: an empty answer is a miss too, so only a hopeless pass is spared.
         need, left = plain_ms, (request.arrival_s - now) * 1000.0 + request.slo_ms

@@ -285,17 +285,21 @@ class PassPrice:
         self._recent: deque[tuple[float, int]] = deque()
         self._sorted: list[float] = []
         self._quantile = 0.0
+        self._total = 0  # millicredits that flowed in between the bids, of earlier processes too
+        self._last = 0  # the ledger's count at the last bid
 
     def bid(self, tokens: float, inflow: int) -> None:
         """Record a bid and the ledger's total inflow (millicredits) at that time."""
         if len(self._recent) == self._window:
             oldest, _ = self._recent.popleft()
             del self._sorted[bisect_left(self._sorted, oldest)]
-        self._recent.append((tokens, inflow))
+        self._total += inflow - self._last
+        self._last = inflow
+        self._recent.append((tokens, self._total))
         insort(self._sorted, tokens)
         count = len(self._recent)
         if count >= 8:
-            served = min(1.0, (inflow - self._recent[0][1]) / CREDIT / (count - 1))
+            served = min(1.0, (self._total - self._recent[0][1]) / CREDIT / (count - 1))
             self._quantile = self._sorted[min(count - 1, int((1.0 - served) * count))]
 
     def price(self, fill: float) -> float:

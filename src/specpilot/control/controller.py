@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from specpilot.control.admission import must_stop, refusal
 from specpilot.control.budget import PassLedger
 from specpilot.control.config import ControllerConfig, Mode
+from specpilot.control.contexts import BUCKET_EDGES, bucket_of
 from specpilot.control.cost import CostProfile
 from specpilot.control.estimates import Estimates
 from specpilot.control.planner import OptimalPlanner
@@ -43,7 +44,8 @@ from specpilot.control.views import Views
 class _Counters:
     arrivals: int = 0
     refused: int = 0
-    refused_in_a_row: int = 0
+    refused_in_a_row: list[int] = field(default_factory=lambda: [0] * (len(BUCKET_EDGES) + 1))
+    """By the bucket of the prompt's uncached tokens: short prompts do not vouch for what long ones cost."""
     finished: dict[StopCause, int] = field(default_factory=dict)
 
 
@@ -98,16 +100,17 @@ class Controller:
         record = OpenRequest(request, arrival, slo_ms, deadline, uncached, behind=uncached)
         counters = self.counters
         counters.arrivals += 1
+        in_a_row, bucket = counters.refused_in_a_row, bucket_of(uncached)
         reason, crowded = refusal(
-            self.cost, self.config, record, self._requests.values(), counters.refused_in_a_row, now
+            self.cost, self.config, record, self._requests.values(), in_a_row[bucket], now
         )
         if reason:
             if crowded:
                 self.time_price.arrival(in_time=False)
             counters.refused += 1
-            counters.refused_in_a_row += 1
+            in_a_row[bucket] += 1
             return Admission(False, deadline, reason)
-        counters.refused_in_a_row = 0
+        in_a_row[bucket] = 0
         self.ledger.admit(request_id, request.tenant)
         self._requests[request_id] = record
         self._ready += 1
@@ -118,7 +121,8 @@ class Controller:
         """Plan one cycle for each request, or its end; passes are granted all together.
 
         Raises:
-            ValueError: for an unknown request, or one with a cycle planned or running already.
+            ValueError: for an unknown request, one with a cycle planned or running already, or one that is
+                named twice. Nothing is changed then.
         """
         stops: list[PlannedStop] = []
         wanting: list[tuple[OpenRequest, CycleView, Choice]] = []
@@ -130,12 +134,8 @@ class Controller:
         spare = math.inf
         if waiting:
             spare = spare_ms(cost, known.values(), request_ids, self.config.max_batch, now)
+        self._check_free(requests)
         for request in requests:
-            if request.cycle_id is not None:
-                raise ValueError(
-                    f"request_ids: {request.info.request_id!r} has cycle {request.cycle_id} open; "
-                    "observe or abort it"
-                )
             plain_ms = cost.verify_ms(request.uncached, request.cached)
             left_ms = (request.deadline_s - now) * 1000.0
             before_ms = 0.0
@@ -232,6 +232,8 @@ class Controller:
             cycle = self._cycles[cycle_id]
             if not cycle.begun:
                 self.ledger.release(cycle.request.info.request_id)
+            if cycle.plan.max_draft:
+                self._estimates.breakers[cycle.view.drafter].unused()
             cycle.request.cycle_id = None
             self._ready += 1
             del self._cycles[cycle_id]
@@ -326,6 +328,18 @@ class Controller:
         return self._estimates.learned() | of_planner
 
     # --- cycles -----------------------------------------------------------------------------------
+
+    def _check_free(self, requests: Sequence[OpenRequest]) -> None:
+        for request in requests:
+            if request.cycle_id is not None:
+                raise ValueError(
+                    f"request_ids: {request.info.request_id!r} has cycle {request.cycle_id} open; "
+                    "observe or abort it"
+                )
+        if len(requests) > 1:
+            ids = [request.info.request_id for request in requests]
+            if len(set(ids)) < len(ids):
+                raise ValueError(f"request_ids: {ids} name a request twice; plan one cycle for each")
 
     def _fixed(self, request: OpenRequest, view: CycleView, now: float) -> Choice:
         """A static τ, in shadow mode with the planner's beside it; 0 for a prompt that carries no block."""

@@ -15,6 +15,12 @@ from itertools import pairwise
 
 KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 LEAST_MS = 1e-3
+ODD_BLOCKS = 4
+"""Blocks in a row whose drafting was far off to the same side: no accident, the drafter has changed."""
+CHANGED_MEMORY = 0.2
+"""What is kept of the blocks before such a one."""
+NO_ACCIDENT = -0.5
+"""A pass may be preempted and take any time, but none takes less than half of its time by chance."""
 _LAST = len(KNOTS) - 1
 _GAPS = [high - low for low, high in pairwise(KNOTS)]
 _PLACES = [(knot, offset) for knot, gap in enumerate(_GAPS) for offset in range(gap)]
@@ -100,7 +106,8 @@ class CostCurve:
         """Move the two neighbouring knots towards an observation.
 
         The first observations count fully (gain 1/n down to ``gain``) and also rescale knots that
-        have never been seen; later ones are clamped to ±25 % of the prediction.
+        have never been seen; later ones are clamped to ±25 % of the prediction, unless less than half of it
+        shows that the prediction is wrong.
         """
         predicted = self.at(width)
         self.observations += 1
@@ -109,7 +116,7 @@ class CostCurve:
         share = min(1.0, max(0.0, (width - low) / (high - low)))
         ratio = observed_ms / predicted - 1.0
         settled = self._seen[index - 1 if share < 0.5 else index] >= 3
-        if settled:
+        if settled and ratio > NO_ACCIDENT:
             ratio = max(-self._clamp, min(self._clamp, ratio))
         for knot, weight in ((index - 1, 1.0 - share), (index, share)):
             if weight > 0.0:
@@ -183,19 +190,28 @@ class DraftCost:
         self._memory = memory
         self._ridge = ridge
         self._seen = 0
+        self._odd = 0  # blocks in a row that were far slower (faster: below 0) than expected
         self._weight = self._steps = self._squares = self._ms = self._products = 0.0
         self.start_ms = 0.0
         self.step_ms = step_ms
         self.upper = UpperQuantile()
 
     def observe(self, steps: int, draft_ms: float) -> None:
-        """A block of ``steps`` ≥ 1 took so long; from the fourth on clamped to ±25 % of what was expected."""
+        """A block of ``steps`` ≥ 1 took so long; from the fourth on clamped to ±25 % of what was expected,
+        unless the last few were all further off than that.
+        """
         self._seen += 1
+        keep = self._memory
         if self._seen > 3:
             expected = self.start_ms + steps * self.step_ms
             self.upper.observe(draft_ms / expected)
-            draft_ms = max(0.75 * expected, min(1.25 * expected, draft_ms))
-        keep = self._memory
+            clamped = max(0.75 * expected, min(1.25 * expected, draft_ms))
+            side = (draft_ms > clamped) - (draft_ms < clamped)
+            self._odd = self._odd + side if side * self._odd > 0 else side
+            if abs(self._odd) >= ODD_BLOCKS:
+                keep = CHANGED_MEMORY
+            else:
+                draft_ms = clamped
         self._weight = self._weight * keep + 1.0
         self._steps = self._steps * keep + steps
         self._squares = self._squares * keep + steps * steps

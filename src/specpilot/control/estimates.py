@@ -39,14 +39,19 @@ class Estimates:
     def learn(self, cycle: OpenCycle, outcome: CycleOutcome, pool_fill: float, now: float) -> None:
         """Learn from a finished cycle; the pool was ``pool_fill`` (0…1) full, ``now`` is in seconds."""
         plan, drafter = cycle.plan, cycle.request.info.drafter
+        asked = outcome.drafter in (None, drafter)
         if plan.max_draft:
-            self.breakers[drafter].observe(outcome.draft_fault is not None)
+            fault = outcome.draft_fault is not None
+            if fault or (outcome.drafted and asked):
+                self.breakers[drafter].observe(fault)
+            else:
+                self.breakers[drafter].unused()
         width = outcome.batch_tokens or outcome.verified_tokens
         share = outcome.verified_tokens / max(1, width)
         if outcome.verify_ms > 0.0:
             # Each request of a shared pass reports the same pass: learn its cost once, charge by width.
             self.cost.observe_verify(width, outcome.context_tokens, outcome.verify_ms)
-        if not outcome.draft_fault and outcome.drafter in (None, drafter):
+        if asked and not outcome.draft_fault:
             self.cost.observe_draft(
                 outcome.drafted,
                 outcome.draft_ms,

@@ -32,6 +32,8 @@ PROBE_DRAFT = 4
 COLD_BLOCKS = 8
 """A drafter's first blocks, drafted at a static length without a confidence stop: neither the forecast nor
 the calibration nor θ* means anything before."""
+LATER_PASSES = 16
+"""Most passes that a decision looks ahead; solving more takes longer than a pass."""
 GIVE_WAY_TOKENS = 0.5
 """With ``give_way``: what a later pass must earn above its price while others wait."""
 _USUAL = Asked()
@@ -59,6 +61,8 @@ class OptimalPlanner:
 
     def choose(self, view: CycleView, *, now: float) -> Choice:
         """Plan one cycle."""
+        if self._asked:
+            self._withdraw(view.request_id)
         if not view.speculation_allowed or view.max_draft == 0:
             return self._plain(view)
         context = self._contexts.get(view.request_id) or self._context(view)
@@ -287,6 +291,10 @@ class OptimalPlanner:
             if later >= remaining:
                 # A pass for each token: only time is scarce, and what lies beyond two blocks changes nothing.
                 wanted = later = min(wanted, 2 * reach + 1)
+            elif later > LATER_PASSES:
+                # Tokens are as scarce in so many passes as in all of them.
+                wanted = max(round(wanted * (LATER_PASSES + 1) / (later + 1)), LATER_PASSES, ceiling) + 1
+                later = LATER_PASSES
         price = round(log(theta) * 10.0) if theta > 0.0 else NO_PRICE
         width, behind = grid(view.new_context_tokens), grid(view.draft_behind_tokens)
         matched = known.matches.get(view.request_id, 0)
@@ -333,6 +341,7 @@ class OptimalPlanner:
     def discarded(self, request_id: str) -> None:
         """The choice just made for this request will not be run (shadow mode)."""
         self._asked.pop(request_id, None)
+        self._latest.pop(request_id, None)
         if request_id not in self._over:
             self._contexts.pop(request_id, None)
 
@@ -342,9 +351,7 @@ class OptimalPlanner:
         self._latest.pop(request_id, None)
         self._over.discard(request_id)
         self._trials.discard(request_id)
-        asked = self._asked.pop(request_id, None)
-        if asked is not None and asked.probing:
-            asked.probing.retry()  # it ended before its probe: the next cycle probes instead
+        self._withdraw(request_id)
         self.knowledge.finished(request_id)
 
     def learned(self) -> dict[str, object]:
@@ -354,6 +361,12 @@ class OptimalPlanner:
     def restore(self, learned: Mapping[str, Any]) -> None:
         """Take up estimates that :meth:`learned` gave in another process."""
         self.knowledge.restore(learned)
+
+    def _withdraw(self, request_id: str) -> None:
+        """What was asked for the request's last plan, which was given up, is not to come any more."""
+        asked = self._asked.pop(request_id, None)
+        if asked is not None and asked.probing:
+            asked.probing.retry()  # the next cycle probes instead
 
     def _plain(self, view: CycleView) -> Choice:
         if not view.speculation_allowed:

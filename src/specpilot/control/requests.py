@@ -17,7 +17,8 @@ class OpenRequest:
 
     ``slo_ms`` counts from ``arrival_s``; ``deadline_s`` is the internal deadline, which is tighter.
     ``uncached`` and ``behind`` are context tokens that the target and the draft have not cached.
-    ``cycle_id`` is that of the cycle that is planned or running.
+    ``cycle_id`` is that of the cycle that is planned or running. ``measures``: it was let in to measure
+    again what a first pass takes, so it gets that pass whatever the costs say.
     """
 
     info: RequestInfo
@@ -31,6 +32,7 @@ class OpenRequest:
     drafter_failed: bool = False
     cycle_id: int | None = None
     ended: StopCause | None = None
+    measures: bool = False
 
     @property
     def cached(self) -> int:

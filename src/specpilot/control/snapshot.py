@@ -25,7 +25,7 @@ from specpilot.control.ending import EndHazard
 from specpilot.control.health import Backoff, Breaker, Fallback, Trials
 from specpilot.control.latency import DeadlineTracker, TimePrice
 
-VERSION = 6
+VERSION = 7
 
 BLANK: dict[str, Callable[[], object]] = {
     "AcceptanceModel": lambda: AcceptanceModel(0.5, 0.5, 1.0, 2),
@@ -55,10 +55,11 @@ BLANK: dict[str, Callable[[], object]] = {
 """The classes that a snapshot may hold, each with a way to make one that is then filled in."""
 
 TRANSIENT = {
+    "PassPrice": ("_last",),
     "TimePrice": ("_last_s", "pressing"),
     "Context": ("decisions", "forecasts", "intercepts", "slope", "ranks", "lookup"),
 }
-"""Attributes that are not carried over: a clock reading, and what is derived from the rest."""
+"""Attributes that are not carried over: a clock's or ledger's reading, and what is derived from the rest."""
 
 
 class _Writer:
@@ -135,6 +136,8 @@ class _Reader:
                     f"snapshot: {name}.{key}={str(value)[:60]!r} is not of type "
                     f"{type(before[key]).__name__}; start without this snapshot"
                 )
+            if isinstance(value, deque):
+                value = deque(value, before[key].maxlen)  # type: ignore[attr-defined]
             setattr(target, key, value)
 
 

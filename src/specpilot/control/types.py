@@ -11,6 +11,7 @@ output ends inside the block).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -69,7 +70,8 @@ class RequestInfo:
     with ``rejection`` may go over to ``coupled`` for token trees (:attr:`CyclePlan.coupled`).
 
     Raises:
-        ValueError: for a negative count, max_tokens < 1, slo_ms ≤ 0 or an unknown rule.
+        ValueError: for a negative count, max_tokens < 1, an slo_ms that is not > 0 and finite, an arrival_s
+            that is not finite, or an unknown rule.
     """
 
     request_id: str
@@ -91,8 +93,10 @@ class RequestInfo:
                 raise ValueError(f"{name}: {getattr(self, name)} is not ≥ 0; give a count")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens: {self.max_tokens} is not ≥ 1; ask for at least one token")
-        if self.slo_ms is not None and not self.slo_ms > 0.0:
-            raise ValueError(f"slo_ms: {self.slo_ms} is not > 0; give milliseconds")
+        if self.slo_ms is not None and not 0.0 < self.slo_ms < math.inf:
+            raise ValueError(f"slo_ms: {self.slo_ms} is not > 0 and finite; give milliseconds")
+        if self.arrival_s is not None and not math.isfinite(self.arrival_s):
+            raise ValueError(f"arrival_s: {self.arrival_s} is not finite; give seconds on the clock of `now`")
         if self.max_draft is not None and self.max_draft < 0:
             raise ValueError(f"max_draft: {self.max_draft} is not ≥ 0; use 0 to switch speculation off")
         if self.acceptance not in get_args(AcceptanceName):

@@ -59,6 +59,10 @@ class Views:
         breaker = self._breakers[drafter]
         # A trial would be lost with a pool pass that is not granted: it goes to one with a pass of its own.
         allowed = breaker.allow() if own and not emitting else not breaker.open
+        if allowed and request.drafter_failed:
+            allowed = False
+            if not emitting:
+                breaker.unused()
         cap = config.max_draft if config.max_draft < remaining else remaining - 1
         if info.max_draft is not None:
             cap = min(cap, info.max_draft)
@@ -95,7 +99,7 @@ class Views:
             left_ms,
             waiting,
             self._pass_price.price(ledger.fill),
-            allowed and not request.drafter_failed,
+            allowed,
             int(ledger.pool),
             times,
             nodes,
