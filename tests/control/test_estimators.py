@@ -475,3 +475,13 @@ def test_three_slow_blocks_are_taken_for_accidents() -> None:
     for _ in range(3):
         cost.observe(4, 80.0)
     assert cost.step_ms < 0.5
+
+
+def test_a_night_without_requests_is_forgotten_in_a_few_hundred_cycles() -> None:
+    price, now = TimePrice(), 0.0
+    for pause_s in (0.0, 8 * 3600.0):
+        now += pause_s
+        for _ in range(400):
+            now += 0.01
+            price.cycle(3.0, 10.0, now)
+        assert price.price(0, 200.0) > 0.75 * price.busy_rate

@@ -79,7 +79,7 @@ class TimePrice:
 
     @property
     def utilisation(self) -> float:
-        """Share of recent time in which the engine was at work, 0…1."""
+        """Share of recent time in which the engine was at work, 0.32…1 (less makes no difference)."""
         time_ms, span_ms = self._time_ms, self._span_ms
         return time_ms / span_ms if time_ms < span_ms else 1.0
 
@@ -90,7 +90,9 @@ class TimePrice:
         self._time_ms = self._time_ms * keep + engine_ms
         self._cycles = self._cycles * keep + 1.0
         span = engine_ms if self._last_s is None else max(0.0, now - self._last_s) * 1000.0
-        self._span_ms = self._span_ms * keep + span
+        # Below the utilisation at which ``IDLE`` takes over nothing changes, so no more of a pause is kept:
+        # after a night the busy hour is not taken for a quiet one for a thousand cycles.
+        self._span_ms = min(self._span_ms * keep + span, self._time_ms / IDLE ** (1.0 / 6.0))
         self._last_s = now
 
     def arrival(self, in_time: bool) -> None:
