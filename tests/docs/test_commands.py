@@ -34,7 +34,7 @@ SMALL = {
     "simulate": ["--requests", "40", "--slo-p95-ms", "60000"],
     "benchmarks/scale.py": ["--requests", "60", "--replicas", "4", "--single", "0"],
     "benchmarks/recovery.py": ["--seeds", "2"],
-    "benchmarks/ablation.py": ["--requests", "20", "--only", "steady"],
+    "benchmarks/ablation.py": ["--requests", "20", "--only", "steady", "--confirm", "3"],
     "benchmarks/bayes_gap.py": ["--seeds", "3", "--requests", "40", "--row", "steady, closed"],
     "benchmarks/live_tree_ablation.py": ["--per-class", "1", "--rounds", "2", "--signal", "yields"],
     "benchmarks/tree_ablation.py": ["--requests", "10", "--only", "steady", "--only", "rewrites"],

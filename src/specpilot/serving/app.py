@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -65,7 +66,7 @@ class Server:
         config = config or ServerConfig()
         self.pair = pair
         self.config = config
-        self.controller = Controller(promises)
+        self.controller = Controller(replace(promises or ControllerConfig(), max_batch=config.max_batch))
         self.stores = CacheStore(config.cache_bytes), CacheStore(config.cache_bytes)
         target, tokenizer = pair.target, pair.tokenizer
         drafter = GuardedDrafter(
