@@ -1,10 +1,13 @@
 """Bad input to ``demo``, ``record`` and ``complete``: status 2 and one line, before any model is loaded."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from specpilot import __version__
 from specpilot.cli.main import main
 from specpilot.cli.output import write_json
 from specpilot.cli.record import read_prompts
@@ -83,3 +86,12 @@ def test_bad_prompt_files(tmp_path: Path, text: str, message: str) -> None:
 def test_json_has_no_infinity(tmp_path: Path) -> None:
     write_json(str(tmp_path / "x.json"), {"a": float("inf"), "b": [1.5, {"c": float("nan")}]})
     assert json.loads((tmp_path / "x.json").read_text()) == {"a": None, "b": [1.5, {"c": None}]}
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status("--version") == 0
+    assert capsys.readouterr().out == f"specpilot {__version__}\n"
+    done = subprocess.run(
+        [sys.executable, "-m", "specpilot", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"specpilot {__version__}\n"

@@ -220,6 +220,16 @@ def test_a_prompt_with_more_chunks_than_passes_is_refused() -> None:
     assert controller.ledger.admitted == 0
 
 
+def test_what_can_be_shown_when_its_time_is_over_is_shown_before_anything_is_measured() -> None:
+    controller = Controller(ControllerConfig(pass_budget=20.0, slo_p95_ms=1.0))
+    controller.admit(RequestInfo("a", 10, 24), now=0.0)
+    plan = controller.plan(["a"], now=0.01).cycles[0]  # late, but nothing can be shown yet
+    controller.begin([plan.cycle_id], now=0.01)
+    controller.observe([outcome(plan, 0, 0)], now=0.02)
+    assert not controller.cost.calibrated
+    assert [stop.cause for stop in controller.plan(["a"], now=0.02).stops] == [StopCause.DEADLINE]
+
+
 def test_a_pass_that_would_be_late_is_not_started() -> None:
     controller = Controller()
     now = 0.0

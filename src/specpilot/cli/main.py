@@ -18,15 +18,28 @@ def build() -> Typer:
     """The command line's application; each command imports its engine only when it runs."""
     import typer
 
+    from specpilot import __version__
     from specpilot.cli import audit, complete, demo, diagnose, plan, record, replay, serve, simulate, trace
+
+    def show_version(wanted: bool) -> None:
+        if wanted:
+            typer.echo(f"specpilot {__version__}")
+            raise typer.Exit
+
+    def program(
+        version: bool = typer.Option(
+            False, "--version", callback=show_version, is_eager=True, help="Print the version and exit."
+        ),
+    ) -> None:
+        """Speculative decoding that keeps a latency SLO and a hard target-pass budget."""
 
     app = typer.Typer(
         name="specpilot",
-        help="Speculative decoding that keeps a latency SLO and a hard target-pass budget.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
     )
+    app.callback()(program)
     app.command("demo")(demo.run)
     app.command("complete")(complete.run)
     app.command("record")(record.run)

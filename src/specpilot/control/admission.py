@@ -1,7 +1,7 @@
 """What time and budget leave possible: which requests are refused on arrival, which end at their deadline.
 
 Both compare what a target pass takes, by the measured costs, with the time that is left. Before the costs
-are calibrated nothing is refused or ended for lack of time.
+are calibrated nothing is refused, and only what can show something when its time is over is ended.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def must_stop(
     request_id = request.info.request_id
     if request.ended is not None:
         return PlannedStop(request_id, request.ended, Reason(Binding.LENGTH))
-    if not cost.calibrated:
+    if not cost.calibrated and not (request.emitted and request.left_ms(now) <= 0.0):
         return None
     if request.emitted:
         # Something can be shown: do not risk it for more.
