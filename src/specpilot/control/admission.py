@@ -15,8 +15,9 @@ from specpilot.control.timing import shared_cost
 from specpilot.control.types import Binding, PlannedStop, Reason, StopCause
 
 REFUSAL_PROBE = 8
-"""Every so many-th refusal in a row of prompts as long is let in and gets its first pass, so that a wrong
-cost estimate cannot refuse for ever."""
+"""Of prompts that could not be served in time even alone and at once, every so many-th in a row of those as
+long is let in and gets its first pass, so that a wrong cost estimate cannot refuse for ever. Refusals because
+of the others do not count: their passes are measured, and one more would be late."""
 
 
 def refusal(
@@ -34,7 +35,7 @@ def refusal(
         config: the promises.
         request: the arrival.
         others: the requests in flight.
-        in_a_row: arrivals as long that were refused since the last one that was admitted.
+        in_a_row: arrivals as long that were refused, the others apart, since the last one that was admitted.
         now: in seconds.
     """
     own = int(min(config.pass_budget, 1e9))
@@ -46,18 +47,19 @@ def refusal(
         ), False
     if not cost.calibrated:
         return "", False
-    if in_a_row % REFUSAL_PROBE == REFUSAL_PROBE - 1:
+    first = cost.verify_ms(request.uncached, request.info.cached_tokens) * cost.verify_upper.ratio
+    left = request.left_ms(now)
+    hopeless = first > (request.deadline_s - request.arrival_s) * 1000.0
+    if hopeless and in_a_row % REFUSAL_PROBE == REFUSAL_PROBE - 1:
         request.measures = True
         return "", False
-    first = cost.verify_ms(request.uncached, request.info.cached_tokens) * cost.verify_upper.ratio
     backlog = backlog_ms(cost, others, config.max_batch)
-    left = request.left_ms(now)
     if backlog + first <= left:
         return "", False
     return (
         f"deadline: {left:.0f} ms are left, the first target pass needs about {first:.0f} ms and the "
         f"work before it {backlog:.0f} ms; retry later, shorten the prompt or raise slo_ms"
-    ), first <= left
+    ), not hopeless
 
 
 def backlog_ms(cost: CostModel, requests: Iterable[OpenRequest], max_batch: int) -> float:

@@ -107,8 +107,9 @@ class Controller:
         if reason:
             if crowded:
                 self.time_price.arrival(in_time=False)
+            else:
+                in_a_row[bucket] += 1
             counters.refused += 1
-            in_a_row[bucket] += 1
             return Admission(False, deadline, reason)
         in_a_row[bucket] = 0
         self.ledger.admit(request_id, request.tenant)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -66,7 +65,9 @@ class Server:
         config = config or ServerConfig()
         self.pair = pair
         self.config = config
-        self.controller = Controller(replace(promises or ControllerConfig(), max_batch=config.max_batch))
+        # Admission counts one pass after the other, whatever max_batch is: counting on shared passes let more in
+        # than could be served in time (a CPU is busy with one pass already).
+        self.controller = Controller(promises)
         self.stores = CacheStore(config.cache_bytes), CacheStore(config.cache_bytes)
         target, tokenizer = pair.target, pair.tokenizer
         drafter = GuardedDrafter(
