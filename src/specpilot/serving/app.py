@@ -65,8 +65,8 @@ class Server:
         config = config or ServerConfig()
         self.pair = pair
         self.config = config
-        # Admission counts one pass after the other, whatever max_batch is: counting on shared passes let more in
-        # than could be served in time (a CPU is busy with one pass already).
+        # Admission counts one pass after the other, whatever max_batch is: counting on shared ones let more
+        # in than could be served in time (a CPU is busy with one pass already).
         self.controller = Controller(promises)
         self.stores = CacheStore(config.cache_bytes), CacheStore(config.cache_bytes)
         target, tokenizer = pair.target, pair.tokenizer
