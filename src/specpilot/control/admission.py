@@ -10,14 +10,16 @@ from collections.abc import Iterable
 
 from specpilot.control.config import ControllerConfig
 from specpilot.control.cost import CostModel
+from specpilot.control.health import Backoff
 from specpilot.control.requests import OpenRequest
 from specpilot.control.timing import shared_cost
 from specpilot.control.types import Binding, PlannedStop, Reason, StopCause
 
-REFUSAL_PROBE = 8
-"""Of prompts that could not be served in time even alone and at once, every so many-th in a row of those as
-long is let in and gets its first pass, so that a wrong cost estimate cannot refuse for ever. Refusals because
-of the others do not count: their passes are measured, and one more would be late."""
+HOPELESS_FIRST, HOPELESS_MAX = 8, 512
+"""Prompts that could not be served in time even alone and at once are let in now and then where nobody else
+is in flight, and get their first pass, so that a wrong cost estimate cannot refuse for ever: after so many in
+a row of those as long, then after twice as many, up to the maximum, for prompts that are too long in fact
+would cost arrivals after them much. Refusals because of others do not count: their passes are measured."""
 
 
 def refusal(
@@ -25,7 +27,7 @@ def refusal(
     config: ControllerConfig,
     request: OpenRequest,
     others: Iterable[OpenRequest],
-    in_a_row: int,
+    measuring: Backoff,
     now: float,
 ) -> tuple[str, bool]:
     """Why an arrival cannot be served as promised (empty if it can), and whether the others are why.
@@ -35,7 +37,7 @@ def refusal(
         config: the promises.
         request: the arrival.
         others: the requests in flight.
-        in_a_row: arrivals as long that were refused, the others apart, since the last one that was admitted.
+        measuring: when to let in one of the prompts as long although it is hopeless.
         now: in seconds.
     """
     own = int(min(config.pass_budget, 1e9))
@@ -49,12 +51,13 @@ def refusal(
         return "", False
     first = cost.verify_ms(request.uncached, request.info.cached_tokens) * cost.verify_upper.ratio
     left = request.left_ms(now)
-    hopeless = first > (request.deadline_s - request.arrival_s) * 1000.0
-    if hopeless and in_a_row % REFUSAL_PROBE == REFUSAL_PROBE - 1:
+    hopeless = first > request.window_ms
+    backlog = backlog_ms(cost, others, config.max_batch)
+    if hopeless and not backlog and measuring.due():
         request.measures = True
         return "", False
-    backlog = backlog_ms(cost, others, config.max_batch)
     if backlog + first <= left:
+        measuring.reset()
         return "", False
     return (
         f"deadline: {left:.0f} ms are left, the first target pass needs about {first:.0f} ms and the "

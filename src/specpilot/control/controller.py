@@ -12,12 +12,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from specpilot.control.admission import must_stop, refusal
+from specpilot.control.admission import HOPELESS_FIRST, HOPELESS_MAX, must_stop, refusal
 from specpilot.control.budget import PassLedger
 from specpilot.control.config import ControllerConfig, Mode
 from specpilot.control.contexts import BUCKET_EDGES, bucket_of
 from specpilot.control.cost import CostProfile
 from specpilot.control.estimates import Estimates
+from specpilot.control.health import Backoff
 from specpilot.control.planner import OptimalPlanner
 from specpilot.control.planning import Choice, CycleView, Planner, static_choice
 from specpilot.control.queueing import ahead_ms, schedule, spare_ms
@@ -44,8 +45,6 @@ from specpilot.control.views import Views
 class _Counters:
     arrivals: int = 0
     refused: int = 0
-    refused_in_a_row: list[int] = field(default_factory=lambda: [0] * (len(BUCKET_EDGES) + 1))
-    """By the bucket of the prompt's uncached tokens: short prompts do not vouch for what long ones cost."""
     finished: dict[StopCause, int] = field(default_factory=dict)
 
 
@@ -75,6 +74,9 @@ class Controller:
         self.pass_price, self.deadlines = estimates.pass_price, estimates.deadlines
         self.planner: Planner = planner or OptimalPlanner(self.config, self.cost, self.time_price)
         self.counters = _Counters()
+        # By the bucket of the prompt's uncached tokens: short prompts do not vouch for what long ones cost.
+        buckets = len(BUCKET_EDGES) + 1
+        self._measuring = [Backoff(HOPELESS_FIRST, HOPELESS_MAX) for _ in range(buckets)]
         self._views = Views(self.config, self.ledger, estimates)
         self._requests = Requests()
         self._cycles = Cycles()
@@ -100,18 +102,13 @@ class Controller:
         record = OpenRequest(request, arrival, slo_ms, deadline, uncached, behind=uncached)
         counters = self.counters
         counters.arrivals += 1
-        in_a_row, bucket = counters.refused_in_a_row, bucket_of(uncached)
-        reason, crowded = refusal(
-            self.cost, self.config, record, self._requests.values(), in_a_row[bucket], now
-        )
+        measuring = self._measuring[bucket_of(uncached)]
+        reason, crowded = refusal(self.cost, self.config, record, self._requests.values(), measuring, now)
         if reason:
             if crowded:
                 self.time_price.arrival(in_time=False)
-            else:
-                in_a_row[bucket] += 1
             counters.refused += 1
             return Admission(False, deadline, reason)
-        in_a_row[bucket] = 0
         self.ledger.admit(request_id, request.tenant)
         self._requests[request_id] = record
         self._ready += 1
@@ -216,10 +213,14 @@ class Controller:
         for index, outcome in enumerate(outcomes):
             cycle = self._cycles[outcome.cycle_id]
             cycle.check(outcome, index)
+            measured = cycle.request.uncached if cycle.request.measures and not cycle.request.emitted else 0
             del self._cycles[outcome.cycle_id]
             cycle.close(outcome)
             self._ready += outcome.ended is None
             self._estimates.learn(cycle, outcome, self.ledger.fill, now)
+            if measured and 0.0 < outcome.verify_ms <= cycle.request.window_ms:
+                # Not hopeless after all: the estimate needs a few more like this one.
+                self._measuring[bucket_of(measured)].hurry()
             if cycle.learns:
                 self.planner.observe(cycle.view, outcome, now=now)
 

@@ -35,6 +35,11 @@ class OpenRequest:
     measures: bool = False
 
     @property
+    def window_ms(self) -> float:
+        """From the arrival to the internal deadline."""
+        return (self.deadline_s - self.arrival_s) * 1000.0
+
+    @property
     def cached(self) -> int:
         """Context tokens that the target has cached."""
         cached = self.info.prompt_tokens + self.emitted - self.uncached
