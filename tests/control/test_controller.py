@@ -208,8 +208,7 @@ def test_long_prompts_are_measured_again_although_short_ones_are_served() -> Non
 
 
 def test_hopeless_prompts_are_measured_only_where_nobody_is_kept_waiting() -> None:
-    """A prompt that is too long in fact, at each of five times the arrivals that can be served, cost the others
-    their time: every eighth was let in for its pass."""
+    """Found under load: every eighth prompt that is too long in fact took its pass from those in time."""
     controller = calibrated()
     for _ in range(4):
         controller.cost.observe_verify(600, 0, 2000.0)
