@@ -132,7 +132,8 @@ class Controller:
         spare = math.inf
         if waiting:
             spare = spare_ms(cost, known.values(), request_ids, self.config.max_batch, now)
-        self._check_free(requests)
+        if sharing != 1 or requests[0].cycle_id is not None:
+            self._check_free(requests)
         for request in requests:
             plain_ms = cost.verify_ms(request.uncached, request.cached)
             left_ms = (request.deadline_s - now) * 1000.0
