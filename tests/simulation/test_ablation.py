@@ -67,9 +67,9 @@ def copies(alpha: float, count: int) -> list[ReplayRequest]:
 def test_the_verdict_by_hand() -> None:
     entry = {"steady": {"goodput": [-0.004, 0.01, 0.0], "slo": [0.0] * 3}}
     worse = {"steady": {"goodput": [-0.02, 0.01, 0.0], "slo": [0.0] * 3}}
-    changes = {"open blocks": entry, "circuit breaker": entry, "draft confidence": worse}
+    changes = {"probe length by price": entry, "circuit breaker": entry, "draft confidence": worse}
     lines = ablating.markdown(changes, ablation.ABLATIONS).splitlines()
-    assert lines[2] == "| open blocks | -0.4 % | -0.4 … +1.0 | **no reason to stay** |"
+    assert lines[2] == "| probe length by price | -0.4 % | -0.4 … +1.0 | **no reason to stay** |"
     assert lines[3].endswith("guards I6 |")
     assert lines[4] == "| draft confidence | -2.0 % | -2.0 … +1.0 | stays |"
 
@@ -108,14 +108,14 @@ def test_dear_steps_by_hand() -> None:
 def test_the_worst_row_is_confirmed_on_other_seeds() -> None:
     """The row that cost most is run again; a change there that is certain and large enough stays."""
     changes = {
-        "finish bonus": {
+        "probe length by price": {
             "steady": {"goodput": [0.01, -0.002, 0.0]},
             "burst": {"goodput": [0.0, 0.0, -0.001]},
         },
         "upper quantiles": {"steady": {"goodput": [0.0, 0.0, -0.03]}},
     }
     assert ablating.worst_rows(changes) == {
-        "finish bonus": ("steady", 0.4),
+        "probe length by price": ("steady", 0.4),
         "upper quantiles": ("steady", 0.7),
     }
     cells: list[ablating.Cell] = []
@@ -123,12 +123,12 @@ def test_the_worst_row_is_confirmed_on_other_seeds() -> None:
     def measure(cell: ablating.Cell) -> ablating.Results:
         cells.append(cell)
         noise = 0.001 * (cell.seed % 5 - 2)
-        off = {"finish bonus": 100.0 * (1.0 + noise), "upper quantiles": 97.0 + noise}
+        off = {"probe length by price": 100.0 * (1.0 + noise), "upper quantiles": 97.0 + noise}
         return {"": (100.0, 1.0), **{signal: (off[signal], 1.0) for signal in cell.signals}}
 
     options = argparse.Namespace(confirm=10, requests=30, processes=0)
     text = ablating.confirm(changes, measure, ablation.ABLATIONS, options)
     assert {cell.seed for cell in cells} == set(range(ablating.FRESH_SEED, ablating.FRESH_SEED + 10))
-    lines = [line for line in text.splitlines() if line.startswith("| finish") or line.startswith("| upper")]
+    lines = [line for line in text.splitlines() if line.startswith("| probe") or line.startswith("| upper")]
     assert "no reason to stay" in lines[0]
     assert "| -3.0 % (-3.0 % … -3.0 %) | stays |" in lines[1]
