@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,8 +26,8 @@ from specpilot.simulation.costs import EngineCosts
 from specpilot.simulation.policies import replay_policy
 from specpilot.simulation.replay import ReplayRequest
 from specpilot.simulation.scenarios import DEVELOPMENT_SEEDS, EVALUATION_SEEDS, VERSION
-from specpilot.simulation.stream import capacity, stream
-from specpilot.simulation.suite import LOADS, label
+from specpilot.simulation.stream import at_load
+from specpilot.simulation.suite import LOADS, label, spread
 from specpilot.trace.agreement import AgreementTrace
 
 THRESHOLD = 0.005
@@ -84,11 +82,7 @@ def arriving(
     traces: Sequence[AgreementTrace], costs: EngineCosts, config: ControllerConfig, cell: Cell
 ) -> list[ReplayRequest]:
     """A cell's requests from recorded traces, as they arrive."""
-    requests, _ = stream(traces, count=cell.requests, max_tokens=24, rate=math.inf, seed=cell.seed)
-    if cell.load:
-        rate = cell.load * capacity(requests, costs, config)
-        requests, _ = stream(traces, count=cell.requests, max_tokens=24, rate=rate, seed=cell.seed)
-    return requests
+    return at_load(traces, costs, config, cell.load, count=cell.requests, max_tokens=24, seed=cell.seed)[0]
 
 
 def compare(
@@ -187,15 +181,6 @@ def arguments(
     return parser
 
 
-def measured(measure: Callable[[Cell], Results], cells: Sequence[Cell], processes: int) -> Iterator[Results]:
-    """Every cell's results, ``processes`` at a time (0 or 1: in this one)."""
-    if processes <= 1:
-        yield from map(measure, cells)
-        return
-    with ProcessPoolExecutor(processes) as pool:
-        yield from pool.map(measure, cells)
-
-
 def worst_rows(changes: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
     """Signal → (scenario, load) where switching it off cost most."""
     found = {}
@@ -226,7 +211,7 @@ def confirm(
         for seed in seeds
     ]
     found: dict[str, list[tuple[float, float]]] = {}
-    for cell, result in zip(cells, measured(measure, cells, options.processes), strict=True):
+    for cell, result in zip(cells, spread(measure, cells, options.processes), strict=True):
         for signal in cell.signals:
             found.setdefault(signal, []).append((result[signal][0], result[""][0]))
     lines = [
@@ -271,7 +256,7 @@ def run(
         for load in LOADS
         for seed in seeds
     ]
-    found = table(cells, measured(measure, cells, options.processes))
+    found = table(cells, spread(measure, cells, options.processes))
     changes = {signal: found[signal] for signal in signals if signal in found}
     text = (
         f"{suite}, {options.seeds} seeds {seeds}, {options.requests} requests each. "

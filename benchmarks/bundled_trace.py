@@ -11,7 +11,6 @@ all. Closed loop (saturation) and open loop at 0.4 and 0.7 of capacity, evaluati
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 from specpilot.control import ControllerConfig
@@ -20,7 +19,7 @@ from specpilot.simulation.compare import Row, compare, markdown
 from specpilot.simulation.costs import read_costs
 from specpilot.simulation.policies import POLICY_NAMES, replay_policy
 from specpilot.simulation.scenarios import EVALUATION_SEEDS
-from specpilot.simulation.stream import capacity, stream
+from specpilot.simulation.stream import at_load
 from specpilot.trace import read_agreement
 
 LOADS = (0.0, 0.4, 0.7)
@@ -44,10 +43,9 @@ def main() -> None:
         for load in LOADS:
             results = []
             for seed in EVALUATION_SEEDS:
-                requests, _ = stream(traces, count=options.requests, max_tokens=24, rate=math.inf, seed=seed)
-                if load:
-                    rate = load * capacity(requests, costs, config)
-                    requests, _ = stream(traces, count=options.requests, max_tokens=24, rate=rate, seed=seed)
+                requests, _ = at_load(
+                    traces, costs, config, load, count=options.requests, max_tokens=24, seed=seed
+                )
                 results.append(
                     {
                         name: replay_policy(name, requests, costs, config, closed_loop=not load).result

@@ -123,8 +123,10 @@ def run(
                 "models: given together with a trace, --acceptance, --plot, costs or the map's axes, which "
                 "it does not use (its costs are in the file); leave them out"
             )
-        if rate is not None and not 0.0 < rate < math.inf:
-            raise ValueError(f"rate: {rate} is not > 0 and finite; give requests a second")
+        if rate is not None:
+            from specpilot.sizing.case import check_rate
+
+            check_rate(rate)
         settings = RoleSettings(max_tokens, load, rate, requests, seed)
         feasible = _roles(models, config, prompts, settings, screen, json_target)
         raise typer.Exit(0 if feasible else INFEASIBLE)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,7 +63,7 @@ def run(
     from specpilot.simulation.policies import POLICY_NAMES, TREE_NAMES, check_policy, replay_policy
     from specpilot.simulation.replay import LIMITS
     from specpilot.simulation.results import best_of
-    from specpilot.simulation.stream import capacity, costs_from, stream
+    from specpilot.simulation.stream import at_load, costs_from
     from specpilot.trace import read_agreement
 
     known = (*POLICY_NAMES, *(TREE_NAMES if max_nodes else ()))
@@ -82,13 +81,7 @@ def run(
         lookup_depth=lookup_depth,
     )
     traces = read_agreement(trace)
-    closed, drawn = stream(traces, count=requests, max_tokens=max_tokens, rate=math.inf, seed=seed)
-    if not 0.0 <= load < math.inf:
-        raise ValueError(f"load: {load} is not ≥ 0 and finite; 0.4 is typical, 0 is closed loop")
-    arriving = closed
-    if load:
-        rate = load * capacity(closed, costs, config)
-        arriving, _ = stream(traces, count=requests, max_tokens=max_tokens, rate=rate, seed=seed)
+    arriving, drawn = at_load(traces, costs, config, load, count=requests, max_tokens=max_tokens, seed=seed)
     screen = console(json_target)
     results = []
     with progress(screen) as bar:

@@ -214,16 +214,17 @@ class Controller:
         for index, outcome in enumerate(outcomes):
             cycle = self._cycles[outcome.cycle_id]
             cycle.check(outcome, index)
-            measured = cycle.request.uncached if cycle.request.measures and not cycle.request.emitted else 0
             del self._cycles[outcome.cycle_id]
             cycle.close(outcome)
             self._ready += outcome.ended is None
             self._estimates.learn(cycle, outcome, self.ledger.fill, now)
-            if measured and 0.0 < outcome.verify_ms <= cycle.request.window_ms:
+            view = cycle.view
+            first = not view.emitted_tokens
+            if cycle.request.measures and first and 0.0 < outcome.verify_ms <= cycle.request.window_ms:
                 # Not hopeless after all: the estimate needs a few more like this one.
-                self._measuring[bucket_of(measured)].hurry()
+                self._measuring[bucket_of(view.new_context_tokens)].hurry()
             if cycle.learns:
-                self.planner.observe(cycle.view, outcome, now=now)
+                self.planner.observe(view, outcome, now=now)
 
     def abort(self, cycle_ids: Sequence[int], *, now: float) -> None:
         """Give cycles up: a pass that has not begun costs nothing, one that has stays spent.

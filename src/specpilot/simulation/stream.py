@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,6 +53,30 @@ def capacity(requests: Sequence[ReplayRequest], costs: EngineCosts, config: Cont
     """Requests per second that specpilot serves when there is always one to serve (closed loop)."""
     result = replay_policy("specpilot", requests, costs, config, closed_loop=True).result
     return max(1, result.requests) / result.duration_s
+
+
+def at_load(
+    traces: Sequence[AgreementTrace],
+    costs: EngineCosts,
+    config: ControllerConfig,
+    load: float,
+    *,
+    count: int | None,
+    max_tokens: int,
+    seed: int,
+) -> tuple[list[ReplayRequest], int]:
+    """:func:`stream` at ``load`` times the capacity; 0: all at once, for a closed loop.
+
+    Raises:
+        ValueError: for a load that is not ≥ 0 and finite, a count or max_tokens below 1.
+    """
+    if not 0.0 <= load < math.inf:
+        raise ValueError(f"load: {load} is not ≥ 0 and finite; 0.4 is typical, 0 is closed loop")
+    closed, drawn = stream(traces, count=count, max_tokens=max_tokens, rate=math.inf, seed=seed)
+    if not load:
+        return closed, drawn
+    rate = load * capacity(closed, costs, config)
+    return stream(traces, count=count, max_tokens=max_tokens, rate=rate, seed=seed)
 
 
 def costs_from(

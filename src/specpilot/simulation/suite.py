@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from specpilot.control import ControllerConfig
 from specpilot.simulation.policies import SIMULATED_NAMES, replay_policy
@@ -16,6 +17,8 @@ LOADS = (0.0, 0.4, 0.7)
 """Arrival rate ÷ specpilot's closed-loop capacity; 0 is the closed loop (saturation)."""
 WARM_UP = 200
 """Requests left out of ``warm_goodput_tokens_per_s``: every policy has learnt what it will by then."""
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +70,16 @@ def unlimited(one: Scenario) -> ControllerConfig:
 
 def run_all(jobs: Sequence[Job], processes: int = 2) -> Iterator[dict[str, PolicyResult]]:
     """Results in the order of the jobs, computed ``processes`` at a time."""
+    return spread(run, jobs, processes)
+
+
+def spread(work: Callable[[T], R], parts: Sequence[T], processes: int) -> Iterator[R]:
+    """``work`` of each part, in their order, ``processes`` at a time (up to 1: in this one)."""
     if processes <= 1:
-        yield from map(run, jobs)
+        yield from map(work, parts)
         return
     with ProcessPoolExecutor(processes) as pool:
-        yield from pool.map(run, jobs)
+        yield from pool.map(work, parts)
 
 
 def label(name: str, load: float) -> str:

@@ -22,6 +22,16 @@ KEPT = 0.95
 """Share of all arrivals that must meet the SLO: the promise."""
 
 
+def check_rate(rate_per_s: float) -> None:
+    """Refuse what is no arrival rate.
+
+    Raises:
+        ValueError: unless it is > 0 and finite.
+    """
+    if not 0.0 < rate_per_s < math.inf:
+        raise ValueError(f"rate: {rate_per_s} is not > 0 and finite; give requests a second")
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """The requests, costs and promises of one question."""

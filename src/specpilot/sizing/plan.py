@@ -27,7 +27,7 @@ from specpilot.sizing.arithmetic import (
     break_even_draft_ms,
     needed_acceptance,
 )
-from specpilot.sizing.case import FEW_LENGTHS, KEPT, LENGTHS, Case
+from specpilot.sizing.case import FEW_LENGTHS, KEPT, LENGTHS, Case, check_rate
 from specpilot.sizing.region import Cell, map_region
 from specpilot.sizing.workload import BUCKETS, hazards_by_length, share_of, shifted
 from specpilot.trace.agreement import AgreementTrace
@@ -149,8 +149,8 @@ def make_plan(
     """
     if not 0.0 <= load < math.inf:
         raise ValueError(f"load: {load} is not ≥ 0 and finite; 0.4 is typical, 0 is a closed loop")
-    if rate_per_s is not None and not 0.0 < rate_per_s < math.inf:
-        raise ValueError(f"rate: {rate_per_s} is not > 0 and finite; give requests a second")
+    if rate_per_s is not None:
+        check_rate(rate_per_s)
     case = Case(traces, costs, config, max_tokens, count, seed, math.inf)
     saturated = case.requests()
     full = capacity(saturated, costs, config)

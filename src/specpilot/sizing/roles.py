@@ -170,11 +170,11 @@ def rank_roles(
 
 def quality_reason(target: Model, least: float | None) -> str:
     """Why a target's quality will not do; empty if it does."""
-    if least is not None and target.quality is None:
+    if least is None:
+        return ""
+    if target.quality is None:
         return f"no quality is given, {least} is asked for"
-    if least is not None and target.quality is not None and target.quality < least:
-        return f"quality {target.quality} is below {least}"
-    return ""
+    return f"quality {target.quality} is below {least}" if target.quality < least else ""
 
 
 def cast(

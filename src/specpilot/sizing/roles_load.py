@@ -7,7 +7,6 @@ drawn from the acceptances and replayed under the real controller, as in :mod:`s
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ from specpilot.control import ControllerConfig
 from specpilot.simulation.costs import EngineCosts, Table
 from specpilot.simulation.results import best_of
 from specpilot.sizing.arithmetic import MAX_DRAFT
-from specpilot.sizing.case import FEW_LENGTHS, KEPT, Case
+from specpilot.sizing.case import FEW_LENGTHS, KEPT, Case, check_rate
 from specpilot.sizing.roles import Candidates, Model, Role, cast, quality_reason
 from specpilot.sizing.workload import from_numbers
 
@@ -60,8 +59,7 @@ def rank_loaded(
     Raises:
         ValueError: for a rate, a count or a prompt length out of range.
     """
-    if not (rate_per_s > 0.0 and math.isfinite(rate_per_s)):
-        raise ValueError(f"rate: {rate_per_s} is not > 0 and finite; give requests a second")
+    check_rate(rate_per_s)
     models = {model.name: model for model in candidates.models}
     ranked = []
     for role in roles:
