@@ -136,8 +136,9 @@ class _Reader:
                     f"snapshot: {name}.{key}={str(value)[:60]!r} is not of type "
                     f"{type(before[key]).__name__}; start without this snapshot"
                 )
-            if isinstance(value, deque):
-                value = deque(value, before[key].maxlen)  # type: ignore[attr-defined]
+            held = before[key]
+            if isinstance(value, deque) and isinstance(held, deque):
+                value = deque(value, held.maxlen)
             setattr(target, key, value)
 
 
