@@ -20,8 +20,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, chain, islice
+from functools import lru_cache
+from itertools import accumulate, islice
 from operator import mul
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
 
 
 @dataclass(slots=True)  # not frozen: as CycleView
@@ -92,30 +99,57 @@ def future_values(
         passes: k ≥ 0.
     """
     size = len(goes_on)
+    if not passes:
+        return [0.0] * size
+    if passes >= size - 1 and passes > 1:
+        return _every_token(survive, goes_on, costs)
+    earned = [s * g - c for s, g, c in zip(survive, goes_on, costs, strict=False)]
+    values = _last_pass(accumulate(earned), size)
     if passes == 1:
-        earned = [s * g - c for s, g, c in zip(survive, goes_on, costs, strict=False)]
-        return _last_pass(accumulate(earned), size)
-    # A pass emits at least one token: with a pass for each token wanted one sweep settles all, for a value
-    # then rests on smaller n only.
-    enough = passes >= size - 1
-    if enough or not passes:
-        values = [0.0] * size
-    else:
-        # Summed in the order of the sweeps below, so that a value is the same, to the last bit, in both.
-        terms = chain.from_iterable([(-c, s * g) for s, g, c in zip(survive, goes_on, costs, strict=False)])
-        values = _last_pass(list(accumulate(terms))[1::2], size)
-    for _ in range(1 if enough else passes - 1):
-        before = values
-        values = values if enough else [0.0] * size
-        for wanted in range(1, size):
-            best = total = now = 0.0
-            left = map(mul, goes_on[1:], before[wanted - 1 :: -1])  # W_1 … W_wanted
-            for s, g, c, later in zip(survive, goes_on, costs, left, strict=False):
-                total = total - c + s * (g + later - now)
-                if total > best:
-                    best = total
-                now = later
-            values[wanted] = best
+        return values
+    reach = len(earned)
+    places, beyond = _places(size, reach)
+    chances, prices = np.array(survive[:reach]), np.array(costs[:reach])
+    now_on, after = np.array(goes_on[:reach]), np.array([*goes_on[1:], 0.0][:reach])
+    for _ in range(passes - 1):
+        padded = np.array([*values, 0.0])
+        left = after * padded[places]  # W_1 … by rows of tokens wanted; W_0 = 0
+        gained = now_on + left
+        gained[:, 1:] -= left[:, :-1]
+        totals = np.cumsum(chances * gained - prices, axis=1)
+        totals[beyond] = 0.0
+        values = [0.0, *np.maximum(totals.max(axis=1), 0.0).tolist()]
+    return values
+
+
+@lru_cache(64)
+def _places(size: int, reach: int) -> tuple[IntArray, BoolArray]:
+    """Where V(n − 1 − j) stands among V(0) … V(size − 1), for n = 1 … size − 1 tokens wanted by rows and
+    j < ``reach`` of them drafted and accepted; and where no so many are wanted.
+    """
+    places = np.subtract.outer(np.arange(1, size), np.arange(1, reach + 1))
+    beyond = places < 0
+    places[beyond] = size
+    return places, beyond
+
+
+def _every_token(
+    survive: Sequence[float], goes_on: Sequence[float], costs: Sequence[float]
+) -> list[float]:
+    """V(n) with a pass for each token wanted: one sweep settles all, for a pass emits at least one token, so
+    that a value rests on those of fewer tokens only.
+    """
+    size = len(goes_on)
+    values = [0.0] * size
+    for wanted in range(1, size):
+        best = total = now = 0.0
+        left = map(mul, goes_on[1:], values[wanted - 1 :: -1])  # W_1 … W_wanted
+        for s, g, c, later in zip(survive, goes_on, costs, left, strict=False):
+            total += s * (g + later - now) - c
+            if total > best:
+                best = total
+            now = later
+        values[wanted] = best
     return values
 
 

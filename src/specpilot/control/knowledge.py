@@ -253,6 +253,12 @@ def grid(tokens: int) -> int:
     return tokens if tokens <= 8 else round(exp(round(log(tokens) * 10.0) / 10.0))
 
 
+def coarse(count: int) -> int:
+    """A count rounded down to one of four steps between powers of two, exact up to 8."""
+    step = max(0, count.bit_length() - 3)
+    return count >> step << step
+
+
 def _cut(rule: StopRule, confidences: Sequence[float]) -> int | None:
     """The first position that ``rule`` would not have computed, had the block not been open."""
     rule.start()

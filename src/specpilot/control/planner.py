@@ -17,7 +17,7 @@ from specpilot.control.config import ControllerConfig
 from specpilot.control.contexts import Context, Key
 from specpilot.control.cost import CostModel
 from specpilot.control.horizon import Decision
-from specpilot.control.knowledge import LOOKUP, Asked, Knowledge, grid
+from specpilot.control.knowledge import LOOKUP, Asked, Knowledge, coarse, grid
 from specpilot.control.latency import TimePrice
 from specpilot.control.planning import Choice, CycleView
 from specpilot.control.sharing import Forecast
@@ -34,6 +34,8 @@ COLD_BLOCKS = 8
 the calibration nor θ* means anything before."""
 LATER_PASSES = 16
 """Most passes that a decision looks ahead; solving more takes longer than a pass."""
+CAUGHT_UP = 8
+"""Tokens that a draft model catches up with in hardly more than a step."""
 GIVE_WAY_TOKENS = 0.5
 """With ``give_way``: what a later pass must earn above its price while others wait."""
 _USUAL = Asked()
@@ -284,19 +286,28 @@ class OptimalPlanner:
             ceiling, own = shared_draft(view, survival(hazards, shift / 4.0))
         later = own if view.from_pool else own - 1
         remaining = view.remaining_tokens
+        price = round(log(theta) * 10.0) if theta > 0.0 else NO_PRICE
+        width, behind = grid(view.new_context_tokens), grid(view.draft_behind_tokens)
+        if later > 1:
+            # The more passes, the less each token of this one counts.
+            remaining = coarse(remaining)
+            ceiling = coarse(min(ceiling, max(1, remaining - 1)))
         wanted = 0
         if later > 0:
             reach = max(ceiling, view.max_lookup) + 1
             wanted = min(remaining, (later + 1) * reach + 1)
             if later >= remaining:
                 # A pass for each token: only time is scarce, and what lies beyond two blocks changes nothing.
-                wanted = later = min(wanted, 2 * reach + 1)
+                # Nor does its price, nearly: all tokens come anyway, and every way to them is paid in time.
+                wanted = later = min(wanted, coarse(2 * reach + 1))
+                price, shift = 5 * round(price / 5.0), 2 * round(shift / 2.0)
+                behind = behind if behind > CAUGHT_UP else 1
             elif later > LATER_PASSES:
                 # Tokens are as scarce in so many passes as in all of them.
                 wanted = max(round(wanted * (LATER_PASSES + 1) / (later + 1)), LATER_PASSES, ceiling) + 1
                 later = LATER_PASSES
-        price = round(log(theta) * 10.0) if theta > 0.0 else NO_PRICE
-        width, behind = grid(view.new_context_tokens), grid(view.draft_behind_tokens)
+            else:
+                later = coarse(later)
         matched = known.matches.get(view.request_id, 0)
         sharing, beside = view.sharing, view.beside_tokens
         if sharing > 1:
@@ -316,7 +327,8 @@ class OptimalPlanner:
         hazards, lookup = known.hazards(context, key[0]), known.calibrations.get(LOOKUP)
         nodes = self._config.max_nodes
         inputs = Inputs(hazards, context, context.bucket, known.end_hazard, self._cost, nodes, lookup)
-        decision = context.keep(decide(inputs, key))
+        _, wanted, later, *_ = key
+        decision = context.keep(decide(inputs, key), unlimited=later >= wanted > 0)
         (context.decisions if kept is None else kept)[key] = decision
         return decision
 
