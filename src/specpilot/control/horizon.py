@@ -133,9 +133,7 @@ def _places(size: int, reach: int) -> tuple[IntArray, BoolArray]:
     return places, beyond
 
 
-def _every_token(
-    survive: Sequence[float], goes_on: Sequence[float], costs: Sequence[float]
-) -> list[float]:
+def _every_token(survive: Sequence[float], goes_on: Sequence[float], costs: Sequence[float]) -> list[float]:
     """V(n) with a pass for each token wanted: one sweep settles all, for a pass emits at least one token, so
     that a value rests on those of fewer tokens only.
     """
