@@ -61,7 +61,7 @@ def test_future_values_are_those_of_the_recursion(
 @pytest.mark.parametrize(("budget", "slo_ms"), [(2.0, 250.0), (math.inf, 3_600_000.0)])
 def test_requests_share_decisions(budget: float, slo_ms: float) -> None:
     """Most cycles take up a decision made before: also without a budget, where a request's cycles differ in
-    what is still wanted (seven in ten were solved anew there once, which cost 3 % of all time).
+    what is still wanted (seven in ten were solved anew there once).
     """
     one = scenario("steady")
     requests = one.requests(400, seed=1)
@@ -76,4 +76,4 @@ def test_requests_share_decisions(budget: float, slo_ms: float) -> None:
     config = replace(one.config, pass_budget=budget, slo_p95_ms=slo_ms)
     with patch.object(OptimalPlanner, "_decide", counted):
         done = replay_policy("specpilot", requests, one.costs, config, closed_loop=True)
-    assert solved < 0.4 * sum(record.target_passes for record in done.records)
+    assert solved < 0.5 * sum(record.target_passes for record in done.records)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from specpilot.control import Controller
 from specpilot.control.cost import KNOTS, CostModel, CostProfile
 from specpilot.control.sharing import Forecast, Work, joint_draft, share_pass
-from specpilot.control.types import RequestInfo
+from specpilot.control.types import CycleOutcome, RequestInfo
 
 FAR = 10_000.0
 
@@ -126,3 +126,35 @@ def test_one_request_gets_what_it_wants_and_a_probe_what_it_needs() -> None:
     assert joint_draft(cost, [forecast(0), forecast(4, needed=4), forecast(1, 0.5)]) == 4
     explorer = Forecast(3, 0.1, gains=(0.6, 0.1, 0.0), explores=True)
     assert joint_draft(cost, [forecast(1, 0.3), explorer]) == 2
+
+
+def test_a_shared_pass_is_learnt_once_and_its_time_counts_once() -> None:
+    """Three requests in one pass of 30 ms, 2 tokens each, and 1 ms of drafting and host time of each one's own:
+    θ* is 6 tokens in 33 ms, and of the pass's cost one observation is made.
+    """
+    controller = Controller()
+    for name in "abc":
+        controller.admit(RequestInfo(name, 10, 24), now=0.0)
+    plans = controller.plan(list("abc"), now=0.0).cycles
+    controller.begin([plan.cycle_id for plan in plans], now=0.0)
+    outcomes = [
+        CycleOutcome(
+            plan.cycle_id,
+            drafted=1,
+            proposed=1,
+            accepted=1,
+            emitted=2,
+            draft_ms=0.6,
+            host_ms=0.4,
+            verify_ms=30.0,
+            verified_tokens=11,
+            batch_size=3,
+            batch_tokens=33,
+        )
+        for plan in plans
+    ]
+    controller.observe(outcomes, now=0.033)
+    assert controller.time_price.busy_rate == pytest.approx(6.0 / 33.0, rel=1e-9)
+    once = CostModel()
+    once.observe_verify(33, 0, 30.0)
+    assert controller.cost.verify_ms(33) == once.verify_ms(33)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from specpilot.control.stop import StopRule
 from specpilot.control.types import Binding, CycleOutcome, CyclePlan, Reason, StopCause
 from specpilot.decoding.acceptance import Greedy
 from specpilot.decoding.cycle import LiveExecutor
+from specpilot.decoding.loop import duration_ms
 from specpilot.decoding.request import DecodingRequest
 from specpilot.decoding.text import StopStrings
 from specpilot.decoding.types import Acceptance, Block, Draft
@@ -186,6 +188,25 @@ def test_a_shared_pass_is_accounted_for_everybody() -> None:
     assert (first.batch_size, first.batch_tokens, second.batch_tokens) == (2, 6, 6)
     assert (first.verified_tokens, second.verified_tokens) == (5, 1)
     assert (second.drafted, second.proposed, second.emitted) == (0, 0, 1)
+
+
+def test_the_parts_of_a_shared_cycle_add_up_to_its_time() -> None:
+    """The clock moves by 1 ms at each look, whoever looks: whatever is charged must have passed once."""
+    looks = itertools.count()
+
+    def clock() -> float:
+        return next(looks) / 1000.0
+
+    target = ScriptedLM(seed=2)
+    drafter = ModelDrafter(target.variant(noise=0.3), clock=clock)
+    executor = LiveExecutor(ModelTarget(target, clock=clock), drafter, clock=clock)
+    for name in ("a", "b", "c"):
+        executor.add(DecodingRequest(name, [1, 2, 3], 8))
+        executor.open(name)
+    before = next(looks)
+    outcomes = executor.run([plan("a", 2, 1), plan("b", 3, 2), plan("c", 0, 3)])
+    took_ms = next(looks) - before - 2.0  # the first look and the last one are the cycle's own
+    assert duration_ms(outcomes) == pytest.approx(took_ms)
 
 
 def test_a_draft_that_proposes_the_end() -> None:

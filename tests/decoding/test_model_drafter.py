@@ -142,7 +142,10 @@ def test_requests_leave_the_batch_one_by_one() -> None:
     drafts = source.propose(items)
     assert model.fed == [[3, 1, 2], [1, 1, 1], [1], [1]]
     assert [len(draft.block) for draft in drafts] == [4, 1, 2]
-    assert [draft.draft_ms for draft in drafts] == pytest.approx([4.1 - drafts[0].prefill_ms, 2.1, 2.1])
+    # Steps of 1.1, 1, 1 and 1 ms, each shared out by the tokens fed: 3:1:2, 1:1:1, then "a" alone.
+    spent = [draft.draft_ms + draft.prefill_ms for draft in drafts]
+    assert spent == pytest.approx([0.55 + 1 / 3 + 2.0, 1.1 / 6 + 1 / 3, 1.1 / 3 + 1 / 3])
+    assert sum(spent) == pytest.approx(4.1)
 
 
 def test_drafting_ends_with_the_end_of_the_text() -> None:

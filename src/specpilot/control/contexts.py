@@ -19,9 +19,6 @@ LEARNING_BLOCKS = 32
 DECISION_CYCLES = 64
 """Cycles of a context for which a decision is kept after that: estimates that rest on tens of
 observations hardly move in between, and a change of phase throws decisions away at once."""
-UNLIMITED_CYCLES = 256
-"""The same where there is a pass for each token: there a request takes several times as many cycles, and
-each counts for less."""
 RULE_CYCLES = 8
 """Cycles after which the calibration in the drafter's rules is brought up to date."""
 
@@ -69,10 +66,9 @@ class Context:
         self.forecasts.clear()
         self.forget_rules()
 
-    def keep(self, decision: Decision, *, unlimited: bool = False) -> Decision:
-        """Note until when a decision just made is kept; ``unlimited``: there is a pass for each token."""
-        cycles = UNLIMITED_CYCLES if unlimited else DECISION_CYCLES
-        decision.until = self.age + (cycles if self.blocks > LEARNING_BLOCKS else 1)
+    def keep(self, decision: Decision) -> Decision:
+        """Note until when a decision just made is kept."""
+        decision.until = self.age + (DECISION_CYCLES if self.blocks > LEARNING_BLOCKS else 1)
         return decision
 
     def grow_older(self) -> None:

@@ -206,7 +206,7 @@ class Controller:
             cycle.begun = True
 
     def observe(self, outcomes: Sequence[CycleOutcome], *, now: float) -> None:
-        """Learn from finished cycles.
+        """Learn from finished cycles; those that say that they shared a pass shared one and the same.
 
         Raises:
             ValueError: for an unknown cycle, one that has not begun, or impossible counts.
@@ -217,7 +217,8 @@ class Controller:
             del self._cycles[outcome.cycle_id]
             cycle.close(outcome)
             self._ready += outcome.ended is None
-            self._estimates.learn(cycle, outcome, self.ledger.fill, now)
+            again = index > 0 and outcome.batch_size > 1
+            self._estimates.learn(cycle, outcome, self.ledger.fill, now, again=again)
             view = cycle.view
             first = not view.emitted_tokens
             if cycle.request.measures and first and 0.0 < outcome.verify_ms <= cycle.request.window_ms:

@@ -36,8 +36,18 @@ class Estimates:
         self.deadlines = DeadlineTracker(config.miss_target)
         self.breakers = Breakers(config.breaker_faults, config.probe_first, config.probe_max)
 
-    def learn(self, cycle: OpenCycle, outcome: CycleOutcome, pool_fill: float, now: float) -> None:
-        """Learn from a finished cycle; the pool was ``pool_fill`` (0…1) full, ``now`` is in seconds."""
+    def learn(
+        self, cycle: OpenCycle, outcome: CycleOutcome, pool_fill: float, now: float, *, again: bool = False
+    ) -> None:
+        """Learn from a finished cycle.
+
+        Args:
+            cycle: as it was planned.
+            outcome: what it did.
+            pool_fill: how full the pool was, 0…1.
+            now: in seconds.
+            again: what its target pass cost was learnt from another request's cycle that shared the pass.
+        """
         plan, drafter = cycle.plan, cycle.request.info.drafter
         asked = outcome.drafter in (None, drafter)
         if plan.max_draft:
@@ -48,8 +58,7 @@ class Estimates:
                 self.breakers[drafter].unused()
         width = outcome.batch_tokens or outcome.verified_tokens
         share = outcome.verified_tokens / max(1, width)
-        if outcome.verify_ms > 0.0:
-            # Each request of a shared pass reports the same pass: learn its cost once, charge by width.
+        if outcome.verify_ms > 0.0 and not again:
             self.cost.observe_verify(width, outcome.context_tokens, outcome.verify_ms)
         if asked and not outcome.draft_fault:
             self.cost.observe_draft(

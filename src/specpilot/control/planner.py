@@ -299,8 +299,9 @@ class OptimalPlanner:
             if later >= remaining:
                 # A pass for each token: only time is scarce, and what lies beyond two blocks changes nothing.
                 # Nor does its price, nearly: all tokens come anyway, and every way to them is paid in time.
+                # Never rounded up: above θ* no later pass would be worth its time.
                 wanted = later = min(wanted, coarse(2 * reach + 1))
-                price, shift = 5 * round(price / 5.0), 2 * round(shift / 2.0)
+                price = price // 5 * 5
                 behind = behind if behind > CAUGHT_UP else 1
             elif later > LATER_PASSES:
                 # Tokens are as scarce in so many passes as in all of them.
@@ -327,8 +328,7 @@ class OptimalPlanner:
         hazards, lookup = known.hazards(context, key[0]), known.calibrations.get(LOOKUP)
         nodes = self._config.max_nodes
         inputs = Inputs(hazards, context, context.bucket, known.end_hazard, self._cost, nodes, lookup)
-        _, wanted, later, *_ = key
-        decision = context.keep(decide(inputs, key), unlimited=later >= wanted > 0)
+        decision = context.keep(decide(inputs, key))
         (context.decisions if kept is None else kept)[key] = decision
         return decision
 

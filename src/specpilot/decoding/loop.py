@@ -389,15 +389,15 @@ class ServeLoop:
 
 
 def duration_ms(outcomes: Sequence[CycleOutcome]) -> float:
-    """What a batch of cycles took: those that shared a pass ran together, the others one by one."""
-    shared, alone = 0.0, 0.0
+    """What a batch of cycles took: a shared pass counts once, everything else is each one's own part."""
+    shared, own = 0.0, 0.0
     for outcome in outcomes:
-        spent = outcome.draft_ms + outcome.draft_prefill_ms + outcome.verify_ms + outcome.host_ms
+        own += outcome.draft_ms + outcome.draft_prefill_ms + outcome.host_ms
         if outcome.batch_size > 1:
-            shared = max(shared, spent)
+            shared = max(shared, outcome.verify_ms)
         else:
-            alone += spent
-    return shared + alone
+            own += outcome.verify_ms
+    return shared + own
 
 
 def _scheduled(info: RequestInfo) -> float:

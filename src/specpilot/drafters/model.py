@@ -296,20 +296,26 @@ class ModelDrafter:
         return _Tree(item, place, cache, growth, looked_up)
 
     def _step(self, growing: list[_Growing], start: float, first: bool) -> list[_Growing]:
-        """One draft step for all, everybody's ``first`` or nobody's; returns those that go on."""
+        """One draft step for all, everybody's ``first`` or nobody's; returns those that go on.
+
+        Each is charged for as much of it as it brings tokens.
+        """
         began = self._clock()
-        logits = self._model.forward([block.feed() for block in growing])
+        feeds = [block.feed() for block in growing]
+        logits = self._model.forward(feeds)
         kept = [block for block, rows in zip(growing, logits, strict=True) if block.take(rows)]
         ended = self._clock()
         # Drawing is part of a step's price, so it is part of its time.
         step_ms = (ended - began) * 1000.0
-        for block in growing:
+        token_ms = step_ms / sum([len(feed.token_ids) for feed in feeds])
+        for block, feed in zip(growing, feeds, strict=True):
+            own_ms = token_ms * len(feed.token_ids)
             if first:
-                block.first_ms = step_ms
+                block.first_ms = own_ms
             else:
-                block.later_ms += step_ms
+                block.later_ms += own_ms
         if not first or all(block.fed <= _STEP_TOKENS for block in growing):
-            self._step_ms = step_ms
+            self._step_ms = step_ms / len(growing)
         spent_ms = (ended - start) * 1000.0
         return [block for block in kept if block.goes_on(block.item.elapsed_ms + spent_ms)]
 
