@@ -606,12 +606,12 @@ def test_an_engine_that_shares_passes_takes_up_what_one_at_a_time_would_refuse()
 # --- probes ---------------------------------------------------------------------------------------
 
 
-def fallen_back(**config: object) -> Controller:
+def fallen_back(draft_ms: float = 4.0, **config: object) -> Controller:
     """A controller whose draft has been useless for long; its contexts are in fallback."""
     controller = Controller(ControllerConfig(**{"slo_p95_ms": 1e9, **config}))  # type: ignore[arg-type]
     for number in range(40):
         controller.admit(RequestInfo(f"w{number}", 40, 24), now=0.0)
-        while one_cycle(controller, f"w{number}", 0.0, 0, draft_ms=4.0):
+        while one_cycle(controller, f"w{number}", 0.0, 0, draft_ms=draft_ms):
             pass
     return controller
 
@@ -626,7 +626,8 @@ def fallback(controller: Controller) -> Fallback:
 
 def test_a_probe_is_not_given_to_a_request_that_may_get_no_pass() -> None:
     """A probe is due for two requests: the first has spent its own passes, so the second one probes."""
-    controller = fallen_back(burst=0)
+    # So dear that drafting does not pay where two share its steps either.
+    controller = fallen_back(burst=0, draft_ms=12.0)
     for name in ("spent", "fresh"):
         controller.admit(RequestInfo(name, 40, 24), now=0.0)
     for _ in range(2):

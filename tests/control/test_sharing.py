@@ -101,12 +101,12 @@ def test_a_request_bears_its_part_of_a_shared_pass() -> None:
 
 
 def forecast(wanted: int, *gains: float, needed: int = 0) -> Forecast:
-    """At a price of 0.1 tokens per ms."""
-    return Forecast(wanted, 0.1, needed, gains)
+    """At a price of 0.4 tokens per ms."""
+    return Forecast(wanted, 0.4, needed, gains)
 
 
 def test_a_length_that_one_of_four_wants_is_drafted_if_it_pays_for_all() -> None:
-    """A step costs each 1 ms · 0.1 tokens per ms, 0.4 tokens in all. Position 1 earns 4 · 0.3, position 2
+    """A step takes 1 ms, once for all four, which is worth 0.4 tokens. Position 1 earns 4 · 0.3, position 2
     earns 0.3 for one: 0.1 lost. Positions 2 and 3 of one that is surer earn 0.5 and 0.45.
     """
     cost = engine(10.0, 0.1)
@@ -124,12 +124,12 @@ def test_one_request_gets_what_it_wants_and_a_probe_what_it_needs() -> None:
     cost = engine(10.0, 0.1)
     assert joint_draft(cost, [forecast(3, 0.0, 0.0, 0.0)]) == 3
     assert joint_draft(cost, [forecast(0), forecast(4, needed=4), forecast(1, 0.5)]) == 4
-    explorer = Forecast(3, 0.1, gains=(0.6, 0.1, 0.0), explores=True)
+    explorer = Forecast(3, 0.4, gains=(0.6, 0.1, 0.0), explores=True)
     assert joint_draft(cost, [forecast(1, 0.3), explorer]) == 2
 
 
 def test_a_shared_pass_is_learnt_once_and_its_time_counts_once() -> None:
-    """Three requests in one pass of 30 ms, 2 tokens each, and 1 ms of drafting and host time of each one's own:
+    """Three requests in one pass of 30 ms, 2 tokens each, with 3 ms of drafting and host time around it:
     θ* is 6 tokens in 33 ms, and of the pass's cost one observation is made.
     """
     controller = Controller()
@@ -144,8 +144,8 @@ def test_a_shared_pass_is_learnt_once_and_its_time_counts_once() -> None:
             proposed=1,
             accepted=1,
             emitted=2,
-            draft_ms=0.6,
-            host_ms=0.4,
+            draft_ms=1.8,
+            host_ms=1.2,
             verify_ms=30.0,
             verified_tokens=11,
             batch_size=3,

@@ -233,8 +233,8 @@ def test_durations() -> None:
         )
 
     assert duration_ms([outcome(1, 1.0), outcome(1, 2.0)]) == pytest.approx(7.5 + 8.5)
-    # A shared pass once, and each one's own part of everything else.
-    assert duration_ms([outcome(2, 1.0), outcome(2, 2.0)]) == pytest.approx(5.0 + 2.5 + 3.5)
+    # Sharing a pass, they draft in step, but each has its own prefill.
+    assert duration_ms([outcome(2, 1.0), outcome(2, 2.0)]) == pytest.approx(2.0 + 5.0 + 0.5 + 1.0 + 1.0)
     assert duration_ms([]) == 0.0
 
 

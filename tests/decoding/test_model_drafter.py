@@ -142,10 +142,9 @@ def test_requests_leave_the_batch_one_by_one() -> None:
     drafts = source.propose(items)
     assert model.fed == [[3, 1, 2], [1, 1, 1], [1], [1]]
     assert [len(draft.block) for draft in drafts] == [4, 1, 2]
-    # Steps of 1.1, 1, 1 and 1 ms, each shared out by the tokens fed: 3:1:2, 1:1:1, then "a" alone.
-    spent = [draft.draft_ms + draft.prefill_ms for draft in drafts]
-    assert spent == pytest.approx([0.55 + 1 / 3 + 2.0, 1.1 / 6 + 1 / 3, 1.1 / 3 + 1 / 3])
-    assert sum(spent) == pytest.approx(4.1)
+    # The first step took 1.1 ms, 0.1 of it prefill of "a", the others 1 ms: one for all that made it.
+    assert [draft.draft_ms for draft in drafts] == pytest.approx([4.0, 2.0, 2.0])
+    assert [draft.prefill_ms for draft in drafts] == pytest.approx([0.1, 0.0, 0.0])
 
 
 def test_drafting_ends_with_the_end_of_the_text() -> None:

@@ -113,8 +113,8 @@ def test_no_speculation_for_one_request_of_a_batch() -> None:
     assert flight.draft_limit("fast")
 
 
-def test_a_steps_drafting_is_shared_among_those_it_was_done_for() -> None:
-    """Two requests decode, the drafter took 2 ms: each is charged 1 ms, all of it steps."""
+def test_a_steps_drafting_is_noted_with_those_it_was_done_for() -> None:
+    """Two requests decode, the drafter took 2 ms for both together, all of it steps."""
     flight = pilot(pass_budget=6.0)
     for name in ("a", "b"):
         flight.admit(info(name), now=0.0)
@@ -123,7 +123,7 @@ def test_a_steps_drafting_is_shared_among_those_it_was_done_for() -> None:
         flight.begin(["a", "b"], now=0.0)
         done = [prefill(name) if step == 0 else verified(name, 2, 1) for name in ("a", "b")]
         flight.observe(done, TIMES, 4, now=0.01)
-    assert flight._tracked["a"].draft_ms == pytest.approx(1.0)
+    assert flight._tracked["a"].draft_ms == pytest.approx(2.0)
     assert flight._tracked["a"].catch_up_tokens == 0
 
 
@@ -212,11 +212,11 @@ def test_a_plan_that_got_no_draft_has_one_made_for_its_next_try(monkeypatch: pyt
 def test_what_the_drafter_costs_anyway_is_not_the_drafts_cost() -> None:
     """A step without drafts takes the drafter 1.2 ms, one that drafts four tokens 2.4 ms, for two requests.
 
-    A draft step is taken to cost each request 0.1 ms. The forward that is made anyway gives the first token,
-    so 1.2 − 2 · 0.1 ms are catching up and 1.4 ms, 0.7 for each request, are the drafts'.
+    A draft step is taken to cost 0.2 ms. The forward that is made anyway gives the first token, so
+    1.2 − 0.2 ms are catching up, half of it each request's, and 1.4 ms are the drafts'.
     """
     flight = pilot(pass_budget=6.0)
-    flight.controller.cost._draft.step_ms = 0.1
+    flight.controller.cost._draft.step_ms = 0.2
     for name in ("a", "b"):
         flight.admit(info(name), now=0.0)
 
@@ -230,8 +230,8 @@ def test_what_the_drafter_costs_anyway_is_not_the_drafts_cost() -> None:
     step([verified("a", 0, 0), verified("b", 0, 0)], 1.2, 0)
     assert flight._idle_draft_ms == pytest.approx(1.2)
     assert flight._tracked["a"].catch_up_ms == pytest.approx(0.6)
-    flight.controller.cost._draft.step_ms = 0.1
+    flight.controller.cost._draft.step_ms = 0.2
     step([verified("a", 0, 0), verified("b", 0, 0)], 2.4, 4)
-    assert flight._tracked["a"].draft_ms == pytest.approx(0.7)
+    assert flight._tracked["a"].draft_ms == pytest.approx(1.4)
     assert flight._tracked["a"].catch_up_ms == pytest.approx(0.5)
     assert flight._tracked["a"].catch_up_tokens == 1

@@ -248,8 +248,8 @@ class Controller:
 
         For engines that draft a cycle's block before the cycle before it is observed, and equally many tokens
         for all requests of a batch (vLLM). For one request it is the τ that its plan is likely to ask for at
-        most; of several, a length that only a few want is drafted if they gain more by it than all lose by
-        waiting. Reads only: asked or not, the plans are the same. A running pass is taken to emit one token.
+        most; of several, a length that only a few want is drafted if they gain more by it than the time
+        is worth. Reads only: asked or not, the plans are the same. A running pass is taken to emit one token.
 
         Raises:
             ValueError: for an unknown request.

@@ -69,7 +69,8 @@ class Estimates:
                 branching=plan.tree is not None and plan.tree.branching,
             )
         self.cost.observe_host(outcome.host_ms)
-        engine_ms = outcome.draft_ms + outcome.draft_prefill_ms + outcome.verify_ms * share + outcome.host_ms
+        together_ms = (outcome.draft_ms + outcome.host_ms) / max(1, outcome.batch_size)
+        engine_ms = together_ms + outcome.draft_prefill_ms + outcome.verify_ms * share
         price = self.pass_price.price(pool_fill) if plan.from_pool else 0.0
         self.time_price.cycle(outcome.emitted - price, engine_ms, now)
 

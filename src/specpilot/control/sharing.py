@@ -77,17 +77,17 @@ def joint_draft(cost: CostModel, forecasts: Sequence[Forecast]) -> int:
     """The one draft length for requests whose drafts grow in step, however few want them long.
 
     A draft step takes its time from all of them. So position k is drafted as long as those that want k
-    positions earn more by them, all in all, than all lose by waiting.
+    positions earn more by them, all in all, than the time is worth.
 
     Args:
-        cost: the engine's costs; a draft step's is one request's part in it.
+        cost: the engine's costs.
         forecasts: one for each request that the drafter runs for, at least one.
     """
     needed = max(forecast.needed for forecast in forecasts)
     longest = max(forecast.wanted for forecast in forecasts)
     if len(forecasts) == 1:
         return longest
-    price = sum(forecast.price for forecast in forecasts)
+    price = sum(forecast.price for forecast in forecasts) / len(forecasts)
     step = price * cost.draft_step_ms
     best, total, length = 0.0, -price * cost.draft_start_ms, 0
     for place in range(longest):

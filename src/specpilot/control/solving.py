@@ -57,10 +57,12 @@ def decide(known: Inputs, key: Key) -> Decision:
     levels = by_node[: ceiling + 1]
     if not nodes:  # chains alone
         survive = survival(hazards, shift)
-        return _solve(known, key, theta, hazards, survive, levels, cost.draft_step_ms, cost.draft_start_ms)
+        step_ms, start_ms = cost.draft_step_ms / sharing, cost.draft_start_ms / sharing
+        return _solve(known, key, theta, hazards, survive, levels, step_ms, start_ms)
     judged = matched and context.trees
     looked_up = _looked_up(known, matched, ceiling) if judged else [0.0] * (ceiling + 1)
-    asked = 1.0 - looked_up[1]  # where text is found, the draft model is hardly asked
+    # Where text is found, the draft model is hardly asked; a draft step is one for all who share the pass.
+    asked = (1.0 - looked_up[1]) / sharing
     later = width == 1
     share = context.yields.share(branching=False, later=later)
     survive = list(map(max, _scaled(survival(hazards, shift), share), looked_up))
@@ -114,7 +116,7 @@ def _solve(
     costs[1] += theta * cost.draft_prefill_ms(behind - 1) / (later + 1)
     horizon = Horizon(wanted, later, known.ends.survival(max(wanted, ceiling) + 2))
     # A later pass has one new context token instead of the prompt; positions cost alike.
-    later_ms = cost.verify_ms(sharing) / sharing + cost.host_ms
+    later_ms = (cost.verify_ms(sharing) + cost.host_ms) / sharing
     later_costs = [theta * later_ms, *costs[1:]] if later else costs
     worth = increments(survive, horizon, later_costs, ceiling)
     tau, value, plain = best_length(survive, worth, costs)

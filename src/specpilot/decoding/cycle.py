@@ -126,8 +126,7 @@ class LiveExecutor:
     def run(self, plans: Sequence[CyclePlan]) -> list[CycleOutcome]:
         """One cycle for each plan, all in one target pass; outcomes in the plans' order.
 
-        In a shared pass ``verify_ms`` is the whole pass's and the same for everybody, ``host_ms`` each one's
-        equal part.
+        In a shared pass ``verify_ms`` and ``host_ms`` are everybody's, and so is a draft step's time.
 
         Raises:
             ValueError: for a request that was not added, or that has ended.
@@ -234,7 +233,8 @@ class LiveExecutor:
 
     def _outcomes(self, turns: Sequence[_Turn], began: float) -> list[CycleOutcome]:
         width = sum([turn.new_tokens for turn in turns]) if len(turns) > 1 else 0
-        drafting = sum([turn.draft.draft_ms + turn.draft.prefill_ms for turn in turns])
+        drafting = max([turn.draft.draft_ms for turn in turns], default=0.0)
+        drafting += sum([turn.draft.prefill_ms for turn in turns])
         verifying = max([turn.verify_ms for turn in turns], default=0.0)
         host_ms = max(0.0, (self._clock() - began) * 1000.0 - drafting - verifying)
         return [
@@ -253,7 +253,7 @@ class LiveExecutor:
                 context_tokens=turn.context_tokens,
                 batch_size=len(turns),
                 batch_tokens=width,
-                host_ms=host_ms / len(turns),
+                host_ms=host_ms,
                 ended=turn.request.ended,
                 draft_fault=turn.draft.fault,
                 side_proposed=len(turn.draft.block) - turn.main,

@@ -389,15 +389,16 @@ class ServeLoop:
 
 
 def duration_ms(outcomes: Sequence[CycleOutcome]) -> float:
-    """What a batch of cycles took: a shared pass counts once, everything else is each one's own part."""
-    shared, own = 0.0, 0.0
+    """What a batch of cycles took: those that shared a pass ran together, the others one by one."""
+    shared, alone = 0.0, 0.0
     for outcome in outcomes:
-        own += outcome.draft_ms + outcome.draft_prefill_ms + outcome.host_ms
+        alone += outcome.draft_prefill_ms  # each one's own, in a shared pass too
+        spent = outcome.draft_ms + outcome.verify_ms + outcome.host_ms
         if outcome.batch_size > 1:
-            shared = max(shared, outcome.verify_ms)
+            shared = max(shared, spent)
         else:
-            own += outcome.verify_ms
-    return shared + own
+            alone += spent
+    return shared + alone
 
 
 def _scheduled(info: RequestInfo) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 
 from specpilot.diagnosis.columns import TraceColumns
 from specpilot.diagnosis.findings import HEALTHY, Diagnosis, metrics
+from specpilot.diagnosis.speed import shared
 
 SHOWN = (
     "ms_per_token",
@@ -113,13 +114,12 @@ def _size(change: Change) -> float:
 
 
 def _parts(trace: TraceColumns) -> dict[str, float]:
-    """Mean time per cycle by part, in ms; a shared pass in equal parts."""
-    share = trace.verify_ms / trace.batch_size.clip(min=1)
+    """Mean time per cycle by part, in ms; what a shared pass and its drafting take in equal parts."""
     return {
-        "draft_ms_per_cycle": float(trace.draft_ms.mean()),
+        "draft_ms_per_cycle": float(shared(trace, trace.draft_ms).mean()),
         "draft_prefill_ms_per_cycle": float(trace.draft_prefill_ms.mean()),
-        "verify_ms_per_cycle": float(share.mean()),
-        "host_ms_per_cycle": float(trace.host_ms.mean()),
+        "verify_ms_per_cycle": float(shared(trace, trace.verify_ms).mean()),
+        "host_ms_per_cycle": float(shared(trace, trace.host_ms).mean()),
     }
 
 

@@ -96,10 +96,11 @@ def fit(trace: TraceColumns) -> SpeedModel:
         return _without_times(trace)
     narrow = good & decoding(trace)
     drafting = trace.drafted > 0
-    draft_ms = float(np.median(trace.draft_ms[drafting] / trace.drafted[drafting])) if drafting.any() else 0.0
+    steps = shared(trace, trace.draft_ms)
+    draft_ms = float(np.median(steps[drafting] / trace.drafted[drafting])) if drafting.any() else 0.0
     pass_ms, token_ms, widths = _pass_line(trace, narrow)
-    host_ms = float(np.mean(trace.host_ms))
-    spent = trace.draft_ms + trace.draft_prefill_ms + _share(trace) + trace.host_ms
+    host_ms = float(np.mean(shared(trace, trace.host_ms)))
+    spent = trace.draft_prefill_ms + shared(trace, trace.draft_ms + trace.verify_ms + trace.host_ms)
     wide = good & ~narrow
     excess = np.maximum(trace.verify_ms[wide] - pass_ms, 0.0).sum() + trace.draft_prefill_ms.sum()
     found, reached = hazards(trace)
@@ -139,9 +140,9 @@ def _without_times(trace: TraceColumns) -> SpeedModel:
     )
 
 
-def _share(trace: TraceColumns) -> Floats:
-    """A shared pass is charged to its requests in equal parts."""
-    return np.asarray(trace.verify_ms / np.maximum(trace.batch_size, 1))
+def shared(trace: TraceColumns, times_ms: Floats) -> Floats:
+    """What all that share a pass wait for together, charged to them in equal parts."""
+    return np.asarray(times_ms / np.maximum(trace.batch_size, 1))
 
 
 def _pass_line(trace: TraceColumns, narrow: Bools) -> tuple[float, float, int]:

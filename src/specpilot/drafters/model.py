@@ -35,6 +35,8 @@ class _Growing(Protocol):
     fed: int
     first_ms: float
     later_ms: float
+    cold: int
+    """Tokens that the first step's prefill was for, those of all blocks."""
 
     @property
     def steps(self) -> int:
@@ -74,6 +76,7 @@ class _Chain:
     fed: int = 0
     first_ms: float = 0.0
     later_ms: float = 0.0
+    cold: int = 0
 
     @property
     def steps(self) -> int:
@@ -122,6 +125,7 @@ class _Tree:
     fed: int = 0
     first_ms: float = 0.0
     later_ms: float = 0.0
+    cold: int = 0
 
     @property
     def steps(self) -> int:
@@ -296,35 +300,36 @@ class ModelDrafter:
         return _Tree(item, place, cache, growth, looked_up)
 
     def _step(self, growing: list[_Growing], start: float, first: bool) -> list[_Growing]:
-        """One draft step for all, everybody's ``first`` or nobody's; returns those that go on.
-
-        Each is charged for as much of it as it brings tokens.
-        """
+        """One draft step for all, everybody's ``first`` or nobody's; returns those that go on."""
         began = self._clock()
-        feeds = [block.feed() for block in growing]
-        logits = self._model.forward(feeds)
+        logits = self._model.forward([block.feed() for block in growing])
         kept = [block for block, rows in zip(growing, logits, strict=True) if block.take(rows)]
         ended = self._clock()
         # Drawing is part of a step's price, so it is part of its time.
         step_ms = (ended - began) * 1000.0
-        token_ms = step_ms / sum([len(feed.token_ids) for feed in feeds])
-        for block, feed in zip(growing, feeds, strict=True):
-            own_ms = token_ms * len(feed.token_ids)
+        cold = sum([_prefilled(block) for block in growing]) if first else 0
+        for block in growing:
             if first:
-                block.first_ms = own_ms
+                block.first_ms, block.cold = step_ms, cold
             else:
-                block.later_ms += own_ms
-        if not first or all(block.fed <= _STEP_TOKENS for block in growing):
-            self._step_ms = step_ms / len(growing)
+                block.later_ms += step_ms
+        if not cold:
+            self._step_ms = step_ms
         spent_ms = (ended - start) * 1000.0
         return [block for block in kept if block.goes_on(block.item.elapsed_ms + spent_ms)]
 
     def _finish(self, block: _Growing) -> Draft:
-        prefill_ms, prefill_tokens = 0.0, 0
-        if block.steps and block.fed > _STEP_TOKENS:
-            # The first pass did both; what is beyond the time of a plain step was prefill.
-            prefill_tokens = block.fed - 1
+        prefill_ms, beyond_ms, prefill_tokens = 0.0, 0.0, 0
+        if block.steps and block.cold:
+            # The first pass did both; what is beyond the time of a plain step was prefill, by its tokens.
+            prefill_tokens = _prefilled(block)
             later = block.steps - 1
             step_ms = block.later_ms / later if later else self._step_ms
-            prefill_ms = max(0.0, block.first_ms - step_ms)
-        return block.draft((block.first_ms + block.later_ms - prefill_ms, prefill_ms, prefill_tokens))
+            beyond_ms = max(0.0, block.first_ms - step_ms)
+            prefill_ms = beyond_ms * prefill_tokens / block.cold
+        return block.draft((block.first_ms + block.later_ms - beyond_ms, prefill_ms, prefill_tokens))
+
+
+def _prefilled(block: _Growing) -> int:
+    """Tokens that a block's first step brought into the draft's cache beside the one it drafts from."""
+    return block.fed - 1 if block.fed > _STEP_TOKENS else 0

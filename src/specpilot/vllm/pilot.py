@@ -78,7 +78,7 @@ class _Tracked:
     begun: bool = False
     stop: PlannedStop | None = None  # it is over after the pass that runs
     drafted: int = 0  # tokens drafted for the next pass
-    draft_ms: float = 0.0  # what that took, this request's share
+    draft_ms: float = 0.0  # what that took, for all that were drafted for
     catch_up_ms: float = 0.0
     catch_up_tokens: int = 0
 
@@ -186,7 +186,7 @@ class Pilot:
     def observe(self, passes: Sequence[Pass], times: StepTimes, draft_length: int, *, now: float) -> None:
         """A step is over: learn from its passes, and keep what its drafting took for the next ones."""
         width = sum(done.width for done in passes)
-        host_ms = max(0.0, times.wall_ms - times.target_ms - times.draft_ms) / max(1, len(passes))
+        host_ms = max(0.0, times.wall_ms - times.target_ms - times.draft_ms)
         outcomes = []
         self.counters.physical_passes += bool(passes)
         for done in passes:
@@ -244,11 +244,12 @@ class Pilot:
         counters.emitted += done.emitted
 
     def _keep_draft_times(self, passes: Sequence[Pass], draft_ms: float, draft_length: int) -> None:
-        """Share the step's drafting among the requests it was done for.
+        """Note the step's drafting with the requests it was done for.
 
-        The drafter first runs over the tokens that are new to it, then steps. Where a prompt is among them
-        the two are told apart in the proportion that the cost model expects. Elsewhere what a step costs that
-        drafts nothing (vLLM runs the draft once even then) is not the drafts' cost: it would be paid anyway.
+        Its steps are one for all of them; catching up is shared out. The drafter first runs over the
+        tokens that are new to it, then steps. Where a prompt is among them the two are told apart in the
+        proportion that the cost model expects. Elsewhere what a step costs that drafts nothing (vLLM runs
+        the draft once even then) is not the drafts' cost: it would be paid anyway.
         """
         drafting = [done for done in passes if done.drafting and done.request_id in self._tracked]
         if not drafting or draft_ms <= 0.0:
@@ -256,20 +257,18 @@ class Pilot:
         if any(done.prefill for done in drafting):
             self._tell_apart(drafting, draft_ms, draft_length)
             return
-        count = len(drafting)
         if draft_length:
             # The forward that is made anyway gives the first token: it counts as that one's step.
-            step_ms = count * self.controller.cost.draft_step_ms
-            catch_up = min(draft_ms, max(0.0, self._idle_draft_ms - step_ms))
+            catch_up = min(draft_ms, max(0.0, self._idle_draft_ms - self.controller.cost.draft_step_ms))
         else:
             seen = self._idle_draft_ms
             self._idle_draft_ms = seen + IDLE_RATE * (draft_ms - seen) if seen else draft_ms
             catch_up = draft_ms
         for done in drafting:
             tracked = self._tracked[done.request_id]
-            tracked.draft_ms = (draft_ms - catch_up) / count
+            tracked.draft_ms = draft_ms - catch_up
             if catch_up:
-                tracked.catch_up_tokens, tracked.catch_up_ms = done.emitted, catch_up / count
+                tracked.catch_up_tokens, tracked.catch_up_ms = done.emitted, catch_up / len(drafting)
 
     def _tell_apart(self, drafting: Sequence[Pass], draft_ms: float, draft_length: int) -> None:
         cost = self.controller.cost
@@ -278,7 +277,7 @@ class Pilot:
         for done in drafting:
             tokens = done.width if done.prefill else (0 if draft_length else done.emitted)
             parts.append((tokens, cost.draft_prefill_ms(tokens)))
-        expected = sum(step_ms + catch_up for _, catch_up in parts)
+        expected = step_ms + sum(catch_up for _, catch_up in parts)
         if expected <= 0.0:
             return
         scale = draft_ms / expected
