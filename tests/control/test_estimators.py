@@ -485,3 +485,18 @@ def test_a_night_without_requests_is_forgotten_in_a_few_hundred_cycles() -> None
             now += 0.01
             price.cycle(3.0, 10.0, now)
         assert price.price(0, 200.0) > 0.75 * price.busy_rate
+
+
+def test_what_a_tree_costs_the_host_more_than_a_chain_is_part_of_its_start() -> None:
+    """Chains take the host 0.2 ms, trees 0.35: 0.15 ms of a tree's price, and none of a chain's."""
+    cost = CostModel()
+    for _ in range(100):
+        cost.observe_host(0.2)
+        cost.observe_host(0.35, branching=True)
+        cost.observe_draft(4, 1.0, 0, 0.0)
+        cost.observe_draft(4, 1.0, 0, 0.0, branching=True)
+    assert cost.host_ms == pytest.approx(0.2, rel=1e-3)
+    assert cost.tree_start_ms - cost.draft_start_ms == pytest.approx(0.15, rel=1e-3)
+    for _ in range(100):  # no cheaper than a chain: what is less is noise
+        cost.observe_host(0.1, branching=True)
+    assert cost.tree_start_ms == pytest.approx(cost.draft_start_ms, abs=1e-4)

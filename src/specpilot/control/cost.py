@@ -239,6 +239,7 @@ class CostModel:
         self._draft_prefill = CostCurve(profile.draft_prefill_ms)
         self._context = ContextSlope()
         self.host_ms = 0.0
+        self._tree_host_ms = 0.0  # beyond that, where a tree is verified, walked along and committed
         self.verify_upper = UpperQuantile()
         self.calibrated = False
         """Whether enough passes were measured to refuse work on the strength of a prediction."""
@@ -260,8 +261,8 @@ class CostModel:
 
     @property
     def tree_start_ms(self) -> float:
-        """What a branching block costs the drafter before its first step."""
-        return self._tree_draft.start_ms
+        """What a branching block costs before its first step, with what it costs the host more than a chain."""
+        return self._tree_draft.start_ms + self._tree_host_ms
 
     @property
     def draft_upper(self) -> UpperQuantile:
@@ -342,6 +343,10 @@ class CostModel:
         if prefill_tokens and prefill_ms > 0.0:
             self._draft_prefill.observe(prefill_tokens, prefill_ms)
 
-    def observe_host(self, host_ms: float) -> None:
-        """Learn the cycle's time outside the models."""
-        self.host_ms += 0.1 * (min(host_ms, 4.0 * self.host_ms + 1.0) - self.host_ms)
+    def observe_host(self, host_ms: float, *, branching: bool = False) -> None:
+        """Learn the cycle's time outside the models; ``branching``: it had a token tree."""
+        if branching:
+            more = min(host_ms, 4.0 * (self.host_ms + self._tree_host_ms) + 1.0) - self.host_ms
+            self._tree_host_ms += 0.1 * (max(0.0, more) - self._tree_host_ms)
+        else:
+            self.host_ms += 0.1 * (min(host_ms, 4.0 * self.host_ms + 1.0) - self.host_ms)

@@ -60,15 +60,16 @@ class Estimates:
         share = outcome.verified_tokens / max(1, width)
         if outcome.verify_ms > 0.0 and not again:
             self.cost.observe_verify(width, outcome.context_tokens, outcome.verify_ms)
+        branching = plan.tree is not None and plan.tree.branching
         if asked and not outcome.draft_fault:
             self.cost.observe_draft(
                 outcome.drafted,
                 outcome.draft_ms,
                 outcome.draft_prefill_tokens,
                 outcome.draft_prefill_ms,
-                branching=plan.tree is not None and plan.tree.branching,
+                branching=branching,
             )
-        self.cost.observe_host(outcome.host_ms)
+        self.cost.observe_host(outcome.host_ms, branching=branching)
         together_ms = (outcome.draft_ms + outcome.host_ms) / max(1, outcome.batch_size)
         engine_ms = together_ms + outcome.draft_prefill_ms + outcome.verify_ms * share
         price = self.pass_price.price(pool_fill) if plan.from_pool else 0.0
