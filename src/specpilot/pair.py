@@ -92,7 +92,7 @@ class Pair:
         draft_timeout_ms: after this a draft counts as hung.
         drafter: ``"model"``; ``"lookup"``: the draft model is not used, the text so far proposes; ``"both"``:
             one token tree holds what both propose, and where a repetition is likely enough the model is not
-            asked (unless ``config`` says otherwise with up to 32 nodes).
+            asked (unless ``config`` says otherwise with up to 64 nodes).
         clock: what time it is; default: the machine's.
 
     Raises:

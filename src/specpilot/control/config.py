@@ -18,7 +18,7 @@ class Mode(StrEnum):
     """The planner."""
 
 
-TREE_NODES = 32
+TREE_NODES = 64
 """``max_nodes`` where token trees are used and nobody says how large."""
 TREE_LOOKUP = 24
 """``lookup_depth``, likewise."""
@@ -116,7 +116,7 @@ class ControllerConfig:
         self._require("mode", self.mode in tuple(Mode), "off, shadow or on", "use on")
         self._require("static_draft", 0 <= self.static_draft <= 32, "0…32", "4 is typical")
         self._require("max_batch", self.max_batch >= 1, "≥ 1", "use 1 for one request at a time")
-        self._require("max_nodes", 0 <= self.max_nodes <= 64, "0…64", "use 0 for chains; 32 is typical")
+        self._require("max_nodes", 0 <= self.max_nodes <= 256, "0…256", "use 0 for chains; 64 is typical")
         self._require(
             "lookup_depth",
             0 <= self.lookup_depth <= self.max_nodes,

@@ -26,6 +26,9 @@ EASY_SHIFT = 1.0
 the confidence stop decides."""
 RARELY = 0.03
 """S_k beyond which a block hardly ever gets: what comes there adds nothing to its worth."""
+COUNTED_NODES = 32
+"""Nodes that a tree of any depth is taken to have at most: where time has its price a deep one is stopped before it
+is so large, and where it has none further nodes cost nothing."""
 NO_PRICE = -(10**6)
 """Stands for log 0 in a decision's key."""
 
@@ -73,7 +76,8 @@ def decide(known: Inputs, key: Key) -> Decision:
         return chain
     widened = context.branches.widened(hazards)
     breadth = context.branches.breadth
-    levels = [by_node[min(round(level * breadth), len(by_node) - 1)] for level in range(ceiling + 1)]
+    most = min(COUNTED_NODES, len(by_node) - 1)
+    levels = [by_node[min(round(level * breadth), most)] for level in range(ceiling + 1)]
     share = context.yields.share(branching=True, later=later)
     survive = list(map(max, _scaled(survival(widened, shift), share), looked_up))
     step_ms, start_ms = cost.tree_step_ms * asked, cost.tree_start_ms * asked
