@@ -265,7 +265,7 @@ def test_learnt_branches_survive_a_snapshot() -> None:
     assert tree.right(2, 0.7) > TreeRule().right(2, 0.7)
 
 
-@pytest.mark.parametrize(("nodes", "lookup"), [(-1, 0), (65, 0), (4, 5)])
+@pytest.mark.parametrize(("nodes", "lookup"), [(-1, 0), (257, 0), (4, 5)])
 def test_bad_configurations(nodes: int, lookup: int) -> None:
     with pytest.raises(ValueError, match=r"max_nodes|lookup_depth"):
         ControllerConfig(max_nodes=nodes, lookup_depth=lookup)
