@@ -85,6 +85,8 @@ def snippets(page: Path) -> list[str]:
     return [text for kind, text in BLOCK.findall(page.read_text(encoding="utf-8")) if kind == "python"]
 
 
+# The page with most benchmarks takes two minutes on an idle core and three times that beside other work.
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_run_in_the_order_in_which_they_stand(page: Path, tmp_path: Path) -> None:
     """A page's commands run one after the other in an empty folder, made small."""
