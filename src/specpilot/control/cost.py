@@ -261,7 +261,7 @@ class CostModel:
 
     @property
     def tree_start_ms(self) -> float:
-        """What a branching block costs before its first step, with what it costs the host more than a chain."""
+        """What a branching block costs before its first step, and the host beyond what a chain costs it."""
         return self._tree_draft.start_ms + self._tree_host_ms
 
     @property

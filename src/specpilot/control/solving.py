@@ -27,8 +27,8 @@ the confidence stop decides."""
 RARELY = 0.03
 """S_k beyond which a block hardly ever gets: what comes there adds nothing to its worth."""
 COUNTED_NODES = 32
-"""Nodes that a tree of any depth is taken to have at most: where time has its price a deep one is stopped before it
-is so large, and where it has none further nodes cost nothing."""
+"""Nodes that a tree of any depth is taken to have at most: where time has its price a deep one is stopped
+before it is so large, and where it has none further nodes cost nothing."""
 NO_PRICE = -(10**6)
 """Stands for log 0 in a decision's key."""
 
