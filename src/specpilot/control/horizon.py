@@ -101,7 +101,7 @@ def future_values(
     size = len(goes_on)
     if not passes:
         return [0.0] * size
-    if passes >= size - 1 and passes > 1:
+    if passes >= size - 1:
         return _every_token(survive, goes_on, costs)
     earned = [s * g - c for s, g, c in zip(survive, goes_on, costs, strict=False)]
     values = _last_pass(accumulate(earned), size)
