@@ -35,10 +35,9 @@ from benchmarks.paired import Account, ratio
 from specpilot.control import ControllerConfig
 from specpilot.demo.live import LiveRun, Material, lossless
 from specpilot.demo.pair_engine import PairEngine, load_engine
-from specpilot.demo.runner import fitted
 from specpilot.demo.workload import Arrival, bundled_prompts, make_arrivals
 from specpilot.simulation.costs import EngineCosts
-from specpilot.simulation.measure import measure_costs
+from specpilot.simulation.measure import fitted, measure_costs
 from specpilot.simulation.policies import replay_policy
 from specpilot.simulation.record import Recorder
 from specpilot.simulation.replay import ReplayRequest

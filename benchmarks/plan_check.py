@@ -22,9 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from specpilot.control import ControllerConfig
 from specpilot.demo.live import LiveRun, Material
 from specpilot.demo.pair_engine import load_engine
-from specpilot.demo.runner import fitted
 from specpilot.demo.workload import bundled_prompts, make_arrivals
-from specpilot.simulation.measure import measure_costs
+from specpilot.simulation.measure import fitted, measure_costs
 from specpilot.simulation.record import Recorder
 from specpilot.simulation.results import PolicyResult
 from specpilot.sizing import make_plan

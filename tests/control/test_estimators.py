@@ -39,6 +39,18 @@ def test_hazard_discount() -> None:
     assert table._estimate(1)[0] == pytest.approx(1.375 / 2.875)
 
 
+def test_one_heavy_observation_is_still_one() -> None:
+    """One rejection in an open block, weighed as eight: a position was given up for three hundred cycles."""
+    table = HazardTable(prior=0.6, discount=0.999999, shrinkage=4.0)
+    table.observe(1, 0.0, weight=8.0)
+    # As (0 + 4·0.6) ÷ (1 + 4), not (0 + 4·0.6) ÷ (8 + 4).
+    assert table._estimate(1)[0] == pytest.approx(0.48, abs=1e-4)
+    for _ in range(8):
+        table.observe(1, 1.0)
+    # Weights 8, 1 × 8: as 16² ÷ 72 = 3.56 observations of which half were accepted.
+    assert table._estimate(1)[0] == pytest.approx((3.556 * 0.5 + 4 * 0.6) / (3.556 + 4), abs=1e-3)
+
+
 def test_a_context_leans_on_the_pooled_table() -> None:
     pooled = HazardTable(prior=0.5, discount=0.999999, shrinkage=2.0)
     own = HazardTable(prior=0.5, discount=0.999999, shrinkage=2.0, parent=pooled)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from specpilot.models.base import FloatArray, ForwardItem
-from specpilot.simulation.measure import _costs, measure_costs
+from specpilot.simulation.measure import _costs, _rising, measure_costs
 from specpilot.simulation.record import Recorder
 
 VOCAB = 16
@@ -162,9 +162,37 @@ def test_a_short_context_measures_what_fits() -> None:
         measure_costs(ToyLM(count_up), ToyLM(count_up), rounds=0)
 
 
+def test_the_first_draft_step_after_a_target_pass_is_told_apart() -> None:
+    """Measured alone between target passes, a step looked two to three times as dear as a block's steps are."""
+    times = {("step", 1, 0): 0.30, ("step", 2, 0): 0.10, ("step", 3, 0): 0.14, ("step", 1, 128): 0.34}
+    times |= {("step", 2, 128): 0.14, ("step", 3, 128): 0.18}
+    times |= {("target", 1, 0): 5.0, ("draft", 1, 0): 0.12, ("draft", 32, 0): 0.4}
+    costs = _costs(times, "made up")
+    assert costs.draft_start == pytest.approx(0.18)
+    assert [costs.draft_step(context) for context in (0, 64, 128)] == pytest.approx([0.12, 0.14, 0.16])
+    assert costs.draft_ms(3, 0) == pytest.approx(0.54)  # of which 0.30 + 0.10 + 0.14 were measured
+
+
+def test_steps_and_passes_are_measured_in_the_order_of_a_cycle() -> None:
+    order: list[tuple[str, int, int]] = []
+
+    class Named(ToyLM):
+        def forward(self, items: Sequence[ForwardItem]) -> list[FloatArray]:
+            order.append((self.name, len(items[0].cache.token_ids), len(items[0].token_ids)))
+            return super().forward(items)
+
+    target, draft = Named(count_up, 100), Named(count_up, 100)
+    target.name, draft.name = "target", "draft"
+    measure_costs(target, draft, rounds=1)
+    steps = [("draft", held, 1) for held in range(8)]
+    assert order[:10] == [*steps, ("draft", 0, 1), ("target", 0, 1)]
+    assert ("draft", 0, 32) in order  # a prompt is read before the first step
+    at = order.index(("draft", 0, 32))
+    assert order[at : at + 10] == [("draft", 0, 32), *steps, ("target", 0, 32)]
+
+
 def test_a_dip_in_the_measured_times_is_noise() -> None:
     """A falling last segment, extended, would make a long context free (seen on a noisy machine)."""
-    medians = {("target", 1, 0): 5.0, ("target", 1, 128): 4.0, ("draft", 1, 0): 0.5, ("draft", 1, 128): 0.3}
-    costs = _costs(medians, "made up")
-    assert costs.draft_step(1000) == 0.5
-    assert costs.verify_ms(1, 1000) == 5.0
+    table = _rising([(0, 5.0), (128, 4.0), (384, 6.0)])
+    assert [table(at) for at in (0, 128, 384)] == [4.5, 4.5, 6.0]
+    assert _rising([(0, 5.0), (128, 4.0)])(1000) == 4.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,9 @@ import typer
 
 from specpilot.cli.options import DraftOption, TargetOption
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
+
+SERVED = 16
+"""Prompts that are also served, to measure what cycles take that really run."""
 
 
 def run(
@@ -39,6 +43,7 @@ def run(
     Exit status 1 if the engine is inconsistent: its choice at a position depends on how the tokens were
     split into passes (near-ties apart), so that a replay would not be exact.
     """
+    from specpilot.demo.live import service_costs
     from specpilot.demo.pair_engine import load_engine
     from specpilot.simulation.costs import write_costs
     from specpilot.simulation.measure import measure_costs
@@ -52,20 +57,22 @@ def run(
         raise ValueError(f"limit: {limit} is not ≥ 1; give a count, or leave it out")
     wanted = read_prompts(prompts)[:limit]
     screen = console(json_target)
-    traces = []
-    inconsistent = 0
     with progress(screen) as bar:
         task = bar.add_task("recording", total=len(wanted))
         loaded = load_engine(engine, target, draft)
         recorder = Recorder(loaded.target, loaded.draft)
-        for name, label, text in wanted:
-            recording = recorder.record(name, loaded.encode(text), max_tokens, label=label)
-            traces.append(recording.trace)
-            inconsistent += recording.inconsistent
+        tokens = {name: loaded.encode(text) for name, _, text in wanted}
+        recordings = {}
+        for name, label, _ in wanted:
+            recordings[name] = recorder.record(name, tokens[name], max_tokens, label=label)
             bar.advance(task)
         if costs is not None:
             bar.update(task, description="measuring the engine")
-            write_costs(costs, measure_costs(loaded.target, loaded.draft, engine=loaded.name))
+            bare = measure_costs(loaded.target, loaded.draft, engine=loaded.name)
+            some = dict(islice(recordings.items(), SERVED))
+            write_costs(costs, service_costs(loaded, tokens, some, bare))
+    traces = [recording.trace for recording in recordings.values()]
+    inconsistent = sum(recording.inconsistent for recording in recordings.values())
     write_agreement(out, traces)
     bits = [bit for trace in traces for bit in trace.agree]
     agreement = sum(bit or 0 for bit in bits) / len(bits)

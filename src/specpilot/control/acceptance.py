@@ -38,8 +38,10 @@ _MAX_WEIGHT = 8.0
 class HazardTable:
     """Discounted Bernoulli counts by position, shrunk to a parent table (or to the prior).
 
-    ``accepted[k−1]`` and ``reached[k−1]`` are the discounted counts of position k. With weight m of
-    the parent's estimate p_k, h_k = (accepted + m·p_k) ÷ (reached + m).
+    ``accepted[k−1]`` and ``reached[k−1]`` are the discounted counts of position k, and ``squares[k−1]`` those
+    with each weight squared, so that reached² ÷ squares observations of equal weight would say as much (Kish
+    1965). With the parent's estimate p_k for m more of the like, m' = m · squares ÷ reached,
+    h_k = (accepted + m'·p_k) ÷ (reached + m').
     """
 
     prior: float
@@ -48,6 +50,7 @@ class HazardTable:
     parent: HazardTable | None = None
     accepted: list[float] = field(default_factory=list)
     reached: list[float] = field(default_factory=list)
+    squares: list[float] = field(default_factory=list)
     _hazards: list[float] = field(default_factory=list)
     _stale: int = 0
     _alone: bool = False
@@ -59,15 +62,17 @@ class HazardTable:
         while len(self.reached) < position:
             self.accepted.append(0.0)
             self.reached.append(0.0)
+            self.squares.append(0.0)
         index = position - 1
         keep = self.discount**weight
         self.accepted[index] = self.accepted[index] * keep + value * weight
         self.reached[index] = self.reached[index] * keep + weight
+        self.squares[index] = self.squares[index] * keep + weight * weight
         self._stale += 1
 
     def restart(self) -> None:
         """Forget everything, the parent too until there is evidence again: the context has changed."""
-        self.accepted, self.reached, self._hazards = [], [], []
+        self.accepted, self.reached, self.squares, self._hazards = [], [], [], []
         self._alone = True
 
     def hazards(self, count: int) -> list[float]:
@@ -89,7 +94,6 @@ class HazardTable:
         return (sum(self.accepted) + self.shrinkage * prior) / (sum(self.reached) + self.shrinkage)
 
     def _estimate(self, count: int) -> list[float]:
-        weight = self.shrinkage
         known = min(count, len(self.reached))
         result: list[float] = []
         if self._alone and known and self.reached[0] >= REJOIN:
@@ -97,13 +101,18 @@ class HazardTable:
         if self.parent is None or self._alone:
             previous = self.prior
             for index in range(known):
-                previous = (self.accepted[index] + weight * previous) / (self.reached[index] + weight)
+                previous = self._shrunk(index, previous)
                 result.append(previous)
             return result + [previous] * (count - known)
         result = self.parent.hazards(count)
         for index in range(known):
-            result[index] = (self.accepted[index] + weight * result[index]) / (self.reached[index] + weight)
+            result[index] = self._shrunk(index, result[index])
         return result
+
+    def _shrunk(self, index: int, towards: float) -> float:
+        reached = self.reached[index]
+        weight = self.shrinkage * self.squares[index] / reached
+        return (self.accepted[index] + weight * towards) / (reached + weight)
 
 
 def survival(hazards: Sequence[float], shift: float = 0.0) -> list[float]:

@@ -25,7 +25,7 @@ from specpilot.control.ending import EndHazard
 from specpilot.control.health import Backoff, Breaker, Fallback, Trials
 from specpilot.control.latency import DeadlineTracker, TimePrice
 
-VERSION = 8
+VERSION = 9
 
 BLANK: dict[str, Callable[[], object]] = {
     "AcceptanceModel": lambda: AcceptanceModel(0.5, 0.5, 1.0, 2),

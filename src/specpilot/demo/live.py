@@ -12,7 +12,9 @@ from specpilot.demo.engine import Engine, LiveExecutor, LiveRequest
 from specpilot.demo.workload import Arrival
 from specpilot.drafters.lookup import LookupDrafter
 from specpilot.models.base import common_prefix
+from specpilot.simulation.costs import EngineCosts
 from specpilot.simulation.drive import PausableClock, request_record, serve
+from specpilot.simulation.measure import fitted
 from specpilot.simulation.observed import ObservedController
 from specpilot.simulation.policies import make_planner
 from specpilot.simulation.record import Recording
@@ -21,6 +23,9 @@ from specpilot.simulation.results import PolicyResult, RequestRecord, summarise
 from specpilot.simulation.stream import first_guess
 from specpilot.trace.agreement import NEAR_TIE_MARGIN, AgreementTrace
 from specpilot.trace.cycles import CycleRecord
+
+NO_SLO_MS = 3_600_000.0
+"""An end-to-end latency that nothing misses."""
 
 
 @dataclass(slots=True)
@@ -109,6 +114,30 @@ class LiveRun:
     def latencies_ms(self) -> list[float]:
         """Latencies of all answers."""
         return [record.e2e_ms for record in self.records() if record.cause is not None]
+
+
+def service_costs(
+    engine: Engine,
+    prompts: Mapping[str, Sequence[int]],
+    recordings: Mapping[str, Recording],
+    bare: EngineCosts,
+) -> EngineCosts:
+    """Costs of bare passes, scaled to the cycles of requests that are served one after another.
+
+    With neither a budget nor a deadline: a machine that is too slow for its promises can be measured too.
+    """
+    free = ControllerConfig(pass_budget=math.inf, slo_p95_ms=NO_SLO_MS)
+    requests = [
+        ReplayRequest(name, recording.trace, len(recording.trace.agree), 0.0)
+        for name, recording in recordings.items()
+    ]
+    live = {
+        request.request_id: LiveRequest(tuple(prompts[request.request_id]), request.max_tokens, None)
+        for request in requests
+    }
+    run = LiveRun("specpilot", engine, free, live, requests)
+    run.serve(requests, closed_loop=True)
+    return fitted(bare, run.controller.cycle_records)
 
 
 def lossless(runs: Mapping[str, LiveRun], material: Material, arrivals: Sequence[Arrival]) -> tuple[int, int]:

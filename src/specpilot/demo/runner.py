@@ -13,7 +13,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import median
 
 from specpilot.control import ControllerConfig
 from specpilot.control.config import TREE_LOOKUP, TREE_NODES
@@ -23,12 +22,11 @@ from specpilot.demo.outcome import DemoOutcome
 from specpilot.demo.workload import Arrival, bundled_prompts, make_arrivals
 from specpilot.simulation.baselines import STATIC_NAMES
 from specpilot.simulation.costs import EngineCosts
-from specpilot.simulation.measure import measure_costs
+from specpilot.simulation.measure import fitted, measure_costs
 from specpilot.simulation.policies import POLICY_NAMES, TREE_NAMES, replay_all
 from specpilot.simulation.record import Recorder, Recording
 from specpilot.simulation.replay import LIMITS, ReplayRequest
 from specpilot.simulation.results import PolicyResult, best_of
-from specpilot.trace.cycles import CycleRecord
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it, and how much there is."""
@@ -149,28 +147,6 @@ def _capacity(
     )
     run.serve(requests, closed_loop=True)
     return len(run.controller.summaries) / run.clock.now(), fitted(bare, run.controller.cycle_records)
-
-
-def fitted(bare: EngineCosts, cycles: Sequence[CycleRecord]) -> EngineCosts:
-    """Costs of bare forward passes, scaled to what cycles took that really ran (median ratios).
-
-    A cycle's draft step also computes a distribution, its pass finds colder caches than a benchmark's.
-    """
-    drafts = [
-        cycle.draft_ms / (cycle.drafted * bare.draft_step(cycle.prompt_tokens))
-        for cycle in cycles
-        if cycle.drafted and cycle.draft_ms > 0.0
-    ]
-    passes = [
-        cycle.verify_ms / bare.verify_ms(cycle.verified_tokens, cycle.context_tokens)
-        for cycle in cycles
-        if cycle.verify_ms > 0.0
-    ]
-    return bare.scaled(
-        draft=median(drafts) if drafts else 1.0,
-        verify=median(passes) if passes else 1.0,
-        host=median(cycle.host_ms for cycle in cycles) if cycles else 0.0,
-    )
 
 
 def _run_live(

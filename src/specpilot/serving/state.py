@@ -79,4 +79,6 @@ def measure_engine(controller: Controller, target: CausalLM, draft: CausalLM) ->
         for width in KNOTS:
             if width <= limit:
                 cost.observe_verify(width, 0, costs.verify_ms(width, 0))
-                cost.observe_draft(1, costs.draft_step(0), width, costs.draft_forward(width))
+                cost.observe_draft(0, 0.0, width, costs.draft_forward(width))
+        for steps in range(1, 9):
+            cost.observe_draft(steps, costs.draft_ms(steps, 0), 0, 0.0)

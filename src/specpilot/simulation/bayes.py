@@ -134,7 +134,8 @@ class Bayes:
         catch_up = 0.0
         if view.draft_behind_tokens > 2:
             catch_up = max(0.0, costs.draft_forward(view.draft_behind_tokens) - step_ms)
-        drafting = self.table(block, known.belief)[0][-1] - theta * catch_up / (later + 1)
+        starting = costs.draft_start + catch_up / (later + 1)
+        drafting = self.table(block, known.belief)[0][-1] - theta * starting
         plain = worth[0] - theta * pass_ms
         numbers = {"theta": theta, "gain": drafting, "lambda": view.pass_price}
         bid = plain + max(0.0, drafting)

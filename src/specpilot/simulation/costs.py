@@ -58,10 +58,10 @@ class Table:
 class EngineCosts:
     """What one engine takes for one pair, in milliseconds.
 
-    ``draft_step`` is one draft token by cached context; ``draft_forward`` a draft pass over many tokens
-    (prefill, its step included); ``verify`` maps the width of a target pass (new tokens: block, or prompt
-    and block) to a table by cached context; ``host`` is a cycle's time outside the models. ``engine``
-    says what was measured.
+    ``draft_step`` is one draft token by cached context, ``draft_start`` what the first of a block takes
+    beyond that; ``draft_forward`` a draft pass over many tokens (prefill, its step included); ``verify`` maps
+    the width of a target pass (new tokens: block, or prompt and block) to a table by cached context; ``host``
+    is a cycle's time outside the models. ``engine`` says what was measured.
     """
 
     draft_step: Table
@@ -69,6 +69,7 @@ class EngineCosts:
     verify: tuple[tuple[float, Table], ...]
     host: float = 0.0
     engine: str = ""
+    draft_start: float = 0.0
 
     def __post_init__(self) -> None:
         widths = [width for width, _ in self.verify]
@@ -76,8 +77,9 @@ class EngineCosts:
             raise ValueError(
                 f"verify: widths {widths} are not strictly ascending and at least one; sort them"
             )
-        if not (math.isfinite(self.host) and self.host >= 0.0):
-            raise ValueError(f"host: {self.host} is not ≥ 0 and finite; give milliseconds")
+        for name, ms in (("host", self.host), ("draft_start", self.draft_start)):
+            if not (math.isfinite(ms) and ms >= 0.0):
+                raise ValueError(f"{name}: {ms} is not ≥ 0 and finite; give milliseconds")
 
     def verify_ms(self, new_tokens: int, context_tokens: int) -> float:
         """One target pass over ``new_tokens`` behind ``context_tokens`` cached ones."""
@@ -92,6 +94,10 @@ class EngineCosts:
         first = below(context_tokens)
         return max(0.0, first + (above(context_tokens) - first) * share)
 
+    def draft_ms(self, steps: int, context_tokens: int) -> float:
+        """Drafting a block of ``steps`` ≥ 1 behind so many cached tokens, prefill apart."""
+        return self.draft_start + steps * self.draft_step(context_tokens)
+
     def scaled(self, *, draft: float = 1.0, verify: float = 1.0, host: float | None = None) -> EngineCosts:
         """The same costs with all draft times, all verify times multiplied, and another host time.
 
@@ -103,6 +109,7 @@ class EngineCosts:
             verify=tuple((width, table.scaled(verify)) for width, table in self.verify),
             host=self.host if host is None else host,
             engine=self.engine,
+            draft_start=self.draft_start * draft,
         )
 
     @classmethod
@@ -143,6 +150,7 @@ class EngineCosts:
             "version": VERSION,
             "engine": self.engine,
             "host_ms": self.host,
+            "draft_start_ms": self.draft_start,
             "draft_step_ms": asdict(self.draft_step),
             "draft_forward_ms": asdict(self.draft_forward),
             "verify_ms": [{"new_tokens": width, **asdict(table)} for width, table in self.verify],
@@ -172,6 +180,7 @@ class EngineCosts:
             ),
             host=_number(record.get("host_ms", 0.0), "host_ms"),
             engine=str(record.get("engine", "")),
+            draft_start=_number(record.get("draft_start_ms", 0.0), "draft_start_ms"),
         )
 
 

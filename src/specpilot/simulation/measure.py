@@ -2,24 +2,34 @@
 
 Interleaved medians: every shape is run once per round, so that a slow second of the machine hits all
 shapes alike, and the median over rounds drops what a single preemption did.
+
+Shapes come in the order in which a cycle runs them, a block of draft steps and then a target pass: the first
+step after a pass finds its weights pushed out of the processor's caches and takes up to twice a later one's
+time, and a pass after drafting takes more than passes in a row do.
 """
 
 from __future__ import annotations
 
 import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 
 from specpilot.models.base import CausalLM, ForwardItem
 from specpilot.simulation.costs import EngineCosts, Table
+from specpilot.trace.cycles import CycleRecord
 
 BLOCKS = (1, 2, 4, 8, 16)
-"""Widths of a pass that verifies a block behind a cached context."""
+"""Widths of a pass that verifies a block behind a cached context, and of a tree's draft step."""
 PREFILLS = (32, 64, 128, 256, 384)
 """Widths of a pass that carries a prompt."""
 CONTEXTS = (0, 128, 384)
 """Cached tokens behind which block-sized passes are measured."""
+STEPS = 8
+"""Draft steps in a row before each target pass."""
+
+Times = dict[tuple[str, int, int], float]
+"""Milliseconds by ("step", place in its block, cached context) or ("draft" or "target", width, context)."""
 
 
 def measure_costs(
@@ -44,72 +54,126 @@ def measure_costs(
     """
     if rounds < 1:
         raise ValueError(f"rounds: {rounds} is not ≥ 1; 5 is typical")
-    shapes = _shapes(target, draft)
-    times: dict[tuple[str, int, int], list[float]] = {shape: [] for shape in shapes}
-    models = {"target": target, "draft": draft}
-    caches = {name: model.new_cache() for name, model in models.items()}
-    for round_index in range(rounds + 1):
-        for shape in shapes:
-            name, width, context = shape
-            model, cache = models[name], caches[name]
-            held = len(cache.token_ids)
-            if held < context:
-                model.forward(
-                    [ForwardItem(cache, _tokens(model, held, context), logits_from=context - held - 1)]
-                )
-            cache.truncate(context)
-            # A cycle wants logits for the block only, at most 17 rows.
-            item = ForwardItem(
-                cache, _tokens(model, context, context + width), logits_from=max(0, width - 17)
-            )
-            start = clock()
-            model.forward([item])
-            if round_index:
-                times[shape].append((clock() - start) * 1000.0)
-    medians = {shape: statistics.median(values) for shape, values in times.items()}
-    return _costs(medians, engine)
-
-
-def _shapes(target: CausalLM, draft: CausalLM) -> list[tuple[str, int, int]]:
-    """(model, width, cached context), contexts ascending so that the cache grows only once a round."""
     limit = min(target.context_limit, draft.context_limit)
-    shapes: list[tuple[str, int, int]] = []
-    for context in CONTEXTS:
-        widths: Sequence[int] = (*BLOCKS, *PREFILLS) if context == 0 else (*BLOCKS, *PREFILLS[:2])
-        shapes += [("target", width, context) for width in widths if context + width <= limit]
-        shapes += [("draft", width, context) for width in widths if context + width <= limit]
-    if not shapes:
+    if limit < 1:
         raise ValueError(f"context_limit: {limit} is not ≥ 1; the models cannot hold a token")
-    return shapes
+    times: dict[tuple[str, int, int], list[float]] = defaultdict(list)
+    timers = {"target": _Timer(target, clock), "draft": _Timer(draft, clock)}
+    for round_index in range(rounds + 1):
+        for cycle in _cycles(limit):
+            for name, width, context in cycle:
+                # A step goes on where the one before it ended.
+                place = (width, context) if name != "step" else (1, context + width - 1)
+                taken = timers["target" if name == "target" else "draft"](*place)
+                if round_index:
+                    times[name, width, context].append(taken)
+    return _costs({shape: statistics.median(values) for shape, values in times.items()}, engine)
 
 
-def _tokens(model: CausalLM, start: int, end: int) -> list[int]:
-    """Any tokens will do: the time does not depend on them."""
-    return [(7 * position + 11) % model.vocab_size for position in range(start, end)]
+def fitted(bare: EngineCosts, cycles: Sequence[CycleRecord]) -> EngineCosts:
+    """Costs of bare forward passes, scaled to what cycles took that really ran (median ratios).
+
+    A cycle's draft step also computes a distribution, its pass finds colder caches than a benchmark's.
+    """
+    drafts = [
+        cycle.draft_ms / bare.draft_ms(cycle.drafted, cycle.prompt_tokens)
+        for cycle in cycles
+        if cycle.drafted and cycle.draft_ms > 0.0
+    ]
+    passes = [
+        cycle.verify_ms / bare.verify_ms(cycle.verified_tokens, cycle.context_tokens)
+        for cycle in cycles
+        if cycle.verify_ms > 0.0
+    ]
+    return bare.scaled(
+        draft=statistics.median(drafts) if drafts else 1.0,
+        verify=statistics.median(passes) if passes else 1.0,
+        host=statistics.median(cycle.host_ms for cycle in cycles) if cycles else 0.0,
+    )
 
 
-def _costs(medians: dict[tuple[str, int, int], float], engine: str) -> EngineCosts:
+class _Timer:
+    """Times one model's passes."""
+
+    def __init__(self, model: CausalLM, clock: Callable[[], float]) -> None:
+        self._model = model
+        self._clock = clock
+        self._cache = model.new_cache()
+
+    def __call__(self, width: int, context: int) -> float:
+        """A pass over ``width`` tokens behind ``context`` cached ones, in ms; what is missing of these is
+        computed before.
+        """
+        cache, held = self._cache, len(self._cache.token_ids)
+        if held < context:
+            self._forward(held, context - held)
+        cache.truncate(context)
+        start = self._clock()
+        self._forward(context, width)
+        return (self._clock() - start) * 1000.0
+
+    def _forward(self, start: int, width: int) -> None:
+        # Any tokens will do: the time does not depend on them.
+        tokens = [(7 * place + 11) % self._model.vocab_size for place in range(start, start + width)]
+        # A cycle wants logits for the block only, at most 17 rows.
+        self._model.forward([ForwardItem(self._cache, tokens, logits_from=max(0, width - 17))])
+
+
+def _cycles(limit: int) -> list[list[tuple[str, int, int]]]:
+    """The shapes of a round, cycle by cycle, as far as they fit: (name, width or place, cached context)."""
+    cycles = []
+    for context in CONTEXTS:
+        room = limit - context
+        steps = [("step", place, context) for place in range(1, min(STEPS, room) + 1)]
+        for width in (*BLOCKS, *(PREFILLS if context == 0 else PREFILLS[:2])):
+            if width > room:
+                continue
+            # The draft reads a prompt before its first step; a tree's wider steps come after that.
+            order = (
+                [("draft", width, context), *steps]
+                if width in PREFILLS
+                else [*steps, ("draft", width, context)]
+            )
+            cycles.append([*order, ("target", width, context)])
+    return cycles
+
+
+def _costs(medians: Times, engine: str) -> EngineCosts:
     def table(name: str, width: int) -> Table:
         points = [(context, ms) for (n, w, context), ms in medians.items() if n == name and w == width]
-        contexts, times = zip(*sorted(points), strict=True)
-        return _rising(contexts, times)
+        return _rising(sorted(points))
 
+    starts, steps = [], []
+    for context in sorted({c for name, _, c in medians if name == "step"}):
+        first, *later = [
+            ms for (name, place, c), ms in sorted(medians.items()) if name == "step" and c == context
+        ]
+        steps.append((context, statistics.mean(later or [first])))
+        starts.append(first - steps[-1][1])
     widths = sorted({width for name, width, _ in medians if name == "target"})
-    prefill = [
-        (width, medians["draft", width, 0]) for name, width, c in medians if name == "draft" and c == 0
-    ]
-    at, ms = zip(*sorted(prefill), strict=True)
+    forward = [(width, ms) for (name, width, c), ms in medians.items() if name == "draft" and c == 0]
     return EngineCosts(
-        draft_step=table("draft", 1),
-        draft_forward=_rising(at, ms),
+        draft_step=_rising(steps),
+        draft_start=max(0.0, statistics.median(starts)),
+        draft_forward=_rising(sorted(forward)),
         verify=tuple((float(width), table("target", width)) for width in widths),
         engine=engine,
     )
 
 
-def _rising(at: Sequence[float], ms: Sequence[float]) -> Table:
-    """A table that never falls: more work does not take less time, so a dip is noise.
+def _rising(points: Sequence[tuple[int, float]]) -> Table:
+    """A table that never falls: more work does not take less time, so a dip is noise, and points that are
+    out of order get their mean (isotonic regression).
 
     Extended by its last slope, a dip would make a long context free.
     """
-    return Table(tuple(float(point) for point in at), tuple(accumulate(ms, max)))
+    runs: list[tuple[float, int]] = []  # (mean, points)
+    for _, ms in points:
+        mean, count = ms, 1
+        while runs and runs[-1][0] > mean:
+            before, many = runs.pop()
+            mean, count = (before * many + mean * count) / (many + count), many + count
+        runs.append((mean, count))
+    return Table(
+        tuple(float(at) for at, _ in points), tuple(mean for mean, count in runs for _ in range(count))
+    )

@@ -148,17 +148,18 @@ class TraceExecutor:
         asked = plan.max_draft > 0 and plan.stop.draft_on(1, 0.0)
         step_ms = costs.draft_step(context) if asked else 0.0
         if asked and state.draft_fails:
-            draft_ms = step_ms
+            draft_ms = costs.draft_ms(1, context)
         elif asked:
             fed = max(1, context - state.draft_rows)
             if fed > STEP_TOKENS:
                 # The first draft pass catches up and makes a step; what is beyond a step is prefill.
                 prefill_tokens = fed - 1
                 prefill_ms = max(0.0, costs.draft_forward(fed) - step_ms)
+            began_ms = prefill_ms + costs.draft_start
             drafted, proposed = self._draft(
-                plan.stop, state, (start, run, min(plan.max_draft, limit)), (prefill_ms, step_ms), confidences
+                plan.stop, state, (start, run, min(plan.max_draft, limit)), (began_ms, step_ms), confidences
             )
-            draft_ms = drafted * step_ms
+            draft_ms = costs.draft_ms(drafted, context)
         accepted = min(run, proposed)
         emitted = min(accepted + 1, left)
         new_tokens = max(1, context - state.target_rows) + proposed
@@ -244,7 +245,7 @@ class TraceExecutor:
         """(drafted, proposed) under a stop rule that has allowed the first step; fills in the confidences.
 
         ``block`` is (first output position, accepted length of an endless block, most tokens),
-        ``times_ms`` (prefill, one step).
+        ``times_ms`` (what came before the first step, one step).
         """
         (start, run, limit), (elapsed_ms, step_ms) = block, times_ms
         known = state.confidence

@@ -121,6 +121,8 @@ def replay_tree(
     while growth.goes_on(frontier, prefill_ms + result.draft_ms):
         for index in frontier:
             tree.expand(index)
+        if not growth.steps:
+            result.draft_ms = costs.draft_start
         result.draft_ms += step_ms + costs.draft_forward(len(frontier)) - costs.draft_forward(1)
         growth.step_done()
         frontier = growth.frontier()

@@ -1,8 +1,9 @@
 """Closed forms: what acceptance and costs give, without load, deadline or budget.
 
-One cycle drafts τ tokens for τ · d ms and verifies them in one pass of v(τ + 1) ms; it emits
-E(τ) = Σ_{j=0}^{τ} S_j tokens, S_j = h_1 · … · h_j (Leviathan et al. 2023 for a flat h: E = (1 − α^{τ+1}) ÷
-(1 − α)). Speed-up is over plain decoding with the same target: E(τ) · v(1) ÷ (τ · d + v(τ + 1)).
+One cycle drafts τ tokens for s + τ · d ms (s: what the first step takes beyond a later one) and verifies
+them in one pass of v(τ + 1) ms; it emits E(τ) = Σ_{j=0}^{τ} S_j tokens, S_j = h_1 · … · h_j (Leviathan et al.
+2023 for a flat h: E = (1 − α^{τ+1}) ÷ (1 − α)). Speed-up is over plain decoding with the same target:
+E(τ) · v(1) ÷ (s + τ · d + v(τ + 1)).
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ MAX_DRAFT = 16
 
 @dataclass(frozen=True, slots=True)
 class PassCosts:
-    """What one cycle takes at a context length, in ms: a draft step, and a target pass by its width."""
+    """What one cycle takes at a context length, in ms: a draft step, a target pass by its width, and what a
+    block's first draft step takes beyond that.
+    """
 
     draft_ms: float
     verify_ms: Callable[[int], float]
+    start_ms: float = 0.0
 
     @classmethod
     def at(cls, costs: EngineCosts, context_tokens: int) -> PassCosts:
@@ -31,11 +35,12 @@ class PassCosts:
         return cls(
             costs.draft_step(context_tokens),
             lambda width: costs.verify_ms(width, context_tokens) + costs.host,
+            costs.draft_start,
         )
 
     def cycle_ms(self, tau: int) -> float:
         """A cycle that drafts τ tokens and verifies them."""
-        return tau * self.draft_ms + self.verify_ms(tau + 1)
+        return (self.start_ms + tau * self.draft_ms if tau else 0.0) + self.verify_ms(tau + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +116,7 @@ def break_even_draft_ms(hazards: Sequence[float], costs: PassCosts) -> float:
     """The dearest draft step at which some τ ≥ 1 is as fast as plain decoding; below 0 where none is."""
     plain = costs.verify_ms(1)
     return max(
-        (tokens_per_pass(hazards, tau) * plain - costs.verify_ms(tau + 1)) / tau
+        (tokens_per_pass(hazards, tau) * plain - costs.verify_ms(tau + 1) - costs.start_ms) / tau
         for tau in range(1, MAX_DRAFT + 1)
     )
 
