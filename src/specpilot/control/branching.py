@@ -48,10 +48,11 @@ class Branches:
 
 
 class Yields:
-    """How much of what was forecast came: drafted tokens accepted, by kind of block and first cycle or later.
+    """How much of what was forecast came: drafted tokens accepted, by kind of forecast (chain or tree) and first
+    cycle or later.
 
     The context's hazards are those of all its cycles. A tree ends only where none of its choices was right,
-    and after so surprising a token the draft is worse for a while, which a chain's next cycle is not.
+    and after so surprising a token the draft is worse for a while.
     """
 
     def __init__(self, memory: float = 0.98, weight: float = 12.0) -> None:

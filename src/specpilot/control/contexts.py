@@ -38,7 +38,8 @@ class Context:
     """A source of drafts on one prompt-length bucket: its decisions by what they depend on, kept for a few
     cycles.
 
-    A *source* is a drafter under a rule of acceptance; ``trees``: the rule can judge them.
+    A *source* is a drafter under a rule of acceptance; ``trees``: the rule can judge them; ``optional``: there
+    are requests that may do without that rule.
     """
 
     source: str
@@ -47,6 +48,7 @@ class Context:
     fallback: Fallback
     calibration: Calibration
     trials: Trials  # of shared noise, where the context's requests may go over to it
+    optional: bool = False
     blocks: int = 0
     has_confidence: bool = True
     age: int = 0  # cycles observed

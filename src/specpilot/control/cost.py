@@ -225,6 +225,26 @@ class DraftCost:
         self.start_ms = max(0.0, (self._ms - self.step_ms * self._steps) / held)
 
 
+class SideCost:
+    """What drafting a block with side nodes takes beyond a chain of as many steps, by the node."""
+
+    def __init__(self, memory: float = 0.98) -> None:
+        self._memory = memory
+        self._ms = self._nodes = 0.0
+
+    @property
+    def node_ms(self) -> float:
+        """Milliseconds a node, ≥ 0; 0 where nothing is known: so it becomes known."""
+        return max(0.0, self._ms / self._nodes) if self._nodes else 0.0
+
+    def observe(self, nodes: int, beyond_ms: float) -> None:
+        """A block with so many took so much longer; from the fourth on no more than four times as expected."""
+        if self._nodes > 3.0 * nodes:
+            beyond_ms = min(beyond_ms, 4.0 * nodes * self.node_ms + 1.0)
+        self._ms = self._ms * self._memory + beyond_ms
+        self._nodes = self._nodes * self._memory + nodes
+
+
 class CostModel:
     """Draft step, draft prefill and target pass of one engine.
 
@@ -234,12 +254,13 @@ class CostModel:
     def __init__(self, profile: CostProfile | None = None) -> None:
         profile = profile or CostProfile()
         self._draft = DraftCost(profile.draft_step_ms)
-        self._tree_draft = DraftCost(profile.draft_step_ms)
         self._verify = CostCurve(profile.verify_ms)
         self._draft_prefill = CostCurve(profile.draft_prefill_ms)
         self._context = ContextSlope()
         self.host_ms = 0.0
-        self._tree_host_ms = 0.0  # beyond that, where a tree is verified, walked along and committed
+        self.fork_ms = 0.0
+        """Host time beyond that of a block which is no chain: its mask, its walk, its commit."""
+        self._sides = SideCost()
         self.verify_upper = UpperQuantile()
         self.calibrated = False
         """Whether enough passes were measured to refuse work on the strength of a prediction."""
@@ -255,14 +276,9 @@ class CostModel:
         return self._draft.step_ms
 
     @property
-    def tree_step_ms(self) -> float:
-        """What a draft step of a branching tree costs: several nodes, several choices of each."""
-        return self._tree_draft.step_ms
-
-    @property
-    def tree_start_ms(self) -> float:
-        """What a branching block costs before its first step, and the host beyond what a chain costs it."""
-        return self._tree_draft.start_ms + self._tree_host_ms
+    def side_ms(self) -> float:
+        """What each node beside the draft's first choices costs the drafter: a wider step, more choices."""
+        return self._sides.node_ms
 
     @property
     def draft_upper(self) -> UpperQuantile:
@@ -335,18 +351,22 @@ class CostModel:
         self.calibrated = self._verify.observations >= 8
 
     def observe_draft(
-        self, steps: int, draft_ms: float, prefill_tokens: int, prefill_ms: float, *, branching: bool = False
+        self, steps: int, draft_ms: float, prefill_tokens: int, prefill_ms: float, *, sides: int = 0
     ) -> None:
-        """Learn from one block's drafting; ``branching``: it was a token tree."""
-        if steps:
-            (self._tree_draft if branching else self._draft).observe(steps, draft_ms)
+        """Learn from one block's drafting; ``sides``: nodes beside the draft's first choices, in it and in
+        those that were drafted with it.
+        """
+        if steps and sides:
+            self._sides.observe(sides, draft_ms - self._draft.start_ms - steps * self._draft.step_ms)
+        elif steps:
+            self._draft.observe(steps, draft_ms)
         if prefill_tokens and prefill_ms > 0.0:
             self._draft_prefill.observe(prefill_tokens, prefill_ms)
 
-    def observe_host(self, host_ms: float, *, branching: bool = False) -> None:
-        """Learn the cycle's time outside the models; ``branching``: it had a token tree."""
-        if branching:
-            more = min(host_ms, 4.0 * (self.host_ms + self._tree_host_ms) + 1.0) - self.host_ms
-            self._tree_host_ms += 0.1 * (max(0.0, more) - self._tree_host_ms)
+    def observe_host(self, host_ms: float, *, forked: bool = False) -> None:
+        """Learn the cycle's time outside the models; ``forked``: its block was no chain."""
+        if forked:
+            more = min(host_ms, 4.0 * (self.host_ms + self.fork_ms) + 1.0) - self.host_ms
+            self.fork_ms += 0.1 * (max(0.0, more) - self.fork_ms)
         else:
             self.host_ms += 0.1 * (min(host_ms, 4.0 * self.host_ms + 1.0) - self.host_ms)

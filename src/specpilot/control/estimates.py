@@ -60,16 +60,17 @@ class Estimates:
         share = outcome.verified_tokens / max(1, width)
         if outcome.verify_ms > 0.0 and not again:
             self.cost.observe_verify(width, outcome.context_tokens, outcome.verify_ms)
-        branching = plan.tree is not None and plan.tree.branching
+        # Of looked-up text beside the draft's choices it is not known which cost the drafter something.
+        sides = 0 if outcome.lookup_judged else outcome.side_proposed * max(1, outcome.batch_size)
         if asked and not outcome.draft_fault:
             self.cost.observe_draft(
                 outcome.drafted,
                 outcome.draft_ms,
                 outcome.draft_prefill_tokens,
                 outcome.draft_prefill_ms,
-                branching=branching,
+                sides=sides,
             )
-        self.cost.observe_host(outcome.host_ms, branching=branching)
+        self.cost.observe_host(outcome.host_ms, forked=outcome.side_proposed > 0)
         together_ms = (outcome.draft_ms + outcome.host_ms) / max(1, outcome.batch_size)
         engine_ms = together_ms + outcome.draft_prefill_ms + outcome.verify_ms * share
         price = self.pass_price.price(pool_fill) if plan.from_pool else 0.0

@@ -50,7 +50,7 @@ class Decision:
 
     ``first`` is S_1, ``reach`` is S_τ*, ``expected`` the tokens that a block of τ* is expected to emit (the
     bonus or recovered token included). ``depth`` is the ceiling up to which the thresholds decide.
-    ``first_at``, ``worth`` and ``node_price`` are those of a tree
+    ``first_at``, ``worth`` and the prices are those of a tree
     (:class:`~specpilot.control.tree.TreeRule`). ``gains`` are the tokens that positions 1 … ceiling earn
     beyond the price of their verification; what drafting them costs is not taken off.
     """
@@ -67,14 +67,16 @@ class Decision:
     first_at: float = 0.0
     worth: tuple[float, ...] = ()
     node_price: tuple[float, ...] = ()
-    branching: bool = False
-    """Whether a tree is better than a chain."""
+    side_price: float = 0.0
+    fork_price: float = 0.0
     gains: tuple[float, ...] = ()
     forecast: float = 0.0
     """Drafted tokens that a block of τ* was expected to bring, before what came of others corrected it
     (:class:`~specpilot.control.branching.Yields`); where there may be trees."""
-    other: Decision | None = None
-    """Of chain and tree, where there may be both, the answer for the kind that is not better."""
+    branching: bool = False
+    """Whether it is a tree's forecast."""
+    beats_chain: bool = True
+    """Of a tree, where a request may go on without shared noise: whether it is worth more than a chain."""
     until: int = 0
     """The context's age at which the decision is made anew."""
     stake: float = 1.0

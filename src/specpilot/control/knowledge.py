@@ -80,6 +80,7 @@ class Knowledge:
                 self.calibrations.setdefault(source, Calibration()),
                 Trials(every, every * RARELY),
             )
+        context.optional = context.optional or coupled
         return context
 
     def known_context(self, drafter: str, acceptance: AcceptanceName, prompt_tokens: int) -> Context | None:

@@ -56,7 +56,6 @@ class OptimalPlanner:
         self._asked: dict[str, Asked] = {}
         self._latest: dict[str, Decision] = {}
         self._over: set[str] = set()  # requests that have drafted under shared noise
-        self._trials: set[str] = set()  # requests that are to have a tree in their next cycle
 
     def admitted(self, request_id: str, prompt_tokens: int, *, now: float) -> None:
         """Nothing is kept for a request before its first cycle."""
@@ -76,10 +75,6 @@ class OptimalPlanner:
         if ceiling == 0:
             return self._plain(view)
         decision = self._decision(context, key)
-        if view.request_id in self._trials:
-            self._trials.discard(view.request_id)
-            if not decision.branching and decision.other is not None:
-                decision = decision.other
         self._latest[view.request_id] = decision
         tau, gain = decision.tau, decision.gain
         undone = view.remaining_tokens - (view.own_passes or 1) * decision.expected
@@ -140,9 +135,8 @@ class OptimalPlanner:
         choice = Choice(depth, rule, reason, bid)
         if not view.max_nodes:
             return choice
-        # Open blocks are chains: so a chain's cost stays known while trees are better.
-        branching = decision.branching and not is_open
-        return self._branch(view, context, decision, choice, branching=branching, is_open=is_open)
+        # Open blocks are chains: so what a chain costs stays known.
+        return self._branch(view, context, decision, choice, branching=not is_open, is_open=is_open)
 
     def _branch(
         self,
@@ -162,7 +156,7 @@ class OptimalPlanner:
         if not context.trees or not (branching or view.max_lookup):
             return choice
         depth = choice.max_draft
-        nodes, verify_ms = fitting_nodes(self._cost, view, depth, branching=branching)
+        nodes, verify_ms = fitting_nodes(self._cost, view, depth)
         if not context.ranks:
             calibration = self.knowledge.ranks_of(context.source)
             slope = calibration.slope
@@ -178,6 +172,8 @@ class OptimalPlanner:
         tree = TreeRule(
             worth=decision.worth,
             node_price=decision.node_price,
+            side_price=decision.side_price,
+            fork_price=decision.fork_price,
             ranks=context.ranks,
             model_depth=depth,
             first_at=decision.first_at,
@@ -186,7 +182,8 @@ class OptimalPlanner:
             branching=branching,
         )
         if branching:
-            choice.stop.step_ms = self._cost.tree_step_ms * self._cost.draft_upper.ratio
+            wider_ms = (context.branches.breadth - 1.0) * self._cost.side_ms
+            choice.stop.step_ms += wider_ms * self._cost.draft_upper.ratio
         choice.stop.verify_ms = verify_ms
         deepest = depth if lookup is None else max(depth, lookup.depth)
         return replace(choice, max_draft=deepest, tree=tree, max_nodes=nodes)
@@ -260,12 +257,11 @@ class OptimalPlanner:
         else:
             key = self._key(view, trees, theta)
             found = view.request_id in self.knowledge.matches
-            if key[0] and (self._decision(trees, key).branching or found):
+            if key[0] and (self._decision(trees, key).beats_chain or found):
                 better = trees
         if view.emitted_tokens == 0 and chains.trials.due(second_better=better is trees):
             better = chains if better is trees else trees
             if better is trees:
-                self._trials.add(view.request_id)
                 trees.fallback.hurry()  # a plain cycle would teach nothing
         self._contexts[view.request_id] = better
         return better
@@ -362,7 +358,6 @@ class OptimalPlanner:
         self._contexts.pop(request_id, None)
         self._latest.pop(request_id, None)
         self._over.discard(request_id)
-        self._trials.discard(request_id)
         self._withdraw(request_id)
         self.knowledge.finished(request_id)
 

@@ -19,7 +19,15 @@ from specpilot.control.branching import Branches, Yields
 from specpilot.control.budget import PassPrice
 from specpilot.control.calibration import Calibration, Offset
 from specpilot.control.contexts import Context
-from specpilot.control.cost import KNOTS, ContextSlope, CostCurve, CostModel, DraftCost, UpperQuantile
+from specpilot.control.cost import (
+    KNOTS,
+    ContextSlope,
+    CostCurve,
+    CostModel,
+    DraftCost,
+    SideCost,
+    UpperQuantile,
+)
 from specpilot.control.difficulty import Difficulty, Residuals
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Backoff, Breaker, Fallback, Trials
@@ -47,6 +55,7 @@ BLANK: dict[str, Callable[[], object]] = {
     "Offset": Offset,
     "PassPrice": PassPrice,
     "Residuals": Residuals,
+    "SideCost": SideCost,
     "TimePrice": TimePrice,
     "Trials": lambda: Trials(1, 1),
     "UpperQuantile": UpperQuantile,

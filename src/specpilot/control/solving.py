@@ -50,7 +50,12 @@ class Inputs:
 
 
 def decide(known: Inputs, key: Key) -> Decision:
-    """The best block for what ``key`` says: of both kinds, chain and tree, where there may be trees."""
+    """The best block for what ``key`` says: a tree where the context's rule can judge one, else a chain.
+
+    What is planned is no choice between the two: a tree pays for each node beside the draft's first choices, and
+    where none is worth it what grows is a chain. What it is worth is the better of two forecasts, a tree's and a
+    chain's that stops where it is unsure.
+    """
     ceiling, _, _, price, width, _, quarters, matched, beside, sharing = key
     theta = exp(price / 10.0) if price > NO_PRICE else 0.0
     context, cost, nodes = known.context, known.cost, known.max_nodes
@@ -65,11 +70,12 @@ def decide(known: Inputs, key: Key) -> Decision:
     judged = matched and context.trees
     looked_up = _looked_up(known, matched, ceiling) if judged else [0.0] * (ceiling + 1)
     # Where text is found, the draft model is hardly asked; a draft step is one for all who share the pass.
-    asked = (1.0 - looked_up[1]) / sharing
+    asked = 1.0 - looked_up[1]
+    step_ms, start_ms = cost.draft_step_ms * asked / sharing, cost.draft_start_ms * asked / sharing
     later = width == 1
     share = context.yields.share(branching=False, later=later)
-    survive = list(map(max, _scaled(survival(hazards, shift), share), looked_up))
-    step_ms, start_ms = cost.draft_step_ms * asked, cost.draft_start_ms * asked
+    alone = survival(hazards, shift)
+    survive = list(map(max, _scaled(alone, share), looked_up))
     chain = _solve(known, key, theta, hazards, survive, levels, step_ms, start_ms)
     chain.forecast = (chain.expected - 1.0) / share
     if not context.trees:  # the rule cannot judge them
@@ -77,16 +83,21 @@ def decide(known: Inputs, key: Key) -> Decision:
     widened = context.branches.widened(hazards)
     breadth = context.branches.breadth
     most = min(COUNTED_NODES, len(by_node) - 1)
-    levels = [by_node[min(round(level * breadth), most)] for level in range(ceiling + 1)]
+    wider = [by_node[min(round(level * breadth), most)] for level in range(ceiling + 1)]
     share = context.yields.share(branching=True, later=later)
     survive = list(map(max, _scaled(survival(widened, shift), share), looked_up))
-    step_ms, start_ms = cost.tree_step_ms * asked, cost.tree_start_ms * asked
-    tree = _solve(known, key, theta, widened, survive, levels, step_ms, start_ms, stops=False)
+    wide_ms = step_ms + (breadth - 1.0) * cost.side_ms * asked
+    fork_ms = start_ms + cost.fork_ms * asked
+    tree = _solve(known, key, theta, widened, survive, wider, wide_ms, fork_ms, stops=False)
     tree.forecast = (tree.expected - 1.0) / share
     tree.branching = True
-    tree.node_price = chain.node_price = tuple([theta * (b - a) for a, b in pairwise(by_node)])
-    better, worse = (tree, chain) if tree.value >= chain.value else (chain, tree)
-    better.other = worse
+    better = tree if tree.value >= chain.value else chain
+    better.node_price = tuple([theta * (b - a) for a, b in pairwise(by_node)])
+    better.side_price, better.fork_price = theta * cost.side_ms, theta * cost.fork_ms
+    if context.optional:
+        survive = list(map(max, alone, looked_up))
+        alone = _solve(known, key, theta, hazards, survive, levels, step_ms, start_ms)
+        better.beats_chain = tree.value >= alone.value
     return better
 
 

@@ -51,22 +51,19 @@ def fitting_draft(
     return (fitting, cost.pass_times(fitting, uncached, behind, context)) if fitting > 0 else (0, None)
 
 
-def fitting_nodes(cost: CostModel, view: CycleView, depth: int, *, branching: bool) -> tuple[int, float]:
+def fitting_nodes(cost: CostModel, view: CycleView, depth: int) -> tuple[int, float]:
     """How many nodes can be verified in time beside ``depth`` draft steps, and the time of such a pass in ms.
 
     At least ``depth``, for a chain of that length has its time already, and at most ``view.max_nodes``.
-    ``branching``: the steps are those of a tree, which cost more.
     """
     uncached, context = view.new_context_tokens, view.context_tokens
     most = max(depth, view.max_nodes)
     first, _, token, step, verify_ms = cost.pass_times(most, uncached, view.draft_behind_tokens, context)
     if cost.calibrated:
-        node = max(token - step, 1e-9)
-        if branching:
-            step = cost.tree_step_ms * cost.draft_upper.ratio
-        spare = view.time_left_ms - first - depth * step
-        if spare < most * node:
-            nodes = max(depth, int(spare / node))
+        node = max(token - step, 1e-9) + cost.side_ms * cost.draft_upper.ratio
+        spare = view.time_left_ms - first - cost.fork_ms - depth * token
+        if spare < (most - depth) * node:
+            nodes = depth + max(0, int(spare / node))
             verify_ms = cost.verify_ms(uncached + nodes, context - uncached)
             return nodes, verify_ms * cost.verify_upper.ratio
     return most, verify_ms

@@ -43,8 +43,9 @@ class LookupRule:
 class TreeRule:
     """What a tree's nodes are worth and cost.
 
-    ``worth[d−1]`` is ΔV of a token at depth d (an empty tuple: 1 everywhere), ``node_price[n−1]`` what the
-    n-th node costs in tokens (empty: nothing). At most ``width`` nodes are expanded in a draft step.
+    ``worth[d−1]`` is ΔV of a token at depth d (an empty tuple: 1 everywhere), ``node_price[n−1]`` what
+    verifying the n-th node costs in tokens (empty: nothing). A node that the draft model proposes beside its
+    first choices costs ``side_price`` more, and a block with any of them ``fork_price``. At most ``width`` nodes are expanded in a draft step.
     ``ranks`` holds (a_r, b_r) for r = 2, 3 … (the last stands for all later ones; empty: the draft is
     believed). With ``model_depth`` the draft model is asked for so many levels, a deeper block comes from
     ``lookup``. In an ``open`` block the main chain is kept whatever it costs. The model's first step is
@@ -54,6 +55,8 @@ class TreeRule:
 
     worth: tuple[float, ...] = ()
     node_price: tuple[float, ...] = ()
+    side_price: float = 0.0
+    fork_price: float = 0.0
     ranks: tuple[tuple[float, float], ...] = ()
     width: int = 6
     model_depth: int = 32
@@ -74,10 +77,11 @@ class TreeRule:
         worth = self.worth
         return reach * worth[min(depth, len(worth)) - 1] if worth else reach
 
-    def price(self, node: int) -> float:
-        """What the ``node``-th node (from 1) costs, in tokens."""
+    def price(self, node: int, *, side: bool) -> float:
+        """What the ``node``-th node (from 1) costs, in tokens; ``side``: beside the draft's first choices."""
         prices = self.node_price
-        return prices[min(node, len(prices)) - 1] if prices else 0.0
+        price = prices[min(node, len(prices)) - 1] if prices else 0.0
+        return price + self.side_price if side else price
 
 
 def first_chance(stop: StopRule, position: int, confidence: float) -> float:

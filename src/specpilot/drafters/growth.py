@@ -14,13 +14,18 @@ from specpilot.control.stop import StopRule
 from specpilot.control.tree import RANKS, TreeRule, first_chance
 from specpilot.decoding.types import Block
 
+EVEN_SHARE = 0.5
+"""What a second choice is taken to hold of the probability that the first leaves, before it is looked at: to look
+costs as much as half a node."""
+
 
 @dataclass(slots=True)
 class Node:
     """A candidate: ``reach`` is the probability that its path is accepted.
 
     ``rank`` and ``share`` as in :mod:`specpilot.control.tree`; rank 0 is text that was looked up.
-    ``covered`` is the probability that the node's successor is the one looked up.
+    ``covered`` is the probability that the node's successor is the one looked up. ``side``: the draft model
+    proposes it beside its first choices.
     """
 
     token: int
@@ -30,6 +35,7 @@ class Node:
     rank: int
     share: float
     main: bool = False
+    side: bool = False
     covered: float = 0.0
     expanded: bool = False
     row: int = -1  # among the rows fed to the draft model
@@ -133,12 +139,40 @@ class Growth:
                 node.reach = max(node.reach, reach * chance)
                 continue
             own = reach * chance * (1.0 - covered)
-            if leads or (own > floor and rule.value(depth, own) > least):
-                self._add(Node(token, index, depth, own, rank, share, leads))
+            if leads or (own > floor and rule.value(depth, own) > least + rule.side_price):
+                self._add(Node(token, index, depth, own, rank, share, leads, not leads))
             if not covered:  # nothing was looked up here, and what comes next is no likelier than this
                 most = reach * min(left, chance)
-                if most <= floor or rule.value(depth, most) <= least:
+                if most <= floor or rule.value(depth, most) <= least + rule.side_price:
                     break
+
+    def extend(self, index: int, token: int, confidence: float) -> bool:
+        """Add the draft's first choice after a node of its own chain, and nothing else, as the step's one
+        node: what :meth:`expand` and :meth:`step_done` would do, where nothing has to be sorted for it. False,
+        and nothing is done, where something has.
+        """
+        nodes, rule = self.nodes, self.rule
+        parent = nodes[index] if index >= 0 else None
+        if (
+            (parent is not None and not parent.main)
+            or self.root_covered
+            or self.fresh
+            or len(self.chosen) + 1 >= self.max_nodes
+        ):
+            return False
+        depth, reach = (1, 1.0) if parent is None else (parent.depth + 1, parent.reach)
+        reach *= first_chance(self.stop, depth, confidence)
+        if self.chosen and reach > nodes[self.chosen[-1]].reach and not rule.open:
+            return False
+        self.confidences.append(confidence)
+        if parent is not None:
+            parent.expanded = True
+        at = self._add(Node(token, index, depth, reach, 1, confidence, True))
+        self.fresh.clear()
+        if rule.open or rule.value(depth, reach) > rule.price(len(self.chosen) + 1, side=False):
+            self.chosen.append(at)
+        self.steps += 1
+        return True
 
     def step_done(self) -> None:
         """All nodes of a draft step are expanded."""
@@ -147,6 +181,7 @@ class Growth:
 
     def block(self) -> tuple[Block, list[Node], int]:
         """The block, its nodes, and how many of them lead it as the draft's own chain."""
+        self._unfork()
         lead = [index for index in self.chosen if self.nodes[index].main]
         lead.sort(key=lambda index: self.nodes[index].depth)
         order = [*lead, *(index for index in self.chosen if not self.nodes[index].main)]
@@ -175,11 +210,25 @@ class Growth:
         node = None if index < 0 else self.nodes[index]
         depth = 1 if node is None else node.depth + 1
         left = self._uncovered(index) * (1.0 - first_chance(self.stop, depth, confidence))
-        return RANKS if left > self.floor and self._pays(depth, left) else 1
+        left *= self.rule.right(2, EVEN_SHARE)
+        return RANKS if left > self.floor and self._pays(depth, left, side=True) else 1
 
-    def _pays(self, depth: int, reach: float) -> bool:
+    def _pays(self, depth: int, reach: float, *, side: bool) -> bool:
         """Whether one node more would be worth its price."""
-        return self.rule.value(depth, reach) > self.rule.price(len(self.chosen) + 1)
+        return self.rule.value(depth, reach) > self.rule.price(len(self.chosen) + 1, side=side)
+
+    def _unfork(self) -> None:
+        """Leave a chain where all that stands beside it does not earn what a fork costs."""
+        rule, nodes = self.rule, self.nodes
+        kept = [index for index in self.chosen if not nodes[index].side]
+        if not rule.fork_price or len(kept) == len(self.chosen):
+            return
+        sides = [nodes[index] for index in self.chosen if nodes[index].side]
+        earned = sum(rule.value(node.depth, node.reach) for node in sides)
+        if earned <= rule.fork_price + sum(
+            rule.price(place, side=True) for place in range(len(kept) + 1, len(self.chosen) + 1)
+        ):
+            self.chosen = kept
 
     def _can_expand(self, node: Node) -> bool:
         """Whether to ask the draft model what follows; its cache must hold what comes before."""
@@ -189,7 +238,7 @@ class Growth:
             return False
         # What follows is no likelier than the node itself.
         forced = self.rule.open and node.main
-        return forced or (node.reach > self.floor and self._pays(node.depth + 1, node.reach))
+        return forced or (node.reach > self.floor and self._pays(node.depth + 1, node.reach, side=node.side))
 
     def _uncovered(self, index: int) -> float:
         """The probability that what the draft model adds behind this node is asked for."""
@@ -219,7 +268,8 @@ class Growth:
             if optional:
                 # TreeRule.value and TreeRule.price written out: this runs for every candidate of every step.
                 value = -against * worth[min(depth - 1, deepest)] if worth else -against
-                if value <= (prices[min(len(chosen), dearest)] if prices else 0.0):
+                price = prices[min(len(chosen), dearest)] if prices else 0.0
+                if value <= (price + rule.side_price if nodes[index].side else price):
                     continue
             chosen.append(index)
             taken.add(index)

@@ -150,6 +150,16 @@ class _Tree:
 
     def take(self, logits: FloatArray) -> bool:
         rule, growth, context = self.item.rule, self.growth, len(self.item.context)
+        if len(self.frontier) == 1:
+            # As in a chain, for that is what most of them are where time is dear.
+            index = self.frontier[0]
+            step = rule.look(logits[0], context + (growth.nodes[index].depth if index >= 0 else 0))
+            count = growth.choices_wanted(index, step.confidence)
+            if count == 1 and growth.extend(index, rule.draw(step), step.confidence):
+                return True
+            growth.expand(index, rule.choices(step, logits[0], count))
+            growth.step_done()
+            return True
         positions = [context + (growth.nodes[index].depth if index >= 0 else 0) for index in self.frontier]
         looks = rule.look_all(logits, positions)
         for index, step, row in zip(self.frontier, looks, logits, strict=True):

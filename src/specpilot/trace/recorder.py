@@ -369,6 +369,7 @@ def stop_digest(rule: StopRule, tree: TreeRule | None = None) -> int:
 
 def _add_tree(values: array[float], tree: TreeRule) -> None:
     values.extend((tree.width, tree.model_depth, tree.first_at, tree.open, tree.branching))
+    values.extend((tree.side_price, tree.fork_price))
     parts = [tree.worth, tree.node_price, *tree.ranks]
     if tree.lookup is not None:
         parts += [tree.lookup.intercepts, (tree.lookup.slope, float(tree.lookup.depth))]
