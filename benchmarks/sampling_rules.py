@@ -39,7 +39,7 @@ from benchmarks.acceptance_rates import (
     joint,
 )
 from benchmarks.paired import Account, Ratio, ratio
-from benchmarks.trees import along, take
+from benchmarks.turns import along, take
 
 from specpilot.control.stop import StopRule
 from specpilot.control.tree import TreeRule
