@@ -29,8 +29,8 @@ from specpilot.decoding.loop import LoopObserver, ServeLoop
 from specpilot.decoding.request import DecodingRequest
 from specpilot.drafters.base import Drafter
 from specpilot.targets.base import Target
-from specpilot.trace.recorder import TracedController
 from specpilot.trace.schema import TraceRecord
+from specpilot.trace.traced import TracedController
 
 LOG = logging.getLogger("specpilot.serving")
 
