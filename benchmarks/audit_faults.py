@@ -42,9 +42,10 @@ from benchmarks.faulty_engine import (
 )
 
 from specpilot.auditing import Check, LocalSubject, audit_pair, verdict
-from specpilot.decoding.acceptance import AcceptanceRule, Coupled, DraftStep, Rejection
+from specpilot.decoding.acceptance import Coupled, Rejection
 from specpilot.decoding.cycle import LiveExecutor
 from specpilot.decoding.request import DecodingRequest
+from specpilot.decoding.rule import AcceptanceRule, DraftStep
 from specpilot.decoding.types import Acceptance, SamplingParams
 from specpilot.drafters.model import ModelDrafter
 from specpilot.models.base import FloatArray

@@ -19,10 +19,11 @@ from specpilot.control import Controller, ControllerConfig, CycleOutcome, CycleP
 from specpilot.control.planning import Choice, CycleView, Planner
 from specpilot.control.stop import StopRule
 from specpilot.control.types import Binding, Reason
-from specpilot.decoding.acceptance import AcceptanceRule, DraftStep, Greedy, Rejection
+from specpilot.decoding.acceptance import Greedy, Rejection
 from specpilot.decoding.cycle import LiveExecutor
 from specpilot.decoding.loop import ServeLoop
 from specpilot.decoding.request import DecodingRequest
+from specpilot.decoding.rule import AcceptanceRule, DraftStep
 from specpilot.decoding.types import Acceptance, Block, SamplingParams, Verification
 from specpilot.drafters.model import ModelDrafter
 from specpilot.models.base import FloatArray, ForwardItem, KVCache

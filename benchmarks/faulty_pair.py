@@ -28,11 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.faulty_engine import AcceptAnything, AcceptMatches, OtherTemperature
 
 from specpilot.control import Controller, ControllerConfig
-from specpilot.decoding.acceptance import AcceptanceRule
 from specpilot.decoding.clock import RealClock
 from specpilot.decoding.cycle import LiveExecutor
 from specpilot.decoding.loop import ServeLoop
 from specpilot.decoding.request import DecodingRequest
+from specpilot.decoding.rule import AcceptanceRule
 from specpilot.decoding.types import SamplingParams
 from specpilot.demo.pair_engine import PairEngine, load_engine
 from specpilot.demo.workload import bundled_prompts

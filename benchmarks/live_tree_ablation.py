@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,12 +22,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.ablating import Ablation, without
 from benchmarks.paired import Account, ratio
 from benchmarks.tree_ablation import ABLATIONS
-from benchmarks.trees import exact, saturate, take
+from benchmarks.turns import exact, make_pair, take, take_turns
 
 from specpilot.control import ControllerConfig
 from specpilot.control.config import TREE_LOOKUP, TREE_NODES
 from specpilot.pair import Completion, Pair, load_pair
-from specpilot.simulation.drive import PausableClock
 
 ALL = "everything"
 SIGNALS: dict[str, Ablation] = {
@@ -66,32 +66,25 @@ def main() -> int:
     outputs = wrong = 0
     for label in labels:
         group = [prompt for prompt in prompts if prompt.label == label]
-        clocks = {name: PausableClock() for name in policies}
         pairs = {
-            name: Pair(
-                loaded.target,
-                loaded.draft,
-                loaded.tokenizer,
-                config=replace(whole, **off.config),  # type: ignore[arg-type]
-                drafter="both",
-                clock=clocks[name],
+            name: make_pair(
+                loaded,
+                replace(whole, **off.config),  # type: ignore[arg-type]
+                "both",
+                closed=options.loop == "closed",
             )
             for name, off in policies.items()
         }
-        if options.loop == "closed":
-            for name, pair in pairs.items():
-                saturate(pair, clocks[name])
-        names = list(policies)
-        for turn, prompt in enumerate(group * options.rounds):
-            ids = loaded.encode(prompt.text)
-            for place in range(len(names)):
-                name = names[(turn + place) % len(names)]
-                with without(policies[name]):
-                    answer = pairs[name].complete(ids, options.max_tokens)
-                outputs += 1
-                wrong += not exact(loaded.target, ids, answer.token_ids)
-                if turn >= len(group):
-                    done[name, label].append(answer)
+
+        def ask(name: str, ids: Sequence[int], pairs: dict[str, Pair] = pairs) -> Completion:
+            with without(policies[name]):
+                return pairs[name].complete(ids, options.max_tokens)
+
+        for turn in take_turns(loaded, list(policies), group, options.rounds, ask):
+            outputs += 1
+            wrong += not exact(loaded.target, turn.ids, turn.answer.token_ids)
+            if not turn.warm_up:
+                done[turn.policy, label].append(turn.answer)
     print(
         f"onnx, {options.loop} loop, {len(prompts)} prompts {options.rounds - 1} times after a warm-up, "
         f"B = {whole.pass_budget:g}, SLO {whole.slo_p95_ms:g} ms; {outputs} texts, {wrong} not the target's "

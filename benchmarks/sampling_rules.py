@@ -39,12 +39,13 @@ from benchmarks.acceptance_rates import (
     joint,
 )
 from benchmarks.paired import Account, Ratio, ratio
-from benchmarks.trees import along, take
+from benchmarks.turns import along, take
 
 from specpilot.control.stop import StopRule
 from specpilot.control.tree import TreeRule
-from specpilot.decoding.acceptance import AcceptanceRule, Coupled, Deterministic, follow
+from specpilot.decoding.acceptance import Coupled, Deterministic
 from specpilot.decoding.distribution import probabilities
+from specpilot.decoding.rule import AcceptanceRule, follow
 from specpilot.decoding.types import Block, SamplingParams
 from specpilot.drafters.base import DraftItem
 from specpilot.drafters.model import ModelDrafter

@@ -1,7 +1,8 @@
 """The server under load: ``python benchmarks/serve_load.py [--seconds S] [--serve OPTIONS] [--json FILE]``.
 
 Starts ``specpilot serve`` on one core and sends from another: first a closed loop for the capacity, then an
-open loop at 0.1 (for the overhead), 0.4, 0.9, 1.5 and 5 times that capacity. Arrivals are bursty: gamma
+open loop at 0.1 (for the overhead), 0.4, 0.9, 1.5 and 5 times that capacity, or at fixed ``--rates``, where
+two versions are to be compared under the same arrivals. Arrivals are bursty: gamma
 inter-arrival times with a coefficient of variation of 2, about what public traces of LLM services show
 (Azure's of 2023, BurstGPT). The prompts are those of ``specpilot demo``: cold ones up to about 400 tokens,
 longer ones in sessions. The continuation cache is declined, so that every answer costs passes.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import random
 import shlex
@@ -232,7 +234,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "| " + " | ".join("---" for _ in head) + " |"]
     for row in rows:
         cells = (
-            f"{row['load']:g}×",
+            row["name"],
             f"{row['arrivals']}",
             f"{row['admitted']:.0f}",
             shown(row["p50_ms"]),
@@ -257,16 +259,36 @@ def shown(value: float | None, digits: int = 0) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-async def measure(port: int, seconds: float, levels: Sequence[float]) -> dict[str, Any]:
-    """Capacity, then the levels."""
+def rates_of(text: str) -> list[float]:
+    """Requests per second from a list such as 5,10."""
+    try:
+        rates = [float(part) for part in text.split(",")]
+    except ValueError:
+        rates = []
+    if not rates or not all(0.0 < rate < math.inf for rate in rates):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of rates > 0; write requests/s, e.g. 5,10")
+    return rates
+
+
+def steps(levels: Sequence[float], rates: Sequence[float], capacity_per_s: float) -> list[tuple[str, float]]:
+    """What is sent, one after the other: a name, and requests per second."""
+    multiples = [(f"{load:g}×", load * capacity_per_s) for load in levels]
+    return [*multiples, *((f"{rate:g}/s", rate) for rate in rates)]
+
+
+async def measure(
+    port: int, seconds: float, levels: Sequence[float], rates: Sequence[float]
+) -> dict[str, Any]:
+    """Capacity, then its multiples ``levels``, then the ``rates``."""
     client = Client(port)
     await client.open(32)
     await capacity(client, min(2.0, seconds))  # the policy learns, caches fill
     found = await capacity(client, seconds / 2.0)
     print(f"capacity: {found:.1f} requests/s", file=sys.stderr)
     rows = []
-    for number, load in enumerate(levels):
-        row = {"load": load, **await level(client, load * found, seconds, seed=100 + number)}
+    for number, (name, rate) in enumerate(steps(levels, rates, found)):
+        sent = await level(client, rate, seconds, seed=100 + number)
+        row = {"name": name, "load": rate / found, **sent}
         rows.append(row)
         print(table([row]).splitlines()[-1], *problems(row), file=sys.stderr)
     client.close()
@@ -278,14 +300,18 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--seconds", type=float, default=24.0, help="length of each level")
     parser.add_argument("--serve", default="", help="further options of the server, in one argument")
-    parser.add_argument("--levels", type=float, nargs="+", default=LEVELS, help="loads ÷ capacity")
+    parser.add_argument(
+        "--levels", type=float, nargs="+", help="loads ÷ capacity; not sent if only rates are given"
+    )
+    parser.add_argument("--rates", type=rates_of, default=[], help="loads in requests/s: R1,R2,…")
     parser.add_argument("--json", type=Path, default=None, help="file for the results")
     arguments = parser.parse_args()
     at_server, at_client = cores()
     if at_client is not None:
         os.sched_setaffinity(0, {at_client})
+    levels = arguments.levels or (() if arguments.rates else LEVELS)
     with server(shlex.split(arguments.serve), at_server) as port:
-        result = asyncio.run(measure(port, arguments.seconds, arguments.levels))
+        result = asyncio.run(measure(port, arguments.seconds, levels, arguments.rates))
     print(f"Capacity {result['capacity_per_s']:.1f} requests/s.\n")
     print(table(result["levels"]))
     if arguments.json is not None:

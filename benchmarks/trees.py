@@ -23,46 +23,25 @@ oracle.
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.paired import Account, ratio
 from benchmarks.texts import cut, read_documents
+from benchmarks.turns import exact, make_pair, take, take_turns
 
 from specpilot.control import ControllerConfig
 from specpilot.control.config import TREE_LOOKUP, TREE_NODES
-from specpilot.control.types import CycleOutcome, CyclePlan
 from specpilot.demo.workload import WORDS, Prompt, bundled_prompts
-from specpilot.models.base import CausalLM, FloatArray, ForwardItem
 from specpilot.pair import Completion, Pair, load_pair
-from specpilot.simulation.drive import PausableClock
 from specpilot.simulation.oracle import run_of_ones
 from specpilot.simulation.record import Recorder
-from specpilot.trace.agreement import NEAR_TIE_MARGIN
 
 POLICIES = ("chain", "tree", "tree+lookup")
-
-
-def along(model: CausalLM, prompt: Sequence[int], output: Sequence[int]) -> FloatArray:
-    """The model's logits before each token of ``output``."""
-    item = ForwardItem(model.new_cache(), [*prompt, *output[:-1]], logits_from=len(prompt) - 1)
-    return model.forward([item])[0]
-
-
-def exact(model: CausalLM, prompt: Sequence[int], output: Sequence[int]) -> bool:
-    """Whether one teacher-forced pass over the output prefers each of its tokens (or nearly)."""
-    if not output:
-        return True
-    rows = along(model, prompt, output)
-    chosen = rows[np.arange(len(output)), list(output)]
-    return bool((rows.max(axis=1) - chosen < NEAR_TIE_MARGIN).all())
 
 
 def oracle_tokens(agree: Sequence[int], passes: int) -> int:
@@ -74,9 +53,7 @@ def oracle_tokens(agree: Sequence[int], passes: int) -> int:
     return emitted
 
 
-def make_pairs(
-    loaded: Pair, budget: float, slo_ms: float, nodes: int, clocks: dict[str, PausableClock]
-) -> dict[str, Pair]:
+def make_pairs(loaded: Pair, budget: float, slo_ms: float, nodes: int, *, closed: bool) -> dict[str, Pair]:
     """One pair of models, a controller and a clock for each policy."""
     chain = ControllerConfig(pass_budget=budget, slo_p95_ms=slo_ms)
     tree = replace(chain, max_nodes=nodes)
@@ -86,48 +63,9 @@ def make_pairs(
         "tree+lookup": replace(tree, lookup_depth=min(nodes, TREE_LOOKUP)),
     }
     return {
-        name: Pair(
-            loaded.target,
-            loaded.draft,
-            loaded.tokenizer,
-            config=config,
-            drafter="both" if config.lookup_depth else "model",
-            clock=clocks[name],
-        )
+        name: make_pair(loaded, config, "both" if config.lookup_depth else "model", closed=closed)
         for name, config in configs.items()
     }
-
-
-def saturate(pair: Pair, clock: PausableClock) -> None:
-    """Let the pair's clock run during its cycles only, as if the next request always waited for the engine.
-
-    With the moments between two requests in it an engine would look a tenth idle, and its time cheap.
-    """
-    run = pair._executor.run
-
-    def timed(plans: Sequence[CyclePlan]) -> list[CycleOutcome]:
-        clock.resume()
-        try:
-            return run(plans)
-        finally:
-            clock.pause()
-
-    clock.pause()
-    # A pair has no seam for this: what a benchmark times is nothing that a pair's user needs.
-    pair._executor.run = timed  # type: ignore[method-assign]
-
-
-def take(per_class: int, seed: int, prompts: Sequence[Prompt] | None = None) -> list[Prompt]:
-    """So many prompts of each class, mixed; the bundled ones by default."""
-    by_class: dict[str, list[Prompt]] = defaultdict(list)
-    for prompt in bundled_prompts() if prompts is None else prompts:
-        by_class[prompt.label].append(prompt)
-    rng = random.Random(seed)
-    taken = [
-        prompt for found in by_class.values() for prompt in rng.sample(found, min(per_class, len(found)))
-    ]
-    rng.shuffle(taken)
-    return taken
 
 
 def main() -> int:
@@ -174,11 +112,12 @@ def main() -> int:
     oracle: dict[str, list[int]] = defaultdict(list)
     outputs = wrong = 0
     for group in groups:
-        clocks = {name: PausableClock() for name in POLICIES}
-        pairs = make_pairs(loaded, options.budget, options.slo_ms, options.nodes, clocks)
-        if options.loop == "closed":
-            for name, pair in pairs.items():
-                saturate(pair, clocks[name])
+        closed = options.loop == "closed"
+        pairs = make_pairs(loaded, options.budget, options.slo_ms, options.nodes, closed=closed)
+
+        def ask(name: str, ids: Sequence[int], pairs: dict[str, Pair] = pairs) -> Completion:
+            return pairs[name].complete(ids, options.max_tokens, **sampled)
+
         recorder = Recorder(loaded.target, loaded.draft)
         agree = (
             {}
@@ -190,19 +129,15 @@ def main() -> int:
                 for prompt in group
             }
         )
-        for turn, prompt in enumerate(group * options.rounds):
-            ids = loaded.encode(prompt.text)
-            for place in range(len(POLICIES)):
-                name = POLICIES[(turn + place) % len(POLICIES)]
-                answer = pairs[name].complete(ids, options.max_tokens, **sampled)
-                outputs += 1
-                wrong += not sampled and not exact(loaded.target, ids, answer.token_ids)
-                if turn < len(group):
-                    continue
-                done[prompt.label, name].append(answer)
-                if name == "chain" and not sampled:
-                    bits = [int(bit or 0) for bit in agree[prompt.key]]
-                    oracle[prompt.label].append(oracle_tokens(bits, answer.target_passes))
+        for turn in take_turns(loaded, POLICIES, group, options.rounds, ask):
+            outputs += 1
+            wrong += not sampled and not exact(loaded.target, turn.ids, turn.answer.token_ids)
+            if turn.warm_up:
+                continue
+            done[turn.prompt.label, turn.policy].append(turn.answer)
+            if turn.policy == "chain" and not sampled:
+                bits = [int(bit or 0) for bit in agree[turn.prompt.key]]
+                oracle[turn.prompt.label].append(oracle_tokens(bits, turn.answer.target_passes))
     judged = "unseeded" if sampled else f"{wrong} not the target's own"
     print(
         f"{options.engine}, {options.loop} loop, at most {options.nodes} nodes, B = {options.budget:g}, "

@@ -35,10 +35,13 @@ def _line(record: object) -> str:
     if isinstance(record, CycleRecord):
         sure = " ".join(f"{value:.2f}" for value in record.confidences)
         drafting = record.draft_ms + record.draft_prefill_ms
+        # A record does not say whether the path through a tree ended at a leaf.
+        own = "a token of the target" if record.own and record.side_proposed else record.own or "nothing"
         parts = [
             f"cycle {record.index}: at most {record.max_draft} ({record.binding})",
             f"drafted {record.drafted} [{sure}]",
-            f"proposed {record.proposed}, accepted {record.accepted}, then {record.own or 'nothing'}",
+            f"proposed {_with_tree(record.proposed, record.side_proposed)}, "
+            f"accepted {_with_tree(record.accepted, record.side_accepted)}, then {own}",
             f"waited {record.queue_ms:.1f}, draft {drafting:.1f}, pass {record.verify_ms:.1f} over "
             f"{record.verified_tokens} tokens, host {record.host_ms:.1f} ms",
         ]
@@ -50,6 +53,11 @@ def _line(record: object) -> str:
         f"end: {record.cause}, {record.emitted_tokens} tokens from {record.target_passes} passes in "
         f"{record.e2e_ms:.0f} ms"
     )
+
+
+def _with_tree(chain: int, beside: int) -> str:
+    """Tokens of the main chain, and those of the tree beside it."""
+    return f"{chain} + {beside}" if beside else str(chain)
 
 
 if __name__ == "__main__":

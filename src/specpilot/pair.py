@@ -22,8 +22,9 @@ from specpilot.decoding.acceptance import make_rule
 from specpilot.decoding.caches import CacheStore
 from specpilot.decoding.clock import Clock, RealClock
 from specpilot.decoding.cycle import LiveExecutor
-from specpilot.decoding.loop import ControllerLike, LoopObserver, ServeLoop
+from specpilot.decoding.loop import ServeLoop
 from specpilot.decoding.request import CycleDetail, DecodingRequest, fit_prompt
+from specpilot.decoding.seams import ControllerLike, LoopObserver
 from specpilot.decoding.text import Detokenizer
 from specpilot.decoding.types import SamplingParams
 from specpilot.decoding.vocabulary import TrimmedModel

@@ -323,8 +323,12 @@ def test_command_on_the_bundled_pair(tmp_path: Path) -> None:
     [
         (("--limit", "0"), "limit: 0 is not ≥ 1"),
         (("--seed", "-1"), "seed: -1 is not ≥ 0"),
-        (("--url", "http://x", "--target", "y"), "url: given together"),
-        (("--reference", "http://x"), "give --url"),
+        (
+            ("--url", "http://x", "--target", "y", "--seed", "2"),
+            "--target, --seed: given together with --url",
+        ),
+        (("--url", "http://x", "--engine", "onnx"), "--engine: given together with --url"),
+        (("--reference", "http://x"), "--reference: given without --url"),
         (("--url", "http://127.0.0.1:9"), "does not answer"),
         (("--engine", "fast", "--target", "nowhere"), "engine"),
     ],

@@ -64,6 +64,8 @@ def test_comparison(traces: tuple[Path, Path], tmp_path: Path, capsys: pytest.Ca
 def test_bad_input(traces: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status("diagnose", *map(str, traces), "--before", str(traces[0])) == 2
     assert "compare one trace with one earlier trace" in capsys.readouterr().err
+    assert status("diagnose", str(traces[0]), "--engine", "transformers") == 2
+    assert "--engine: given without --rescore" in capsys.readouterr().err
     path = tmp_path / "cut.jsonl"
     write_trace(path, *run(Setup(seed=1, requests=10)))
     lines = path.read_text().splitlines(keepends=True)

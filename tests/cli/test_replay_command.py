@@ -67,6 +67,7 @@ def test_without_the_ledger_more_passes_are_taken(trace: Path, tmp_path: Path) -
         (("--requests", "0"), "requests: 0"),
         (("--pass-budget", "0.5"), "pass_budget: 0.5"),
         (("--draft-ms", "1"), "draft_ms, verify_ms: one of the two is missing"),
+        (("--no-ledger", "--pass-budget", "3"), "--pass-budget: given together with --no-ledger"),
         (("--json", "nowhere/x.json"), "folder nowhere does not exist"),
     ],
 )

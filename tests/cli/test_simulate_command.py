@@ -55,7 +55,7 @@ def test_a_broken_slo_is_status_1() -> None:
         (("--load", "0"), "load: 0.0 is not > 0"),
         (("--load", "inf"), "load: inf is not > 0 and finite"),
         (("--rate", "inf"), "rate: inf is not > 0 and finite"),
-        (("--speed", "inf"), "speed: inf is not > 0 and finite"),
+        (("--arrivals", "a.csv", "--speed", "inf"), "speed: inf is not > 0 and finite"),
         (("--burst", "inf"), "burst: inf is not ≥ 1 and finite"),
         (("--prompts", "inf"), "prompts: 'inf' is not a list of whole numbers"),
         (("--prompts", "nan"), "prompts: 'nan' is not a list of whole numbers"),
@@ -67,10 +67,22 @@ def test_a_broken_slo_is_status_1() -> None:
         (("--scenario", "calm"), "scenario: 'calm' is not known"),
         (("--processes", "0"), "processes: 0 is not ≥ 1"),
         (("--arrivals", "nowhere.csv"), "nowhere.csv"),
+        (("--rate", "2", "--load", "0.5"), "--load: given together with --rate"),
+        (("--speed", "2"), "--speed: given without --arrivals"),
+        (
+            ("--arrivals", "a.csv", "--rate", "2", "--prompts", "20"),
+            "--rate, --prompts: given together with --arrivals",
+        ),
     ],
 )
 def test_bad_input_is_status_2(
-    arguments: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.csv").write_text("TIMESTAMP,ContextTokens,GeneratedTokens\n0.5,20,8\n", encoding="utf-8")
     assert run(*arguments) == 2
     assert message in capsys.readouterr().err

@@ -65,7 +65,9 @@ def test_grants_of_a_batch_are_atomic_and_go_to_the_best_bids() -> None:
         ledger.admit(name)
         ledger.start_pass(name)
     assert ledger.pool == 2.0
-    assert ledger.try_start({"a": 1.0, "b": 3.0, "c": 2.0, "d": 0.5}) == {"b", "c"}
+    assert ledger.reserve({"a": 1.0, "b": 3.0, "c": 2.0, "d": 0.5}) == {"b": "pool", "c": "pool"}
+    for name in "bc":
+        ledger.start(name)
     assert ledger.pool == 0.0
 
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from specpilot.control.stop import StopRule
-from specpilot.decoding.acceptance import AcceptanceRule, Greedy, Rejection
+from specpilot.decoding.acceptance import Greedy, Rejection
 from specpilot.decoding.request import DecodingRequest
+from specpilot.decoding.rule import AcceptanceRule
 from specpilot.decoding.types import Block, Draft, SamplingParams
 from specpilot.drafters.base import DraftItem
 from specpilot.drafters.guarded import GuardedDrafter

@@ -19,7 +19,8 @@ from specpilot.control.types import (
     StopCause,
 )
 from specpilot.decoding.clock import RealClock, VirtualClock
-from specpilot.decoding.loop import LoopObserver, ServeLoop, duration_ms
+from specpilot.decoding.loop import ServeLoop, duration_ms
+from specpilot.decoding.seams import LoopObserver
 from specpilot.decoding.static import StaticController
 
 CYCLE_MS = 10.0

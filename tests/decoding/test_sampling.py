@@ -22,16 +22,10 @@ from scipy import stats
 
 from specpilot.control.stop import StopRule
 from specpilot.control.types import BatchPlan, CycleOutcome
-from specpilot.decoding.acceptance import (
-    AcceptanceRule,
-    Coupled,
-    Deterministic,
-    DraftStep,
-    Rejection,
-    make_rule,
-)
+from specpilot.decoding.acceptance import Coupled, Deterministic, Rejection, make_rule
 from specpilot.decoding.distribution import probabilities
 from specpilot.decoding.request import DecodingRequest
+from specpilot.decoding.rule import AcceptanceRule, DraftStep
 from specpilot.decoding.types import Acceptance, Block, Draft, SamplingParams
 from specpilot.drafters.base import Drafter, DraftItem
 from specpilot.drafters.lookup import LookupDrafter

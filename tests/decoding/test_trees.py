@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specpilot.control import Controller
-from specpilot.decoding.acceptance import AcceptanceRule, Greedy
+from specpilot.decoding.acceptance import Greedy
 from specpilot.decoding.clock import VirtualClock
 from specpilot.decoding.cycle import LiveExecutor
 from specpilot.decoding.loop import ServeLoop
 from specpilot.decoding.request import DecodingRequest
+from specpilot.decoding.rule import AcceptanceRule
 from specpilot.decoding.types import Acceptance, Block, Draft
 from specpilot.diagnosis.columns import SKIPPED, read_columns
 from specpilot.diagnosis.findings import diagnose

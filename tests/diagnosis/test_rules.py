@@ -251,3 +251,32 @@ def test_a_trace_without_cycles_is_refused(judge: Callable[..., Diagnosis]) -> N
 def test_fit_is_the_model_of_the_diagnosis(judge: Callable[..., Diagnosis]) -> None:
     found = judge(records())
     assert fit(found.trace).rate == found.model.rate
+
+
+@pytest.mark.parametrize(
+    ("places", "fixed_ms"),
+    [
+        ((0,), 40 * 19.6 / 200),  # each prefill has a pass of its own
+        ((0, 0), 20 * 19.6 / 200),  # two prefills share a pass
+        ((0, 4), 20 * 19.6 / 200),  # every other prefill shares one with another request's last block
+    ],
+)
+def test_what_a_prefill_adds_to_a_shared_pass_counts_once(
+    judge: Callable[..., Diagnosis], places: tuple[int, ...], fixed_ms: float
+) -> None:
+    """40 requests of 5 cycles; a pass takes 10.4 ms, one with a prefill 30: 19.6 more."""
+    part = records(40)
+    shared_s: dict[int, float] = {}
+    for at, record in enumerate(part):
+        if not isinstance(record, CycleRecord):
+            continue
+        number = int(record.request[1:])
+        pair, member = divmod(number, len(places))
+        if record.index == places[member]:
+            start_s = shared_s.setdefault(pair, record.start_s)
+            part[at] = replace(record, start_s=start_s, verify_ms=30.0, batch_size=len(places))
+        elif record.index == 0:
+            part[at] = replace(record, verify_ms=10.4)
+    model = judge(part).model
+    assert model.pass_ms == pytest.approx(10.4)
+    assert model.fixed_ms == pytest.approx(fixed_ms)

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from specpilot.control import Controller
-from specpilot.decoding.acceptance import AcceptanceRule, Coupled, Deterministic, Greedy, Rejection
+from specpilot.decoding.acceptance import Coupled, Deterministic, Greedy, Rejection
 from specpilot.decoding.clock import VirtualClock
 from specpilot.decoding.cycle import LiveExecutor
 from specpilot.decoding.distribution import DoubleArray
 from specpilot.decoding.loop import ServeLoop
 from specpilot.decoding.request import DecodingRequest
+from specpilot.decoding.rule import AcceptanceRule
 from specpilot.decoding.types import Acceptance, Block, SamplingParams
 from specpilot.diagnosis import diagnose, read_columns
 from specpilot.diagnosis.sampling import FALSE_ALARM, SHARES, bet

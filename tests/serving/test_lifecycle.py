@@ -130,25 +130,28 @@ def test_a_controller_that_cannot_end_requests_leaks_none(serve: Serve) -> None:
 
 def test_an_engine_that_hangs_is_given_up(serve: Serve) -> None:
     target = Gated(scripted())
-    run = serve(scripted_pair(target), ServerConfig(port=0, measure=False, request_timeout_s=0.6))
+    run = serve(scripted_pair(target), ServerConfig(port=0, measure=False, request_timeout_s=0.1))
     target.open.clear()
-    reply = run.post({"prompt": "ab"})
+    reply = run.post({"prompt": "ab", "slo_ms": 500})
     assert (reply.status, reply.error["code"]) == (504, "timeout")
-    assert b'"code":"timeout"' in run.post({"prompt": "ab", "stream": True}).body
+    assert "no answer within 0.6 s" in reply.error["message"]
+    assert b'"code":"timeout"' in run.post({"prompt": "ab", "slo_ms": 500, "stream": True}).body
     target.open.set()
     run.wait_until(lambda: at_rest(run))
     assert run.post({"prompt": "ab"}).status == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_nobody_is_given_up_before_a_deadline_of_their_own(serve: Serve, stream: bool) -> None:
+@pytest.mark.parametrize("slo_ms", [None, 600_000])
+def test_nobody_is_given_up_before_their_deadline(serve: Serve, stream: bool, slo_ms: int | None) -> None:
+    """Their own, or the server's (two minutes here)."""
     target = Gated(scripted())
-    run = serve(scripted_pair(target), ServerConfig(port=0, measure=False, request_timeout_s=0.3))
+    run = serve(scripted_pair(target), ServerConfig(port=0, measure=False, request_timeout_s=0.1))
     target.open.clear()
     with ThreadPoolExecutor(1) as threads:
-        patient = threads.submit(run.post, {"prompt": "ab", "slo_ms": 600_000, "stream": stream})
+        patient = threads.submit(run.post, {"prompt": "ab", "slo_ms": slo_ms, "stream": stream})
         target.wait_for_pass()
-        assert run.post({"prompt": "cd"}).status == 504  # came later, and has none
+        assert run.post({"prompt": "cd", "slo_ms": 500}).status == 504  # came later, and has less time
         target.open.set()
         reply = patient.result()
     assert reply.status == 200
@@ -158,12 +161,13 @@ def test_nobody_is_given_up_before_a_deadline_of_their_own(serve: Serve, stream:
 def test_health_tells_of_a_target_that_hangs(serve: Serve) -> None:
     """503 while the pass hangs, those who wait get a definite end, and 200 when it has come back."""
     target = Gated(scripted())
-    config = ServerConfig(port=0, measure=False, request_timeout_s=0.6, hang_timeout_s=0.1)
+    config = ServerConfig(port=0, measure=False, request_timeout_s=0.1, hang_timeout_s=0.1)
     run = serve(scripted_pair(target), config)
     assert run.fetch("GET", "/health").status == 200
     target.open.clear()
     with ThreadPoolExecutor(2) as threads:
-        waiting = [threads.submit(run.post, {"prompt": prompt}) for prompt in ("ab", "cd")]
+        bodies = [{"prompt": prompt, "slo_ms": 500} for prompt in ("ab", "cd")]
+        waiting = [threads.submit(run.post, body) for body in bodies]
         target.wait_for_pass()
         run.wait_until(lambda: run.fetch("GET", "/health").status == 503)
         error = run.fetch("GET", "/health").error

@@ -69,6 +69,16 @@ def test_what_the_cut_requests_would_need() -> None:
     assert result.needed["acceptance"] is not None
 
 
+def test_the_load_of_a_rate_is_what_it_is_of_the_capacity() -> None:
+    at_load = plan(load=0.5)
+    assert at_load.load == 0.5
+    assert at_load.rate_per_s is not None
+    at_rate = plan(load=0.4, rate_per_s=2.0 * at_load.rate_per_s)
+    assert at_rate.load == pytest.approx(1.0)
+    assert at_rate.to_json()["load"] == at_rate.load
+    assert plan(load=0.0).load == 0.0
+
+
 def test_an_slo_that_cannot_be_kept_is_said() -> None:
     traces = from_numbers((0.7,), (400,), 24, count=40, seed=3)
     slow = EngineCosts.from_numbers(draft_ms=20.0, verify_ms=200.0, verify_token_ms=5.0)
@@ -125,15 +135,27 @@ def test_command_from_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]
             ("--acceptance", "0.7", "--prompt-tokens", "1.5"),
             "prompt_tokens: '1.5' is not a list of whole numbers",
         ),
-        (("--models", "x.toml", "--verify-ms", "3"), "models: given together with"),
-        (("--models", "x.toml", "--cost", "c.json"), "models: given together with"),
-        (("--models", "x.toml", "--map-budgets", "2"), "models: given together with"),
+        (("--models", "x.toml", "--verify-ms", "3"), "--verify-ms: given together with --models"),
+        (("--models", "x.toml", "--cost", "c.json"), "--cost: given together with --models"),
+        (("--models", "x.toml", "--map-budgets", "2"), "--map-budgets: given together with --models"),
         (("--models", "x.toml", "--rate", "-1"), "rate: -1.0 is not > 0 and finite"),
         (("--acceptance", "0.7", "--max-tokens", "0"), "max_tokens: 0 is not ≥ 1"),
         (("--acceptance", "0.7", "--rate", "0"), "rate: 0.0 is not > 0"),
         (("--acceptance", "0.7", "--draft-ms", "1"), "draft_ms, verify_ms: one of the two is missing"),
         (("--models", "missing.toml"), "missing.toml"),
-        (("--models", "x.toml", "--acceptance", "0.7"), "models: given together"),
+        (("--models", "x.toml", "--acceptance", "0.7"), "--acceptance: given together with --models"),
+        (("--models", "x.toml", "--no-sensitivity"), "--sensitivity: given together with --models"),
+        (("--models", "x.toml", "--map"), "--map: given together with --models"),
+        (
+            ("--models", "x.toml", "--load", "0", "--seed", "2"),
+            "--seed: given together with --models and --load 0",
+        ),
+        (("x.jsonl", "--prompt-tokens", "64"), "--prompt-tokens: given together with a trace"),
+        (("--acceptance", "0.7", "--rate", "2", "--load", "0.4"), "--load: given together with --rate"),
+        (
+            ("--acceptance", "0.7", "--no-map", "--map-budgets", "2"),
+            "--map-budgets: given together with --no-map",
+        ),
         (("--acceptance", "0.7", "--plot", "plan.txt"), "'plan.txt' does not end in .svg"),
     ],
 )

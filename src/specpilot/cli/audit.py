@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specpilot.cli.options import DraftOption, TargetOption
+from specpilot.cli.options import DraftOption, TargetOption, refuse
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ TOKEN_VARIABLE = "SPECPILOT_AUDIT_TOKEN"
 
 
 def run(
+    context: typer.Context,
     target: TargetOption = None,
     draft: DraftOption = None,
     engine: Annotated[str, typer.Option(help="onnx or transformers.")] = "onnx",
@@ -64,10 +65,11 @@ def run(
             raise ValueError(f"{name}: {value} is not ≥ 1; give a count")
     if seed < 0:
         raise ValueError(f"seed: {seed} is not ≥ 0; 1 is the default")
-    if url is not None and (target is not None or draft is not None):
-        raise ValueError("url: given together with --target or --draft; audit one of the two at a time")
-    if url is None and (reference is not None or model is not None):
-        raise ValueError("reference, model: only servers have them; give --url")
+    if url is None:
+        refuse(context, "without --url, and only servers have it", "reference", "model")
+    else:
+        pair = ("target", "draft", "engine", "seed")
+        refuse(context, "together with --url, where a server is audited and no pair of models", *pair)
     screen = console(json_target)
     texts = _prompts(prompts, limit)
     with progress(screen) as bar:

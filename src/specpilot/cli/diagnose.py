@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from specpilot.cli.options import refuse
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def run(
+    context: typer.Context,
     traces: Annotated[
         list[Path],
         typer.Argument(help="Trace files (.jsonl, .gz, .zst).", metavar="TRACE…", show_default=False),
@@ -75,7 +77,9 @@ def run(
         raise ValueError(f"before: given with {len(traces)} traces; compare one trace with one earlier trace")
     screen = console(json_target)
     draft: CausalLM | None = None
-    if rescore or pair_target is not None or pair_draft is not None:
+    if not (rescore or pair_target is not None or pair_draft is not None):
+        refuse(context, "without --rescore, which alone loads models", "engine")
+    else:
         from specpilot.pair import load_pair
 
         draft = load_pair(pair_target, pair_draft, engine).draft

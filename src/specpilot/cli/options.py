@@ -37,3 +37,24 @@ VerifyTokenMsOption = Annotated[
     float | None,
     typer.Option("--verify-token-ms", help="Time of each further token in a pass.", show_default=False),
 ]
+
+
+def refuse(context: typer.Context, where: str, *names: str) -> None:
+    """Refuse options that are given where they cannot have an effect.
+
+    Args:
+        context: the command's.
+        where: what else is given, and why the options do not count there.
+        names: the command's parameters that are the options.
+
+    Raises:
+        ValueError: naming those that are given.
+    """
+    useless = []
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
+            useless.append(parameter.opts[0])
+    if useless:
+        listed = ", ".join(useless)
+        raise ValueError(f"{listed}: given {where}; leave {'it' if len(useless) == 1 else 'them'} out")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from specpilot.cli.options import CostOption, DraftMsOption, VerifyMsOption, VerifyTokenMsOption
+from specpilot.cli.options import CostOption, DraftMsOption, VerifyMsOption, VerifyTokenMsOption, refuse
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 from specpilot.control import ControllerConfig
 
@@ -27,6 +27,10 @@ INFEASIBLE = 1
 LISTS = {"map_budgets": "1,2,4", "map_slos_ms": "150,250"}
 """Examples for the options that take a list of other numbers than probabilities."""
 PICTURES = (".svg", ".png", ".pdf")
+MAP = ("map_budgets", "map_slos_ms")
+"""The options of the map's axes."""
+COSTS = ("cost", "draft_ms", "verify_ms", "verify_token_ms")
+"""The options of the engine's times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,7 @@ class RoleSettings:
 
 
 def run(
+    context: typer.Context,
     trace: Annotated[
         Path | None,
         typer.Argument(help="Agreement trace, as written by `specpilot record`.", show_default=False),
@@ -113,20 +118,21 @@ def run(
     prompts = _numbers("prompt_tokens", prompt_tokens, int)
     budgets = None if map_budgets is None else _numbers("map_budgets", map_budgets, float)
     slos_ms = None if map_slos_ms is None else _numbers("map_slos_ms", map_slos_ms, float)
-    if not region and (budgets or slos_ms):
-        raise ValueError("map_budgets, map_slos_ms: given together with --no-map; leave one out")
+    if rate is not None:
+        refuse(context, "together with --rate, which replaces it", "load")
     if models is not None:
-        costs_given = (cost, draft_ms, verify_ms, verify_token_ms)
-        others = (trace, acceptance, plot, budgets, slos_ms, *costs_given)
-        if any(value is not None for value in others):
-            raise ValueError(
-                "models: given together with a trace, --acceptance, --plot, costs or the map's axes, which "
-                "it does not use (its costs are in the file); leave them out"
-            )
+        replayed = ("trace", "acceptance", "sensitivity", "region", *MAP, "plot")
+        refuse(
+            context, "together with --models, which has costs and acceptance of its own", *replayed, *COSTS
+        )
         if rate is not None:
             from specpilot.sizing.case import check_rate
 
             check_rate(rate)
+        elif load == 0.0:
+            refuse(
+                context, "together with --models and --load 0, where nothing is replayed", "requests", "seed"
+            )
         settings = RoleSettings(max_tokens, load, rate, requests, seed)
         feasible = _roles(models, config, prompts, settings, screen, json_target)
         raise typer.Exit(0 if feasible else INFEASIBLE)
@@ -139,6 +145,10 @@ def run(
 
     if (trace is None) == (acceptance is None):
         raise ValueError("trace: give an agreement trace, or --acceptance, or --models; one of the three")
+    if trace is not None:
+        refuse(context, "together with a trace, which has prompt lengths of its own", "prompt_tokens")
+    if not region:
+        refuse(context, "together with --no-map, which leaves the map out", *MAP)
     costs = costs_from(cost, draft_ms, verify_ms, verify_token_ms)
     if acceptance is None:
         assert trace is not None
@@ -173,7 +183,7 @@ def run(
         from specpilot.sizing.plot import draw
 
         draw(plan, config, plot)
-    write_json(json_target, plan.to_json() | {"load": load, "seed": seed, "notes": notes})
+    write_json(json_target, plan.to_json() | {"seed": seed, "notes": notes})
     if not plan.feasible:
         raise typer.Exit(INFEASIBLE)
 

@@ -14,6 +14,7 @@ from specpilot.cli.options import (
     MaxNodesOption,
     VerifyMsOption,
     VerifyTokenMsOption,
+    refuse,
 )
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 from specpilot.control import ControllerConfig
@@ -25,6 +26,7 @@ DEFAULTS = ControllerConfig()
 
 
 def run(
+    context: typer.Context,
     trace: Annotated[
         Path, typer.Argument(help="Agreement trace, as written by `specpilot record`.", show_default=False)
     ],
@@ -71,6 +73,8 @@ def run(
         if name in TREE_NAMES and not max_nodes:
             raise ValueError(f"policy: {name!r} needs token trees; give --max-nodes, e.g. 32")
     names = [check_policy(name, known) for name in policy or known]
+    if no_ledger:
+        refuse(context, "together with --no-ledger, which has no budget", "pass_budget")
     check_writable(json_target)
     costs = costs_from(cost, draft_ms, verify_ms, verify_token_ms)
     # Every pass yields a token, so that a budget of max_tokens never binds.

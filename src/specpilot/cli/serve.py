@@ -102,7 +102,6 @@ def run(
         continuation_tokens=continuation_tokens,
         cache_bytes=cache_mb << 20,
         draft_timeout_ms=draft_timeout_ms,
-        request_timeout_s=max(30.0, 2.0 * slo_p95_ms / 1000.0),
         snapshot=snapshot,
         trace=trace,
         trace_ids=trace_ids,

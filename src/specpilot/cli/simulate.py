@@ -15,6 +15,7 @@ from specpilot.cli.options import (
     MaxNodesOption,
     VerifyMsOption,
     VerifyTokenMsOption,
+    refuse,
 )
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 from specpilot.control import ControllerConfig
@@ -28,6 +29,7 @@ NOTES = (
 
 
 def run(
+    context: typer.Context,
     policy: Annotated[
         list[str] | None,
         typer.Option(
@@ -112,6 +114,13 @@ def run(
 
     names = [check_policy(name, SIMULATED_NAMES) for name in policy or DEFAULT_POLICIES]
     check_writable(json_target)
+    if rate is not None:
+        refuse(context, "together with --rate, which replaces it", "load")
+    if arrivals is None:
+        refuse(context, "without --arrivals: generated requests have no recorded pace", "speed")
+    else:
+        replaced = ("load", "rate", "burst", "prompts")
+        refuse(context, "together with --arrivals, which has times and prompt lengths of its own", *replaced)
     if processes < 1:
         raise ValueError(f"processes: {processes} is not ≥ 1; use 1 for this process alone")
     if rate is None and not 0.0 < load < math.inf:

@@ -214,24 +214,18 @@ class PassLedger:
             self._charge_tenant(account.tenant, CREDIT)
         account.reserved = ""
 
-    def try_start(self, bids: Mapping[str, float]) -> set[str]:
-        """Reserve and start in one step, atomically for the batch; returns those that got a pass."""
-        granted = self.reserve(bids)
-        for request_id in granted:
-            self.start(request_id)
-        return set(granted)
-
     def start_pass(self, request_id: str) -> None:
-        """Start one pass, own or from the pool.
+        """Reserve and start one pass, own or from the pool.
 
         Raises:
             BudgetExhausted: if there is none for this request.
         """
-        if request_id not in self.try_start({request_id: math.inf}):
+        if not self.reserve({request_id: math.inf}):
             raise BudgetExhausted(
                 f"request {request_id!r}: its {self._deposit // CREDIT} own passes are spent and the pool "
                 f"holds {self.pool:.3f}; end the request with what is verified"
             )
+        self.start(request_id)
 
     def finish(self, request_id: str) -> None:
         """Close the account: what is left flows to the pool, or is taken back if no pass was started."""

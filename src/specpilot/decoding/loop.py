@@ -12,11 +12,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from threading import RLock
-from typing import Protocol, runtime_checkable
 
 from specpilot.control.types import (
     Admission,
-    BatchPlan,
     CycleOutcome,
     CyclePlan,
     RequestInfo,
@@ -24,80 +22,7 @@ from specpilot.control.types import (
     StopCause,
 )
 from specpilot.decoding.clock import Clock
-
-
-class ControllerLike(Protocol):
-    """What the loop asks of a controller (see :class:`specpilot.control.controller.Controller`)."""
-
-    def admit(self, request: RequestInfo, *, now: float) -> Admission:
-        """Take a request up or refuse it."""
-        ...
-
-    def plan(self, request_ids: Sequence[str], *, now: float) -> BatchPlan:
-        """A cycle or an end for each of the requests."""
-        ...
-
-    def begin(self, cycle_ids: Sequence[int], *, now: float) -> None:
-        """Their target passes start."""
-        ...
-
-    def observe(self, outcomes: Sequence[CycleOutcome], *, now: float) -> None:
-        """What the cycles did."""
-        ...
-
-    def abort(self, cycle_ids: Sequence[int], *, now: float) -> None:
-        """Give cycles up."""
-        ...
-
-    def finish(self, request_id: str, cause: StopCause, *, now: float) -> RequestSummary:
-        """The request has ended."""
-        ...
-
-
-@runtime_checkable
-class Schedules(Protocol):
-    """A controller that knows whose cycle is next, and which requests had better run together."""
-
-    def schedule(self, request_ids: Sequence[str], limit: int, *, now: float) -> list[str]:
-        """Some of the requests, which come most urgent first, at least one and at most ``limit``."""
-        ...
-
-
-class Executor(Protocol):
-    """What runs cycles: models, a recorded trace, a simulated engine."""
-
-    def open(self, request_id: str) -> int:
-        """Take up a request; returns how many of its prompt tokens are cached."""
-        ...
-
-    def run(self, plans: Sequence[CyclePlan]) -> list[CycleOutcome]:
-        """One cycle for each plan, outcomes in the same order."""
-        ...
-
-    def close(self, request_id: str, cause: StopCause) -> None:
-        """The request is over; unknown ids are ignored."""
-        ...
-
-
-class LoopObserver:
-    """Told of everything that happens; override what you need. Times in seconds on the loop's clock."""
-
-    def admitted(self, info: RequestInfo, admission: Admission, now: float) -> None:
-        """A request was taken up (``info.cached_tokens`` is filled in)."""
-
-    def refused(self, info: RequestInfo, admission: Admission, now: float) -> None:
-        """A request was refused; ``admission.reason`` says why."""
-
-    def planned(self, plan: BatchPlan, now: float) -> None:
-        """The controller has planned, nothing has run yet."""
-
-    def cycle(
-        self, info: RequestInfo, plan: CyclePlan, outcome: CycleOutcome, start_s: float, end_s: float
-    ) -> None:
-        """One request's cycle is over."""
-
-    def finished(self, info: RequestInfo, summary: RequestSummary, now: float) -> None:
-        """A request has ended."""
+from specpilot.decoding.seams import ControllerLike, Executor, LoopObserver, Schedules
 
 
 @dataclass(slots=True)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specpilot.control.types import Reason, RequestInfo, StopCause
-from specpilot.decoding.acceptance import AcceptanceRule, make_rule
+from specpilot.decoding.acceptance import make_rule
+from specpilot.decoding.rule import AcceptanceRule
 from specpilot.decoding.text import Detokenizer, StopStrings, TextStream
 from specpilot.decoding.types import Block, SamplingParams
 from specpilot.models.base import ContextLimitError

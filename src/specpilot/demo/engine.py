@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from specpilot.decoding.loop import Executor
+from specpilot.decoding.seams import Executor
 from specpilot.models.base import CausalLM
 
 

@@ -101,8 +101,7 @@ def fit(trace: TraceColumns) -> SpeedModel:
     pass_ms, token_ms, widths = _pass_line(trace, narrow)
     host_ms = float(np.mean(shared(trace, trace.host_ms)))
     spent = trace.draft_prefill_ms + shared(trace, trace.draft_ms + trace.verify_ms + trace.host_ms)
-    wide = good & ~narrow
-    excess = np.maximum(trace.verify_ms[wide] - pass_ms, 0.0).sum() + trace.draft_prefill_ms.sum()
+    excess = _excess_ms(trace, good & ~narrow, pass_ms) + float(trace.draft_prefill_ms.sum())
     found, reached = hazards(trace)
     hazard = _extended(found, reached)
     total = float(spent.sum())
@@ -111,7 +110,7 @@ def fit(trace: TraceColumns) -> SpeedModel:
         pass_ms=pass_ms,
         token_ms=token_ms,
         host_ms=host_ms,
-        fixed_ms=float(excess) / len(trace),
+        fixed_ms=excess / len(trace),
         survival=np.cumprod(hazard),
         widths=widths,
         rate=float(trace.emitted.sum()) / max(total, 1e-9),
@@ -143,6 +142,14 @@ def _without_times(trace: TraceColumns) -> SpeedModel:
 def shared(trace: TraceColumns, times_ms: Floats) -> Floats:
     """What all that share a pass wait for together, charged to them in equal parts."""
     return np.asarray(times_ms / np.maximum(trace.batch_size, 1))
+
+
+def _excess_ms(trace: TraceColumns, wide: Bools, pass_ms: float) -> float:
+    """What the wide passes took beyond ``pass_ms``, each counted once: those sharing one start together."""
+    begun = np.unique(trace.start_s, return_inverse=True)[1]
+    sharing = np.minimum(np.bincount(begun, weights=wide)[begun], trace.batch_size)
+    beyond = np.maximum(trace.verify_ms[wide] - pass_ms, 0.0)
+    return float((beyond / np.maximum(sharing[wide], 1.0)).sum())
 
 
 def _pass_line(trace: TraceColumns, narrow: Bools) -> tuple[float, float, int]:

@@ -11,7 +11,7 @@ from specpilot.control.tree import TreeRule
 from specpilot.decoding.types import Draft
 
 if TYPE_CHECKING:
-    from specpilot.decoding.acceptance import AcceptanceRule
+    from specpilot.decoding.rule import AcceptanceRule
 
 
 @dataclass(frozen=True, slots=True)

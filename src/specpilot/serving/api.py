@@ -249,8 +249,8 @@ class Api:
         return json_response(shape.whole(answer))
 
     def _patience_s(self, ask: Ask) -> float:
-        """After which an answer is given up: never before the deadline that the request itself names."""
-        return self._config.request_timeout_s + (ask.slo_ms or 0.0) / 1000.0
+        """After how long an answer is given up."""
+        return self._service.slo_ms(ask) / 1000.0 + self._config.request_timeout_s
 
     async def _answer(self, run: Run, request: Request, patience_s: float) -> Answer | None:
         """The answer, or None where the client left before it."""

@@ -37,7 +37,7 @@ from specpilot.serving.service import CompletionService
 from specpilot.serving.state import SnapshotFile, measure_engine
 from specpilot.serving.tracing import TraceFile
 from specpilot.targets.model import ModelTarget
-from specpilot.trace.recorder import header_for
+from specpilot.trace.traced import header_for
 
 LOG = logging.getLogger("specpilot.serving")
 

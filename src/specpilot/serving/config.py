@@ -52,8 +52,8 @@ class ServerConfig:
     body_timeout_s: float = 5.0
     keep_alive_s: float = 30.0
     request_timeout_s: float = 30.0
-    """After this, and a deadline of the request's own (``slo_ms``), an answer is given up: the engine hangs.
-    Far beyond the promised deadline."""
+    """How long beyond its deadline (its own ``slo_ms``, or the server's) an answer is waited for before it is
+    given up: the engine hangs."""
     hang_timeout_s: float = 5.0
     """A cycle that has run for this long hangs: ``/health`` answers 503 until it ends."""
     drain_timeout_s: float = 10.0

@@ -25,12 +25,13 @@ from specpilot.control.types import (
 )
 from specpilot.decoding.clock import Clock
 from specpilot.decoding.cycle import LiveExecutor
-from specpilot.decoding.loop import LoopObserver, ServeLoop
+from specpilot.decoding.loop import ServeLoop
 from specpilot.decoding.request import DecodingRequest
+from specpilot.decoding.seams import LoopObserver
 from specpilot.drafters.base import Drafter
 from specpilot.targets.base import Target
-from specpilot.trace.recorder import TracedController
 from specpilot.trace.schema import TraceRecord
+from specpilot.trace.traced import TracedController
 
 LOG = logging.getLogger("specpilot.serving")
 

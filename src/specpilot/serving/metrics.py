@@ -17,7 +17,7 @@ from prometheus_client.registry import Collector
 
 from specpilot.control.config import Mode
 from specpilot.control.types import Binding, CycleOutcome, CyclePlan, RequestInfo, RequestSummary, StopCause
-from specpilot.decoding.loop import LoopObserver
+from specpilot.decoding.seams import LoopObserver
 from specpilot.models.sessions import CacheStore
 from specpilot.serving.continuation import ContinuationCache
 from specpilot.serving.engine import Engine

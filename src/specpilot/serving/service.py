@@ -163,6 +163,10 @@ class CompletionService:
             self._metrics.continuation("carried" if carried else "miss", carried)
         return self._submit(ask, request, carried, arrival_s)
 
+    def slo_ms(self, ask: Ask) -> float:
+        """The latency promised to a request: its own, or the server's."""
+        return ask.slo_ms or self.engine.controller.config.slo_p95_ms
+
     def _from_cache(self, ask: Ask, request: DecodingRequest, cause: StopCause, arrival_s: float) -> Run:
         run = Run(request.request_id, ask, lambda: None)
         e2e_ms = (self.engine.now() - arrival_s) * 1000.0
@@ -236,7 +240,7 @@ class CompletionService:
 
     def _engine_slo_ms(self, ask: Ask) -> float:
         """When the engine must be done: the answer has a way to go yet."""
-        slo_ms = ask.slo_ms or self.engine.controller.config.slo_p95_ms
+        slo_ms = self.slo_ms(ask)
         return slo_ms - min(self.config.answer_ms, 0.1 * slo_ms)
 
     def _cached(self, ask: Ask) -> int:
@@ -248,9 +252,8 @@ class CompletionService:
         if admission.reason.startswith("budget"):
             return ApiError(400, f"prompt: {admission.reason}", param="prompt", code="budget")
         # Half an SLO is when about half the queue that stood in the way is gone.
-        slo_ms = ask.slo_ms or self.engine.controller.config.slo_p95_ms
         return overloaded(
-            f"the request cannot meet its deadline; {admission.reason}", slo_ms / 2.0, "deadline"
+            f"the request cannot meet its deadline; {admission.reason}", self.slo_ms(ask) / 2.0, "deadline"
         )
 
     def finished(self, ask: Ask, run: Run, job: Job, carried: int) -> None:

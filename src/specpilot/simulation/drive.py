@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 from specpilot.control import RequestInfo
 from specpilot.decoding.clock import Clock
-from specpilot.decoding.loop import Executor, ServeLoop
+from specpilot.decoding.loop import ServeLoop
+from specpilot.decoding.seams import Executor
 from specpilot.simulation.observed import ObservedController
 from specpilot.simulation.replay import ReplayRequest
 from specpilot.simulation.results import RequestRecord

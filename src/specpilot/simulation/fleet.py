@@ -19,7 +19,8 @@ from pathlib import Path
 
 from specpilot.control import Admission, ControllerConfig, RequestInfo, RequestSummary
 from specpilot.decoding.clock import VirtualClock
-from specpilot.decoding.loop import LoopObserver, ServeLoop
+from specpilot.decoding.loop import ServeLoop
+from specpilot.decoding.seams import LoopObserver
 from specpilot.simulation.account import Account
 from specpilot.simulation.arrivals import read_arrivals
 from specpilot.simulation.bayes import Bayes, LogOdds, Population

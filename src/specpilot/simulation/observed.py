@@ -22,8 +22,9 @@ from specpilot.control import (
 from specpilot.control.planning import Planner
 from specpilot.simulation.results import CycleTotals
 from specpilot.trace.cycles import OBSERVED, CycleRecord
-from specpilot.trace.recorder import TraceRecorder, header_for, ledger_state
+from specpilot.trace.recorder import TraceRecorder
 from specpilot.trace.schema import TraceHeader, TraceRecord
+from specpilot.trace.traced import header_for, ledger_state
 
 
 class ObservedController(Controller):

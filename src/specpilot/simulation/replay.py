@@ -83,7 +83,7 @@ class _State:
 
 
 class TraceExecutor:
-    """Runs cycles by looking them up (an :class:`~specpilot.decoding.loop.Executor`); the virtual clock
+    """Runs cycles by looking them up (an :class:`~specpilot.decoding.seams.Executor`); the virtual clock
     moves by the times in their outcomes.
 
     Args:

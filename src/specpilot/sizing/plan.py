@@ -72,6 +72,9 @@ class Plan:
     binds: str
     why: str
     rate_per_s: float | None
+    """Arrivals a second; ``None`` for a closed loop."""
+    load: float
+    """Arrivals ÷ capacity under specpilot; 0 for a closed loop."""
     policies: Mapping[str, PolicyResult]
     recommended: str
     buckets: Sequence[Bucket]
@@ -89,6 +92,7 @@ class Plan:
             "binds": self.binds,
             "why": self.why,
             "rate_per_s": self.rate_per_s,
+            "load": self.load,
             "recommended": self.recommended,
             "tau": {bucket.name: bucket.tau for bucket in self.buckets},
             "wanted_tokens": self.wanted_tokens,
@@ -135,7 +139,7 @@ def make_plan(
         config: pass budget and SLO.
         max_tokens: most output tokens a request asks for.
         load: arrivals ÷ capacity under specpilot; 0 for a closed loop.
-        rate_per_s: arrivals a second instead of ``load``.
+        rate_per_s: arrivals a second instead of ``load``, which then has no effect.
         count: requests to replay.
         seed: of arrivals and unknown bits.
         sensitivity: also replay what changes of acceptance, costs and promises do.
@@ -180,6 +184,7 @@ def make_plan(
         binds=binds,
         why=why,
         rate_per_s=None if closed else rate,
+        load=load if rate_per_s is None else rate_per_s / full,
         policies=policies,
         recommended=recommended.name,
         buckets=_buckets(case, taus),

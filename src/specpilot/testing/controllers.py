@@ -16,7 +16,8 @@ from specpilot.control.types import (
     StopCause,
 )
 from specpilot.decoding.clock import VirtualClock
-from specpilot.decoding.loop import ControllerLike, LoopObserver, ServeLoop
+from specpilot.decoding.loop import ServeLoop
+from specpilot.decoding.seams import ControllerLike, LoopObserver
 from specpilot.testing.check import Check, equal, raises, true
 
 

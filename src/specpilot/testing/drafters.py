@@ -8,7 +8,8 @@ import numpy as np
 
 from specpilot.control.stop import StopRule
 from specpilot.control.tree import TreeRule
-from specpilot.decoding.acceptance import DraftStep, Greedy, Rejection
+from specpilot.decoding.acceptance import Greedy, Rejection
+from specpilot.decoding.rule import DraftStep
 from specpilot.decoding.types import Draft, SamplingParams
 from specpilot.drafters.base import Drafter, DraftItem
 from specpilot.testing.check import CONTEXT, Check, close, equal, true

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from specpilot.decoding.clock import VirtualClock
 from specpilot.decoding.cycle import LiveExecutor
-from specpilot.decoding.loop import ControllerLike, RunResult, ServeLoop
+from specpilot.decoding.loop import RunResult, ServeLoop
 from specpilot.decoding.request import DecodingRequest
+from specpilot.decoding.seams import ControllerLike
 from specpilot.drafters.base import Drafter
 from specpilot.models.base import CausalLM, ForwardItem
 from specpilot.targets.base import Target

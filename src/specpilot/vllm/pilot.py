@@ -20,7 +20,7 @@ from specpilot.control import (
     RequestInfo,
     StopCause,
 )
-from specpilot.trace.recorder import ControllerCalls
+from specpilot.trace.traced import ControllerCalls
 
 IDLE_RATE = 0.1
 """How far one step without drafts moves what such a step is believed to cost the drafter."""

@@ -28,15 +28,12 @@ from specpilot.control import Controller, PlannedStop, RequestInfo, StopCause
 from specpilot.trace import TracedController, TraceWriter, header_for
 from specpilot.vllm import metrics, timing
 from specpilot.vllm.config import PROFILE, PluginConfig, configured
+from specpilot.vllm.endings import PREFIX, cause_of, last_output
 from specpilot.vllm.overrides import Overrides
 from specpilot.vllm.pilot import Pass, Pilot, StepTimes
 from specpilot.vllm.support import check_setup, check_version
 
 logger = init_logger("vllm.specpilot")
-
-PREFIX = "specpilot:"
-"""What the ``stop_reason`` of a request that specpilot ended begins with; a stop cause follows."""
-
 
 _Before = tuple[Any, int, int, int]
 """A request, the tokens cached before its pass, its output tokens so far, the tokens just sampled."""
@@ -100,7 +97,7 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
         refusal = self._admit(request)
         if refusal:
             self._finish(request, StopCause.POLICY)
-            self._notices.append((request.client_index, _last_output(request, f"{PREFIX}refused: {refusal}")))
+            self._notices.append((request.client_index, last_output(request, f"{PREFIX}refused: {refusal}")))
         self.own_s += time.perf_counter() - start
 
     def _admit(self, request: Any) -> str:
@@ -136,7 +133,7 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
         if self._updating:
             self._ended.append(request)
         else:
-            cause = self._causes.get(request.request_id) or _cause(request)
+            cause = self._causes.get(request.request_id) or cause_of(request)
             self.pilot.finish(request.request_id, cause, now=time.monotonic())
         return super()._free_request(request, delay_free_blocks)
 
@@ -150,7 +147,7 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
         for stop in self.pilot.plan(waiting, now=now):
             request = self.requests[stop.request_id]
             self._finish(request, stop.cause)
-            self._notices.append((request.client_index, _last_output(request, PREFIX + stop.cause.value)))
+            self._notices.append((request.client_index, last_output(request, PREFIX + stop.cause.value)))
         self.own_s += time.perf_counter() - start
         output = self._schedule_whole_prompts(throttle_prefills)
         start = time.perf_counter()
@@ -215,7 +212,7 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
         if before:
             self._observe(before, scheduler_output, model_runner_output, now)
         for request in self._ended:
-            self.pilot.finish(request.request_id, _cause(request), now=now)
+            self.pilot.finish(request.request_id, cause_of(request), now=now)
         self._ended.clear()
         going_on = [name for name in before if name in self.requests]
         stops = self.pilot.overdue(going_on)
@@ -278,7 +275,7 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
                     emitted=request.num_output_tokens - had,
                     prefill=width > proposed + 1,
                     drafting=not done and not request.is_prefill_chunk,
-                    ended=_cause(request) if done else None,
+                    ended=cause_of(request) if done else None,
                 )
             )
         wall_ms = (now - self._started_s) * 1000.0
@@ -300,7 +297,7 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
                     output.spec_decode_metrics = request.spec_decode_metrics
                     break
             else:
-                sent.append(_last_output(request, reason))
+                sent.append(last_output(request, reason))
 
     def update_draft_token_ids(self, draft_token_ids: Any) -> None:
         """Trim each request's drafts to the τ that its plan says."""
@@ -333,34 +330,3 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
             self._trace.close()
             self._trace = None
         super().shutdown()
-
-
-def _cause(request: Any) -> StopCause:
-    """Why vLLM has ended a request.
-
-    Stop strings are found by vLLM's front end, which then aborts the request: one that has some and is
-    aborted is taken to have stopped.
-    """
-    status = request.status
-    if status == RequestStatus.FINISHED_STOPPED:
-        return StopCause.EOS if request.stop_reason is None else StopCause.STOP
-    if status == RequestStatus.FINISHED_LENGTH_CAPPED:
-        return StopCause.MAX_TOKENS
-    if status == RequestStatus.FINISHED_REPETITION:
-        return StopCause.STOP
-    if status == RequestStatus.FINISHED_ABORTED:
-        return StopCause.STOP if request.sampling_params.stop else StopCause.CANCELLED
-    return StopCause.ERROR
-
-
-def _last_output(request: Any, stop_reason: str) -> EngineCoreOutput:
-    """A request's last output without tokens."""
-    return EngineCoreOutput(
-        request_id=request.request_id,
-        new_token_ids=[],
-        finish_reason=FinishReason.LENGTH,
-        stop_reason=stop_reason,
-        events=request.take_events(),
-        trace_headers=request.trace_headers,
-        spec_decode_metrics=request.spec_decode_metrics,
-    )
