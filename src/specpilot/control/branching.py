@@ -47,9 +47,35 @@ class Branches:
         return [hazard + (1.0 - hazard) * rescue for hazard in hazards]
 
 
+class Forks:
+    """Whether it pays to ask for a tree: what the nodes beside the draft's own chain are worth, by what the
+    drafter says of each tree (calibrated probabilities, so a tree says it with far less noise than the tokens
+    that come of it), and the milliseconds that they cost.
+
+    Tokens and time are learnt apart, so that what is known of a quiet hour still counts in a busy one.
+    """
+
+    def __init__(self, memory: float = 0.9, tokens: float = 1.0, weight: float = 4.0) -> None:
+        self._memory = memory
+        self._trees = weight
+        self._tokens = tokens * weight
+        self._ms = 0.0
+
+    def gain(self, theta: float, tree_ms: float) -> float:
+        """Tokens that a tree earns beyond a chain, where asking for one costs ``tree_ms`` whatever grows."""
+        return (self._tokens - theta * self._ms) / self._trees - theta * tree_ms
+
+    def observe(self, tokens: float, ms: float) -> None:
+        """One tree: what its side nodes were worth, and what they cost."""
+        keep = self._memory
+        self._trees = self._trees * keep + 1.0
+        self._tokens = self._tokens * keep + tokens
+        self._ms = self._ms * keep + ms
+
+
 class Yields:
-    """How much of what was forecast came: drafted tokens accepted, by kind of forecast (chain or tree) and first
-    cycle or later.
+    """How much of what was forecast came: drafted tokens accepted, by kind of forecast (chain or tree) and
+    first cycle or later.
 
     The context's hazards are those of all its cycles. A tree ends only where none of its choices was right,
     and after so surprising a token the draft is worse for a while.

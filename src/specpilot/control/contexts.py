@@ -5,10 +5,10 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, field
 
-from specpilot.control.branching import Branches, Yields
+from specpilot.control.branching import Branches, Forks, Yields
 from specpilot.control.calibration import Calibration
 from specpilot.control.difficulty import Residuals
-from specpilot.control.health import Fallback, Trials
+from specpilot.control.health import Backoff, Fallback, Trials
 from specpilot.control.horizon import Decision
 from specpilot.control.tree import LookupRule
 
@@ -21,6 +21,8 @@ DECISION_CYCLES = 64
 observations hardly move in between, and a change of phase throws decisions away at once."""
 RULE_CYCLES = 8
 """Cycles after which the calibration in the drafter's rules is brought up to date."""
+TREE_TRIALS = (8, 64)
+"""Blocks after which a tree is tried where chains are better: at first, and at most."""
 
 Key = tuple[int, int, int, int, int, int, int, int, int, int]
 """What a decision depends on: (ceiling on τ, tokens wanted, later passes, 10 · log θ, tokens not cached by
@@ -38,8 +40,8 @@ class Context:
     """A source of drafts on one prompt-length bucket: its decisions by what they depend on, kept for a few
     cycles.
 
-    A *source* is a drafter under a rule of acceptance; ``trees``: the rule can judge them; ``optional``: there
-    are requests that may do without that rule.
+    A *source* is a drafter under a rule of acceptance; ``trees``: the rule can judge them; ``optional``:
+    there are requests that may do without that rule.
     """
 
     source: str
@@ -57,6 +59,8 @@ class Context:
     residuals: Residuals = field(default_factory=Residuals)
     branches: Branches = field(default_factory=Branches)
     yields: Yields = field(default_factory=Yields)
+    forks: Forks = field(default_factory=Forks)
+    tree_trials: Backoff = field(default_factory=lambda: Backoff(*TREE_TRIALS))
     intercepts: tuple[float, ...] = ()
     slope: float = 1.0
     ranks: tuple[tuple[float, float], ...] = ()

@@ -225,24 +225,43 @@ class DraftCost:
         self.start_ms = max(0.0, (self._ms - self.step_ms * self._steps) / held)
 
 
-class SideCost:
-    """What drafting a block with side nodes takes beyond a chain of as many steps, by the node."""
+class TreeCost:
+    """What drafting a tree takes beyond a chain of as many steps: a start and so much for each side node.
+
+    The start is learnt from the trees that turned out to be chains, the nodes' share from the others.
+    """
 
     def __init__(self, memory: float = 0.98) -> None:
         self._memory = memory
+        self._chains = self._chains_ms = 0.0
         self._ms = self._nodes = 0.0
 
     @property
+    def start_ms(self) -> float:
+        """Milliseconds a block, ≥ 0."""
+        return max(0.0, self._chains_ms / self._chains) if self._chains else 0.0
+
+    @property
     def node_ms(self) -> float:
-        """Milliseconds a node, ≥ 0; 0 where nothing is known: so it becomes known."""
+        """Milliseconds a side node, ≥ 0; 0 where nothing is known: so it becomes known."""
         return max(0.0, self._ms / self._nodes) if self._nodes else 0.0
 
-    def observe(self, nodes: int, beyond_ms: float) -> None:
-        """A block with so many took so much longer; from the fourth on no more than four times as expected."""
-        if self._nodes > 3.0 * nodes:
-            beyond_ms = min(beyond_ms, 4.0 * nodes * self.node_ms + 1.0)
+    def observe(self, sides: int, beyond_ms: float) -> None:
+        """A block with so many took so much longer; from the fourth on at most four times as long as expected
+        and a millisecond.
+        """
+        start = self.start_ms
+        if not sides:
+            if self._chains > 3.0:
+                beyond_ms = min(beyond_ms, 4.0 * start + 1.0)
+            self._chains_ms = self._chains_ms * self._memory + beyond_ms
+            self._chains = self._chains * self._memory + 1.0
+            return
+        beyond_ms -= start
+        if self._nodes > 3.0 * sides:
+            beyond_ms = min(beyond_ms, 4.0 * sides * self.node_ms + 1.0)
         self._ms = self._ms * self._memory + beyond_ms
-        self._nodes = self._nodes * self._memory + nodes
+        self._nodes = self._nodes * self._memory + sides
 
 
 class CostModel:
@@ -258,9 +277,8 @@ class CostModel:
         self._draft_prefill = CostCurve(profile.draft_prefill_ms)
         self._context = ContextSlope()
         self.host_ms = 0.0
-        self.fork_ms = 0.0
-        """Host time beyond that of a block which is no chain: its mask, its walk, its commit."""
-        self._sides = SideCost()
+        self._tree_host_ms = 0.0  # beyond that, where a tree was asked for
+        self._trees = TreeCost()
         self.verify_upper = UpperQuantile()
         self.calibrated = False
         """Whether enough passes were measured to refuse work on the strength of a prediction."""
@@ -278,7 +296,12 @@ class CostModel:
     @property
     def side_ms(self) -> float:
         """What each node beside the draft's first choices costs the drafter: a wider step, more choices."""
-        return self._sides.node_ms
+        return self._trees.node_ms
+
+    @property
+    def tree_ms(self) -> float:
+        """What a block costs the drafter and the host because a tree was asked for, whatever grows."""
+        return self._trees.start_ms + self._tree_host_ms
 
     @property
     def draft_upper(self) -> UpperQuantile:
@@ -351,22 +374,28 @@ class CostModel:
         self.calibrated = self._verify.observations >= 8
 
     def observe_draft(
-        self, steps: int, draft_ms: float, prefill_tokens: int, prefill_ms: float, *, sides: int = 0
+        self,
+        steps: int,
+        draft_ms: float,
+        prefill_tokens: int,
+        prefill_ms: float,
+        *,
+        sides: int | None = None,
     ) -> None:
-        """Learn from one block's drafting; ``sides``: nodes beside the draft's first choices, in it and in
-        those that were drafted with it.
+        """Learn from one block's drafting; ``sides``, where a tree was asked for: the nodes beside the
+        draft's first choices, in it and in those that were drafted with it.
         """
-        if steps and sides:
-            self._sides.observe(sides, draft_ms - self._draft.start_ms - steps * self._draft.step_ms)
+        if steps and sides is not None:
+            self._trees.observe(sides, draft_ms - self._draft.start_ms - steps * self._draft.step_ms)
         elif steps:
             self._draft.observe(steps, draft_ms)
         if prefill_tokens and prefill_ms > 0.0:
             self._draft_prefill.observe(prefill_tokens, prefill_ms)
 
-    def observe_host(self, host_ms: float, *, forked: bool = False) -> None:
-        """Learn the cycle's time outside the models; ``forked``: its block was no chain."""
-        if forked:
-            more = min(host_ms, 4.0 * (self.host_ms + self.fork_ms) + 1.0) - self.host_ms
-            self.fork_ms += 0.1 * (max(0.0, more) - self.fork_ms)
+    def observe_host(self, host_ms: float, *, tree: bool = False) -> None:
+        """Learn the cycle's time outside the models; ``tree``: one was asked for."""
+        if tree:
+            more = min(host_ms, 4.0 * (self.host_ms + self._tree_host_ms) + 1.0) - self.host_ms
+            self._tree_host_ms += 0.1 * (max(0.0, more) - self._tree_host_ms)
         else:
             self.host_ms += 0.1 * (min(host_ms, 4.0 * self.host_ms + 1.0) - self.host_ms)

@@ -60,8 +60,7 @@ class Estimates:
         share = outcome.verified_tokens / max(1, width)
         if outcome.verify_ms > 0.0 and not again:
             self.cost.observe_verify(width, outcome.context_tokens, outcome.verify_ms)
-        # Of looked-up text beside the draft's choices it is not known which cost the drafter something.
-        sides = 0 if outcome.lookup_judged else outcome.side_proposed * max(1, outcome.batch_size)
+        sides = outcome.side_proposed * max(1, outcome.batch_size) if outcome.side_worth is not None else None
         if asked and not outcome.draft_fault:
             self.cost.observe_draft(
                 outcome.drafted,
@@ -70,7 +69,7 @@ class Estimates:
                 outcome.draft_prefill_ms,
                 sides=sides,
             )
-        self.cost.observe_host(outcome.host_ms, forked=outcome.side_proposed > 0)
+        self.cost.observe_host(outcome.host_ms, tree=sides is not None)
         together_ms = (outcome.draft_ms + outcome.host_ms) / max(1, outcome.batch_size)
         engine_ms = together_ms + outcome.draft_prefill_ms + outcome.verify_ms * share
         price = self.pass_price.price(pool_fill) if plan.from_pool else 0.0

@@ -68,7 +68,6 @@ class Decision:
     worth: tuple[float, ...] = ()
     node_price: tuple[float, ...] = ()
     side_price: float = 0.0
-    fork_price: float = 0.0
     gains: tuple[float, ...] = ()
     forecast: float = 0.0
     """Drafted tokens that a block of τ* was expected to bring, before what came of others corrected it

@@ -136,7 +136,17 @@ class OptimalPlanner:
         if not view.max_nodes:
             return choice
         # Open blocks are chains: so what a chain costs stays known.
-        return self._branch(view, context, decision, choice, branching=not is_open, is_open=is_open)
+        branching = not is_open and self._forks(context, theta)
+        return self._branch(view, context, decision, choice, branching=branching, is_open=is_open)
+
+    def _forks(self, context: Context, theta: float) -> bool:
+        """Whether to ask for a tree: where the nodes beside a chain earn what it costs to ask, and now and
+        then where they do not.
+        """
+        if context.forks.gain(theta, self._cost.tree_ms) > 0.0:
+            context.tree_trials.reset()
+            return True
+        return context.tree_trials.due()
 
     def _branch(
         self,
@@ -173,7 +183,6 @@ class OptimalPlanner:
             worth=decision.worth,
             node_price=decision.node_price,
             side_price=decision.side_price,
-            fork_price=decision.fork_price,
             ranks=context.ranks,
             model_depth=depth,
             first_at=decision.first_at,
@@ -333,6 +342,10 @@ class OptimalPlanner:
         context = self._contexts.get(view.request_id) or self._context(view)
         asked = self._asked.pop(view.request_id, _USUAL)
         changed = self.knowledge.observe(context, view, outcome, asked, self._latest.get(view.request_id))
+        if outcome.side_worth is not None and outcome.lookup_judged is None:
+            cost, sides, width = self._cost, outcome.side_proposed, outcome.verified_tokens
+            more_ms = cost.verify_ms(width) - cost.verify_ms(width - sides) + sides * cost.side_ms
+            context.forks.observe(outcome.side_worth, more_ms)
         if view.max_nodes and view.acceptance == "rejection":
             self._observe_settling(view, context, changed=changed)
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from specpilot.control.acceptance import AcceptanceModel, Change, HazardTable
-from specpilot.control.branching import Branches, Yields
+from specpilot.control.branching import Branches, Forks, Yields
 from specpilot.control.budget import PassPrice
 from specpilot.control.calibration import Calibration, Offset
 from specpilot.control.contexts import Context
@@ -25,7 +25,7 @@ from specpilot.control.cost import (
     CostCurve,
     CostModel,
     DraftCost,
-    SideCost,
+    TreeCost,
     UpperQuantile,
 )
 from specpilot.control.difficulty import Difficulty, Residuals
@@ -51,12 +51,13 @@ BLANK: dict[str, Callable[[], object]] = {
     "DraftCost": lambda: DraftCost(1.0),
     "EndHazard": EndHazard,
     "Fallback": lambda: Fallback(1, 1),
+    "Forks": Forks,
     "HazardTable": lambda: HazardTable(0.5, 0.5, 1.0),
     "Offset": Offset,
     "PassPrice": PassPrice,
     "Residuals": Residuals,
-    "SideCost": SideCost,
     "TimePrice": TimePrice,
+    "TreeCost": TreeCost,
     "Trials": lambda: Trials(1, 1),
     "UpperQuantile": UpperQuantile,
     "Yields": Yields,

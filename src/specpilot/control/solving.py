@@ -52,9 +52,9 @@ class Inputs:
 def decide(known: Inputs, key: Key) -> Decision:
     """The best block for what ``key`` says: a tree where the context's rule can judge one, else a chain.
 
-    What is planned is no choice between the two: a tree pays for each node beside the draft's first choices, and
-    where none is worth it what grows is a chain. What it is worth is the better of two forecasts, a tree's and a
-    chain's that stops where it is unsure.
+    A tree pays for each node beside the draft's first choices, and where none is worth it what grows is a
+    chain. So what it is worth is the better of two forecasts, a tree's and a chain's that stops where it is
+    unsure.
     """
     ceiling, _, _, price, width, _, quarters, matched, beside, sharing = key
     theta = exp(price / 10.0) if price > NO_PRICE else 0.0
@@ -87,17 +87,17 @@ def decide(known: Inputs, key: Key) -> Decision:
     share = context.yields.share(branching=True, later=later)
     survive = list(map(max, _scaled(survival(widened, shift), share), looked_up))
     wide_ms = step_ms + (breadth - 1.0) * cost.side_ms * asked
-    fork_ms = start_ms + cost.fork_ms * asked
-    tree = _solve(known, key, theta, widened, survive, wider, wide_ms, fork_ms, stops=False)
+    began_ms = start_ms + cost.tree_ms
+    tree = _solve(known, key, theta, widened, survive, wider, wide_ms, began_ms, stops=False)
     tree.forecast = (tree.expected - 1.0) / share
     tree.branching = True
     better = tree if tree.value >= chain.value else chain
     better.node_price = tuple([theta * (b - a) for a, b in pairwise(by_node)])
-    better.side_price, better.fork_price = theta * cost.side_ms, theta * cost.fork_ms
+    better.side_price = theta * cost.side_ms
     if context.optional:
         survive = list(map(max, alone, looked_up))
-        alone = _solve(known, key, theta, hazards, survive, levels, step_ms, start_ms)
-        better.beats_chain = tree.value >= alone.value
+        without = _solve(known, key, theta, hazards, survive, levels, step_ms, start_ms)
+        better.beats_chain = tree.value >= without.value
     return better
 
 

@@ -61,7 +61,7 @@ def fitting_nodes(cost: CostModel, view: CycleView, depth: int) -> tuple[int, fl
     first, _, token, step, verify_ms = cost.pass_times(most, uncached, view.draft_behind_tokens, context)
     if cost.calibrated:
         node = max(token - step, 1e-9) + cost.side_ms * cost.draft_upper.ratio
-        spare = view.time_left_ms - first - cost.fork_ms - depth * token
+        spare = view.time_left_ms - first - cost.tree_ms - depth * token
         if spare < (most - depth) * node:
             nodes = depth + max(0, int(spare / node))
             verify_ms = cost.verify_ms(uncached + nodes, context - uncached)

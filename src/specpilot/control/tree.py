@@ -45,7 +45,7 @@ class TreeRule:
 
     ``worth[d−1]`` is ΔV of a token at depth d (an empty tuple: 1 everywhere), ``node_price[n−1]`` what
     verifying the n-th node costs in tokens (empty: nothing). A node that the draft model proposes beside its
-    first choices costs ``side_price`` more, and a block with any of them ``fork_price``. At most ``width`` nodes are expanded in a draft step.
+    first choices costs ``side_price`` more. At most ``width`` nodes are expanded in a draft step.
     ``ranks`` holds (a_r, b_r) for r = 2, 3 … (the last stands for all later ones; empty: the draft is
     believed). With ``model_depth`` the draft model is asked for so many levels, a deeper block comes from
     ``lookup``. In an ``open`` block the main chain is kept whatever it costs. The model's first step is
@@ -56,7 +56,6 @@ class TreeRule:
     worth: tuple[float, ...] = ()
     node_price: tuple[float, ...] = ()
     side_price: float = 0.0
-    fork_price: float = 0.0
     ranks: tuple[tuple[float, float], ...] = ()
     width: int = 6
     model_depth: int = 32

@@ -194,6 +194,8 @@ class CycleOutcome:
     accepted ``side_accepted``; ``verified_tokens`` counts all nodes, and so do the emitted tokens.
     ``side_judged`` holds (rank, share, right) of the further choices that the verified path has judged: the
     choices beside the first one, best first up to the right one, wherever the path left the first choice.
+    ``side_worth`` is what the drafter took the nodes beside the chain to be worth, in tokens (None: it was
+    not asked for a tree).
 
     ``lookup_judged`` is (confidence, right, judged) of the text that was looked up, proposed or not: so many
     of its leading tokens were compared with the output, so many were right. ``drafter`` names the source of a
@@ -220,6 +222,7 @@ class CycleOutcome:
     side_proposed: int = 0
     side_accepted: int = 0
     side_judged: tuple[tuple[int, float, bool], ...] = ()
+    side_worth: float | None = None
     lookup_judged: tuple[float, int, int] | None = None
     drafter: str | None = None
 

@@ -259,6 +259,7 @@ class LiveExecutor:
                 side_proposed=len(turn.draft.block) - turn.main,
                 side_accepted=turn.side_accepted,
                 side_judged=turn.side_judged,
+                side_worth=turn.draft.side_worth,
                 lookup_judged=turn.lookup_judged,
                 drafter=turn.draft.drafter,
             )

@@ -108,8 +108,9 @@ class Draft:
     Of a token tree ``main`` says how many nodes lead the block as the drafter's own first choices
     (``None``: as many as lead it as a chain), ``ranks`` and ``shares`` what choice each node is and how
     likely among those not ranked before it (:mod:`specpilot.control.tree`), ``steps`` how many draft steps
-    were made. ``looked_up`` is what text seen before would have gone on with, and its confidence, proposed
-    or not; ``drafter`` names the source of a block that is not the usual drafter's.
+    were made, ``side_worth`` what the nodes beside that chain are taken to be worth, in tokens (None: a tree
+    was not asked for). ``looked_up`` is what text seen before would have gone on with, and its confidence,
+    proposed or not; ``drafter`` names the source of a block that is not the usual drafter's.
     """
 
     block: Block = EMPTY_BLOCK
@@ -123,6 +124,7 @@ class Draft:
     ranks: tuple[int, ...] = ()
     shares: tuple[float, ...] = ()
     steps: int | None = None
+    side_worth: float | None = None
     looked_up: tuple[tuple[int, ...], float] | None = None
     drafter: str | None = None
 

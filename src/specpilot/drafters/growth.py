@@ -15,8 +15,8 @@ from specpilot.control.tree import RANKS, TreeRule, first_chance
 from specpilot.decoding.types import Block
 
 EVEN_SHARE = 0.5
-"""What a second choice is taken to hold of the probability that the first leaves, before it is looked at: to look
-costs as much as half a node."""
+"""What a second choice is taken to hold of the probability that the first leaves, before it is looked at:
+looking has its price too."""
 
 
 @dataclass(slots=True)
@@ -148,8 +148,8 @@ class Growth:
 
     def extend(self, index: int, token: int, confidence: float) -> bool:
         """Add the draft's first choice after a node of its own chain, and nothing else, as the step's one
-        node: what :meth:`expand` and :meth:`step_done` would do, where nothing has to be sorted for it. False,
-        and nothing is done, where something has.
+        node: what :meth:`expand` and :meth:`step_done` would do, where nothing has to be sorted for it.
+        False, and nothing is done, where something has.
         """
         nodes, rule = self.nodes, self.rule
         parent = nodes[index] if index >= 0 else None
@@ -181,7 +181,6 @@ class Growth:
 
     def block(self) -> tuple[Block, list[Node], int]:
         """The block, its nodes, and how many of them lead it as the draft's own chain."""
-        self._unfork()
         lead = [index for index in self.chosen if self.nodes[index].main]
         lead.sort(key=lambda index: self.nodes[index].depth)
         order = [*lead, *(index for index in self.chosen if not self.nodes[index].main)]
@@ -189,6 +188,10 @@ class Growth:
         nodes = [self.nodes[index] for index in order]
         parents = tuple(-1 if node.parent < 0 else place[node.parent] for node in nodes)
         return Block(tuple(node.token for node in nodes), parents), nodes, len(lead)
+
+    def side_worth(self, nodes: Iterable[Node]) -> float:
+        """What those of ``nodes`` that the draft proposes beside its first choices are worth, in tokens."""
+        return sum([self.rule.value(node.depth, node.reach) for node in nodes if node.side])
 
     def _add(self, node: Node) -> int:
         index = len(self.nodes)
@@ -216,19 +219,6 @@ class Growth:
     def _pays(self, depth: int, reach: float, *, side: bool) -> bool:
         """Whether one node more would be worth its price."""
         return self.rule.value(depth, reach) > self.rule.price(len(self.chosen) + 1, side=side)
-
-    def _unfork(self) -> None:
-        """Leave a chain where all that stands beside it does not earn what a fork costs."""
-        rule, nodes = self.rule, self.nodes
-        kept = [index for index in self.chosen if not nodes[index].side]
-        if not rule.fork_price or len(kept) == len(self.chosen):
-            return
-        sides = [nodes[index] for index in self.chosen if nodes[index].side]
-        earned = sum(rule.value(node.depth, node.reach) for node in sides)
-        if earned <= rule.fork_price + sum(
-            rule.price(place, side=True) for place in range(len(kept) + 1, len(self.chosen) + 1)
-        ):
-            self.chosen = kept
 
     def _can_expand(self, node: Node) -> bool:
         """Whether to ask the draft model what follows; its cache must hold what comes before."""

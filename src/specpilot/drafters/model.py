@@ -184,6 +184,7 @@ class _Tree:
             return Draft(
                 block, shares, None, *times, looked_up=self.looked_up, drafter=LOOKUP if nodes else None
             )
+        branching = growth.rule.branching
         return Draft(
             block,
             tuple(growth.confidences[: lead + 1]),
@@ -193,6 +194,7 @@ class _Tree:
             ranks=tuple(node.rank for node in nodes),
             shares=tuple(node.share for node in nodes),
             steps=growth.steps,
+            side_worth=growth.side_worth(nodes) if branching else None,
             looked_up=self.looked_up,
         )
 

@@ -230,6 +230,7 @@ class TraceExecutor:
             side_proposed=tree.nodes - tree.main,
             side_accepted=tree.side_accepted,
             side_judged=tree.side_judged,
+            side_worth=tree.side_worth,
             lookup_judged=tree.lookup_judged,
             drafter=LookupDrafter.name if tree.looked_up else None,
         )

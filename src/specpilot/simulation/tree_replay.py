@@ -33,6 +33,7 @@ class TreeCycle:
     draft_ms: float = 0.0
     confidences: tuple[float, ...] = ()
     side_judged: tuple[tuple[int, float, bool], ...] = ()
+    side_worth: float | None = None
     lookup_judged: tuple[float, int, int] | None = None
     off_path: int = 0
 
@@ -140,6 +141,8 @@ def replay_tree(
     result.off_path = tree.off_path
     if growth.steps:
         result.confidences = tuple(growth.confidences[: lead + 1])
+        if rule.branching:
+            result.side_worth = growth.side_worth(nodes)
         ranks, shares = [node.rank for node in nodes], [node.share for node in nodes]
         draft = Draft(block, ranks=tuple(ranks), shares=tuple(shares))
         result.side_judged = judged_ranks(draft, Acceptance(tuple(path), RIGHT))

@@ -107,7 +107,7 @@ class CycleRecord:
     had started. ``*_call`` number the controller's calls, ``*_place`` the position in the call's list.
     ``stop_digest`` is a checksum of the plan's rules. ``side_judged`` has three numbers for each choice
     judged beside the draft's first (rank, share, 1 where right), ``lookup_judged`` three for looked-up
-    text; ``coupled`` is the plan's.
+    text; ``side_worth`` is the outcome's, ``coupled`` the plan's.
     """
 
     kind: ClassVar[str] = "cycle"
@@ -155,6 +155,7 @@ class CycleRecord:
     side_proposed: int = 0
     side_accepted: int = 0
     side_judged: tuple[float, ...] = ()
+    side_worth: float | None = None
     lookup_judged: tuple[float, ...] | None = None
     coupled: bool = False
     evidence: CycleEvidence = NO_EVIDENCE
@@ -208,6 +209,7 @@ class CycleRecord:
             side_proposed=lines.optional_count(record, "side_proposed") or 0,
             side_accepted=lines.optional_count(record, "side_accepted") or 0,
             side_judged=_groups(record, "side_judged", 3) or (),
+            side_worth=lines.optional_number(record, "side_worth"),
             lookup_judged=_groups(record, "lookup_judged", 3),
             coupled="coupled" in record and lines.flag(record, "coupled"),
             evidence=_evidence(record),

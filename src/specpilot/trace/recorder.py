@@ -238,6 +238,7 @@ class TraceRecorder:
                 side_proposed=done.side_proposed,
                 side_accepted=done.side_accepted,
                 side_judged=tuple(float(part) for judged in done.side_judged for part in judged),
+                side_worth=done.side_worth,
                 lookup_judged=done.lookup_judged,
                 coupled=plan.coupled,
                 evidence=cycle.evidence,
@@ -260,8 +261,7 @@ def stop_digest(rule: StopRule, tree: TreeRule | None = None) -> int:
 
 
 def _add_tree(values: array[float], tree: TreeRule) -> None:
-    values.extend((tree.width, tree.model_depth, tree.first_at, tree.open, tree.branching))
-    values.extend((tree.side_price, tree.fork_price))
+    values.extend((tree.width, tree.model_depth, tree.first_at, tree.side_price, tree.open, tree.branching))
     parts = [tree.worth, tree.node_price, *tree.ranks]
     if tree.lookup is not None:
         parts += [tree.lookup.intercepts, (tree.lookup.slope, float(tree.lookup.depth))]

@@ -228,6 +228,7 @@ def outcome_of(cycle: CycleRecord, cycle_id: int) -> CycleOutcome:
         side_proposed=cycle.side_proposed,
         side_accepted=cycle.side_accepted,
         side_judged=_judged(cycle.side_judged),
+        side_worth=cycle.side_worth,
         lookup_judged=None if looked_up is None else (looked_up[0], int(looked_up[1]), int(looked_up[2])),
         drafter=cycle.drafter,
     )
