@@ -52,12 +52,12 @@ WIDEST = 6
 
 _solve, _decide, _fitting_nodes = solving._solve, solving.decide, timing.fitting_nodes
 _branch, _learn_branches = OptimalPlanner._branch, Knowledge.learn_branches
-_learn_lookup, _observe_draft = Knowledge.learn_lookup, CostModel.observe_draft
+_learn_lookup = Knowledge.learn_lookup
 _share, _observe_yield = Yields.share, Yields.observe
 
 
-class _OneKind:
-    """Decides for one kind of block, whatever the other is worth."""
+class _OneForecast:
+    """Of the two forecasts of a tree's worth takes the same one always."""
 
     def __init__(self, *, branching: bool) -> None:
         self._branching = branching
@@ -70,9 +70,10 @@ class _OneKind:
     def decide(self, known: Inputs, key: Key) -> Decision:
         self._solved.clear()
         better = _decide(known, key)
-        chain, tree = self._solved
+        chain, tree, *_ = self._solved
         wanted = tree if self._branching else chain
-        wanted.branching, wanted.node_price = self._branching, better.node_price
+        wanted.branching = self._branching
+        wanted.node_price, wanted.side_price = better.node_price, better.side_price
         return wanted
 
     def patches(self) -> tuple[tuple[Any, str, Any], ...]:
@@ -81,6 +82,10 @@ class _OneKind:
 
 def _chains_only(self: OptimalPlanner, *args: Any, branching: bool, **kwargs: Any) -> Choice:
     return _branch(self, *args, branching=False, **kwargs)
+
+
+def _always_a_tree(self: OptimalPlanner, context: Context, theta: float) -> bool:
+    return True
 
 
 def _cold_chains(
@@ -100,9 +105,8 @@ def _open_trees(
     branching: bool,
     is_open: bool = False,
 ) -> Choice:
-    """An open block is of the kind that the decision is for."""
-    kind = decision.branching if is_open else branching
-    return _branch(self, view, context, decision, *args, branching=kind, is_open=is_open)
+    """An open block branches as well."""
+    return _branch(self, view, context, decision, *args, branching=branching or is_open, is_open=is_open)
 
 
 def _ranks_believed(self: Knowledge, context: Context, outcome: CycleOutcome, *, failed: bool) -> None:
@@ -154,22 +158,8 @@ def _always_asked(known: Inputs, key: Key) -> Decision:
     return decision
 
 
-def _chain_cost(self: CostModel, *args: Any, branching: bool = False) -> None:
-    _observe_draft(self, *args)
-
-
-def _chain_step_ms(self: CostModel) -> float:
-    return self.draft_step_ms
-
-
-def _chain_start_ms(self: CostModel) -> float:
-    return self.draft_start_ms
-
-
-def _nodes_whatever_time(
-    cost: CostModel, view: CycleView, depth: int, *, branching: bool
-) -> tuple[int, float]:
-    _, verify_ms = _fitting_nodes(cost, view, depth, branching=branching)
+def _nodes_whatever_time(cost: CostModel, view: CycleView, depth: int) -> tuple[int, float]:
+    _, verify_ms = _fitting_nodes(cost, view, depth)
     return max(depth, view.max_nodes), verify_ms
 
 
@@ -213,10 +203,12 @@ def _plain_fallback(self: OptimalPlanner, *args: Any) -> Choice:
     return Choice(0, StopRule(), reason, bid)
 
 
-_CHAIN, _TREE = _OneKind(branching=False), _OneKind(branching=True)
+_CHAIN, _TREE = _OneForecast(branching=False), _OneForecast(branching=True)
 ABLATIONS: dict[str, Ablation] = {
     "trees (always a chain)": Ablation((*_CHAIN.patches(), (OptimalPlanner, "_branch", _chains_only))),
-    "chains (always a tree)": Ablation(_TREE.patches()),
+    "chains (always a tree)": Ablation(((OptimalPlanner, "_forks", _always_a_tree),)),
+    "a tree's own forecast": Ablation(_CHAIN.patches()),
+    "a chain's forecast": Ablation(_TREE.patches()),
     "both kinds in turn at the start": Ablation(((OptimalPlanner, "_branch", _cold_chains),)),
     "open blocks are chains": Ablation(((OptimalPlanner, "_branch", _open_trees),)),
     "rank calibration": Ablation(((Knowledge, "learn_branches", _ranks_believed),)),
@@ -230,13 +222,7 @@ ABLATIONS: dict[str, Ablation] = {
     "node price (nodes are free)": Ablation(((planner, "decide", _free_nodes),)),
     "worth of a node by depth": Ablation(((planner, "decide", _equal_depths),)),
     "draft steps while they pay": Ablation(((planner, "decide", _all_steps),)),
-    "a tree's own draft cost": Ablation(
-        (
-            (CostModel, "observe_draft", _chain_cost),
-            (CostModel, "tree_step_ms", property(_chain_step_ms)),
-            (CostModel, "tree_start_ms", property(_chain_start_ms)),
-        )
-    ),
+    "what side nodes cost the drafter": Ablation(((CostModel, "side_ms", 0.0),)),
     "nodes by the time left": Ablation(((planner, "fitting_nodes", _nodes_whatever_time),), guards="SLO"),
     "looked-up text": Ablation(config={"lookup_depth": 0}, lookup=True),
     "calibration of looked-up text": Ablation(

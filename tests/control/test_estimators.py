@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 
 from specpilot.control.acceptance import AcceptanceModel, Change, HazardTable, survival
 from specpilot.control.calibration import Calibration, Offset
-from specpilot.control.cost import KNOTS, CostCurve, CostModel, CostProfile, DraftCost, UpperQuantile
+from specpilot.control.cost import (
+    KNOTS,
+    CostCurve,
+    CostModel,
+    CostProfile,
+    DraftCost,
+    TreeCost,
+    UpperQuantile,
+)
 from specpilot.control.difficulty import Difficulty, Residuals
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Backoff, Breaker, Fallback
@@ -499,16 +507,30 @@ def test_a_night_without_requests_is_forgotten_in_a_few_hundred_cycles() -> None
         assert price.price(0, 200.0) > 0.75 * price.busy_rate
 
 
-def test_what_a_tree_costs_the_host_more_than_a_chain_is_part_of_its_start() -> None:
-    """Chains take the host 0.2 ms, trees 0.35: 0.15 ms of a tree's price, and none of a chain's."""
+def test_what_a_tree_costs_beyond_a_chain() -> None:
+    """Chains: 4 steps in 1 ms, host 0.2 ms. Trees 0.1 ms more and 0.05 ms for each of 6 side nodes, host
+    0.35 ms.
+    """
     cost = CostModel()
-    for _ in range(100):
-        cost.observe_host(0.2)
-        cost.observe_host(0.35, branching=True)
+    for _ in range(200):
         cost.observe_draft(4, 1.0, 0, 0.0)
-        cost.observe_draft(4, 1.0, 0, 0.0, branching=True)
+        cost.observe_host(0.2)
+        cost.observe_draft(4, 1.1, 0, 0.0, sides=0)
+        cost.observe_draft(4, 1.4, 0, 0.0, sides=6)
+        cost.observe_host(0.35, tree=True)
     assert cost.host_ms == pytest.approx(0.2, rel=1e-3)
-    assert cost.tree_start_ms - cost.draft_start_ms == pytest.approx(0.15, rel=1e-3)
-    for _ in range(100):  # no cheaper than a chain: what is less is noise
-        cost.observe_host(0.1, branching=True)
-    assert cost.tree_start_ms == pytest.approx(cost.draft_start_ms, abs=1e-4)
+    assert cost.side_ms == pytest.approx(0.05, rel=1e-2)
+    assert cost.tree_ms == pytest.approx(0.1 + 0.15, rel=1e-2)
+    assert cost.draft_start_ms + 4 * cost.draft_step_ms == pytest.approx(1.0, rel=1e-3)
+
+
+def test_one_stalled_tree_does_not_make_trees_dear() -> None:
+    cost = TreeCost()
+    for _ in range(50):
+        cost.observe(6, 0.3)
+        cost.observe(0, 0.1)
+    before = cost.start_ms, cost.node_ms
+    cost.observe(6, 500.0)
+    cost.observe(0, 500.0)
+    assert cost.start_ms < before[0] + 0.05
+    assert cost.node_ms < before[1] + 0.02

@@ -62,17 +62,19 @@ def test_a_draft_fits_if_its_steps_and_the_pass_do(cost: CostModel) -> None:
     assert answers[3][1] == cost.pass_times(4, 1, 1, 20)
 
 
-def test_a_trees_steps_leave_time_for_fewer_nodes() -> None:
-    """Verification: 10 ms and 1 ms a token; a chain's step 2 ms, a tree's 4 ms; 40 ms are left."""
+def test_side_nodes_leave_time_for_fewer() -> None:
+    """Verification: 10 ms and 1 ms a token; a step 2 ms, a side node half a one; 40 ms are left."""
     model = CostModel(CostProfile(STEP_MS, tuple(PASS_MS + k for k in KNOTS), (0.001,) * len(KNOTS)))
     for _ in range(200):
         model.observe_verify(1, 0, PASS_MS + 1)
         model.observe_draft(1, STEP_MS, 0, 0.0)
-        model.observe_draft(1, 2 * STEP_MS, 0, 0.0, branching=True)
     wide = replace(view(model, 40.1), max_nodes=32)
-    assert fitting_nodes(model, wide, 5, branching=False)[0] == 19  # 40 − 11 − 5 · 2
-    assert fitting_nodes(model, wide, 5, branching=True)[0] == 9  # 40 − 11 − 5 · 4
-    assert fitting_nodes(model, wide, 7, branching=True)[0] == 7  # never fewer than the chain has
+    assert fitting_nodes(model, wide, 5)[0] == 19  # 5 + 40 − 11 − 5 · 3
+    for _ in range(200):
+        model.observe_draft(1, 1.5 * STEP_MS, 0, 0.0, sides=1)
+    assert fitting_nodes(model, wide, 5)[0] == 12  # 5 + (40 − 11 − 5 · 3) ÷ 2
+    assert fitting_nodes(model, wide, 9)[0] == 10  # 9 + (40 − 11 − 9 · 3) ÷ 2
+    assert fitting_nodes(model, wide, 10)[0] == 10  # never fewer than the chain has
 
 
 def test_time_enough_for_everything_is_not_shared_out(cost: CostModel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import pickle
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -40,8 +41,11 @@ def test_a_later_choice_is_calibrated_by_its_rank() -> None:
 def test_worth_and_price_of_a_node() -> None:
     rule = TreeRule(worth=(1.0, 0.5), node_price=(0.0, 0.1))
     assert [rule.value(depth, 0.4) for depth in (1, 2, 3)] == pytest.approx([0.4, 0.2, 0.2])
-    assert [rule.price(node) for node in (1, 2, 9)] == [0.0, 0.1, 0.1]
-    assert (TreeRule().value(5, 0.4), TreeRule().price(7)) == (0.4, 0.0)
+    assert [rule.price(node, side=False) for node in (1, 2, 9)] == [0.0, 0.1, 0.1]
+    assert (TreeRule().value(5, 0.4), TreeRule().price(7, side=False)) == (0.4, 0.0)
+    dear = replace(rule, side_price=0.05)
+    assert [dear.price(node, side=True) for node in (1, 2)] == pytest.approx([0.05, 0.15])
+    assert dear.price(2, side=False) == 0.1
 
 
 def test_first_choice_by_the_stop_rule() -> None:

@@ -163,7 +163,7 @@ def test_a_short_context_measures_what_fits() -> None:
 
 
 def test_the_first_draft_step_after_a_target_pass_is_told_apart() -> None:
-    """Measured alone between target passes, a step looked two to three times as dear as a block's steps are."""
+    """Measured between target passes, a step looked two to three times as dear as a block's steps are."""
     times = {("step", 1, 0): 0.30, ("step", 2, 0): 0.10, ("step", 3, 0): 0.14, ("step", 1, 128): 0.34}
     times |= {("step", 2, 128): 0.14, ("step", 3, 128): 0.18}
     times |= {("target", 1, 0): 5.0, ("draft", 1, 0): 0.12, ("draft", 32, 0): 0.4}

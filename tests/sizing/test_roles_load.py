@@ -87,9 +87,14 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     path, target = tmp_path / "models.toml", tmp_path / "plan.json"
     path.write_text(FILE, encoding="utf-8")
     assert [model.name for model in read_models(path).models] == ["large", "small"]
-    for load, shown in ((("--rate", "5"), True), (("--load", "0.2"), True), (("--load", "0"), False)):
+    count = ("--requests", "60")
+    for load, shown in (
+        (("--rate", "5", *count), True),
+        (("--load", "0.2", *count), True),
+        (("--load", "0"), False),
+    ):
         with pytest.raises(SystemExit) as stop:
-            main(["plan", "--models", str(path), "--requests", "60", *load, "--json", str(target)])
+            main(["plan", "--models", str(path), *load, "--json", str(target)])
         assert stop.value.code == 0
         record = json.loads(target.read_text())
         assert bool(record["under_load"]) is shown
