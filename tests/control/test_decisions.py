@@ -11,9 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from specpilot.control import Controller, ControllerConfig, CycleOutcome, RequestInfo, StopCause
 from specpilot.control.horizon import future_values
 from specpilot.control.knowledge import coarse
 from specpilot.control.planner import OptimalPlanner
+from specpilot.control.types import Binding
 from specpilot.simulation.policies import replay_policy
 from specpilot.simulation.scenarios import scenario
 
@@ -26,6 +28,28 @@ def test_coarse_counts_by_hand() -> None:
     assert [coarse(count) for count in (9, 10, 11, 15, 16, 19, 20, 31, 32, 39)] == [
         8, 10, 10, 14, 16, 16, 20, 28, 32, 32,
     ]  # fmt: skip
+    assert [-coarse(-count) for count in (8, 9, 12, 15, 17, 33)] == [8, 10, 12, 16, 20, 40]  # rounded up
+
+
+@pytest.mark.parametrize("budget", [4.0, math.inf])
+@pytest.mark.parametrize("wanted", range(9, 18))
+def test_a_draft_that_is_always_right_ends_an_answer_in_one_pass(budget: float, wanted: int) -> None:
+    """Counted coarsely, a block is not to fall a token short of the end: that token would cost a pass. Nor is
+    the deadline, an hour away, to be named as what kept it short.
+    """
+    controller = Controller(ControllerConfig(pass_budget=budget, slo_p95_ms=3_600_000.0))
+    for number in range(50):
+        name, now = f"r{number}", 0.1 * number
+        controller.admit(RequestInfo(name, 40, wanted), now=now)
+        (plan,) = controller.plan([name], now=now).cycles
+        controller.begin([plan.cycle_id], now=now)
+        tau = plan.max_draft
+        done = CycleOutcome(
+            plan.cycle_id, tau, tau, tau, tau + 1, draft_ms=0.3 * tau, verify_ms=7.0, verified_tokens=tau + 1
+        )
+        controller.observe([done], now=now + 0.01)
+        controller.finish(name, StopCause.MAX_TOKENS, now=now + 0.01)
+    assert (tau, plan.reason.binding) == (wanted - 1, Binding.LENGTH)
 
 
 @given(hazards=hazards, size=st.integers(1, 9), passes=st.integers(0, 10), cost=st.floats(0.0, 0.5))

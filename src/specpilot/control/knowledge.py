@@ -255,8 +255,8 @@ def grid(tokens: int) -> int:
 
 
 def coarse(count: int) -> int:
-    """A count rounded down to one of four steps between powers of two, exact up to 8."""
-    step = max(0, count.bit_length() - 3)
+    """A count rounded down to one of four steps between powers of two, exact up to 8 (below 0 as well)."""
+    step = max(0, abs(count).bit_length() - 3)
     return count >> step << step
 
 

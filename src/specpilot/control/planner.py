@@ -71,12 +71,12 @@ class OptimalPlanner:
         if view.max_nodes and not context.trees:
             context = self._settle(view, context, theta)
         key = self._key(view, context, theta)
-        ceiling = key[0]
+        ceiling = min(key[0], view.max_draft)
         if ceiling == 0:
             return self._plain(view)
         decision = self._decision(context, key)
         self._latest[view.request_id] = decision
-        tau, gain = decision.tau, decision.gain
+        tau, gain = min(decision.tau, ceiling), decision.gain
         undone = view.remaining_tokens - (view.own_passes or 1) * decision.expected
         numbers = {
             "tau": float(tau),
@@ -125,7 +125,7 @@ class OptimalPlanner:
             depth = min(ceiling, max(tau, 1) + 1)
             rule = self._rule(view, context, (), ())
         else:
-            depth = decision.depth
+            depth = min(ceiling, decision.depth)
             rule = self._rule(view, context, decision.keep_at, decision.draft_at)
         if depth < ceiling:
             binding = Binding.CONFIDENCE if context.has_confidence else Binding.DRAFT_COST
@@ -224,7 +224,7 @@ class OptimalPlanner:
         decision = self._latest.get(view.request_id)
         if decision is None:
             key = self._key(view, context, theta)
-            ceiling = key[0]
+            ceiling = min(key[0], ceiling)
             if ceiling == 0:
                 return Forecast(0, theta)
             decision = context.decisions.get(key)
@@ -294,9 +294,12 @@ class OptimalPlanner:
         price = round(log(theta) * 10.0) if theta > 0.0 else NO_PRICE
         width, behind = grid(view.new_context_tokens), grid(view.draft_behind_tokens)
         if later > 1:
-            # The more passes, the less each token of this one counts.
-            remaining = coarse(remaining)
-            ceiling = coarse(min(ceiling, max(1, remaining - 1)))
+            # The more passes, the less each token of this one counts. Rounded up, for a block that falls one
+            # token short of the end costs a pass; what is too long is cut to the view's ceiling.
+            may_end, remaining = ceiling == remaining - 1, -coarse(-remaining)
+            if may_end:
+                ceiling = min(remaining - 1, self._config.max_draft)
+                remaining = ceiling + 1
         wanted = 0
         if later > 0:
             reach = max(ceiling, view.max_lookup) + 1
