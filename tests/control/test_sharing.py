@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from specpilot.control import Controller
 from specpilot.control.cost import KNOTS, CostModel, CostProfile
 from specpilot.control.sharing import Forecast, Work, joint_draft, share_pass
-from specpilot.control.types import CycleOutcome, RequestInfo
+from specpilot.control.types import CycleOutcome, RequestInfo, StopCause
 
 FAR = 10_000.0
 
@@ -158,3 +158,42 @@ def test_a_shared_pass_is_learnt_once_and_its_time_counts_once() -> None:
     once = CostModel()
     once.observe_verify(33, 0, 30.0)
     assert controller.cost.verify_ms(33) == once.verify_ms(33)
+
+
+def test_one_slow_pass_of_many_requests_is_one_accident() -> None:
+    """Eight requests share each pass; in one of them everything takes fifty times as long. That is one odd
+    block and one odd pass, not eight in a row, so what a draft step is believed to cost hardly moves.
+    """
+    controller = Controller()
+    cost = controller.cost
+    for turn in range(12):
+        names = [f"{turn}-{place}" for place in range(8)]
+        for name in names:
+            assert controller.admit(RequestInfo(name, 10, 24), now=float(turn)).admitted
+        plans = controller.plan(names, now=float(turn)).cycles
+        controller.begin([plan.cycle_id for plan in plans], now=float(turn))
+        before = (cost.draft_start_ms + 4 * cost.draft_step_ms, cost.host_ms)
+        slow = 50.0 if turn == 11 else 1.0
+        controller.observe(
+            [
+                CycleOutcome(
+                    plan.cycle_id,
+                    drafted=4,
+                    proposed=4,
+                    accepted=1,
+                    emitted=2,
+                    draft_ms=2.0 * slow,
+                    host_ms=0.4 * slow,
+                    verify_ms=8.0,
+                    verified_tokens=14,
+                    batch_size=8,
+                    batch_tokens=112,
+                )
+                for plan in plans
+            ],
+            now=turn + 0.02,
+        )
+        for name in names:
+            controller.finish(name, StopCause.CANCELLED, now=turn + 0.02)
+    assert cost.draft_start_ms + 4 * cost.draft_step_ms < 1.1 * before[0]
+    assert cost.host_ms < 2.0 * before[1]

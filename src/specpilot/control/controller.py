@@ -211,14 +211,15 @@ class Controller:
         Raises:
             ValueError: for an unknown cycle, one that has not begun, or impossible counts.
         """
+        shared: set[str] = set()
         for index, outcome in enumerate(outcomes):
             cycle = self._cycles[outcome.cycle_id]
             cycle.check(outcome, index)
             del self._cycles[outcome.cycle_id]
             cycle.close(outcome)
             self._ready += outcome.ended is None
-            again = index > 0 and outcome.batch_size > 1
-            self._estimates.learn(cycle, outcome, self.ledger.fill, now, again=again)
+            learnt = shared if outcome.batch_size > 1 else set()
+            self._estimates.learn(cycle, outcome, self.ledger.fill, now, learnt)
             view = cycle.view
             first = not view.emitted_tokens
             if cycle.request.measures and first and 0.0 < outcome.verify_ms <= cycle.request.window_ms:

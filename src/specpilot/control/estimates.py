@@ -37,7 +37,7 @@ class Estimates:
         self.breakers = Breakers(config.breaker_faults, config.probe_first, config.probe_max)
 
     def learn(
-        self, cycle: OpenCycle, outcome: CycleOutcome, pool_fill: float, now: float, *, again: bool = False
+        self, cycle: OpenCycle, outcome: CycleOutcome, pool_fill: float, now: float, learnt: set[str]
     ) -> None:
         """Learn from a finished cycle.
 
@@ -46,7 +46,7 @@ class Estimates:
             outcome: what it did.
             pool_fill: how full the pool was, 0…1.
             now: in seconds.
-            again: what its target pass cost was learnt from another request's cycle that shared the pass.
+            learnt: which costs of its pass were learnt from other requests' cycles; this one's are added.
         """
         plan, drafter = cycle.plan, cycle.request.info.drafter
         asked = outcome.drafter in (None, drafter)
@@ -58,18 +58,27 @@ class Estimates:
                 self.breakers[drafter].unused()
         width = outcome.batch_tokens or outcome.verified_tokens
         share = outcome.verified_tokens / max(1, width)
-        if outcome.verify_ms > 0.0 and not again:
+        if outcome.verify_ms > 0.0 and "pass" not in learnt:
+            learnt.add("pass")
             self.cost.observe_verify(width, outcome.context_tokens, outcome.verify_ms)
+        # What a tree costs is learnt apart from what a chain does, each once of a shared pass.
         sides = outcome.side_proposed * max(1, outcome.batch_size) if outcome.side_worth is not None else None
+        kind = "chain" if sides is None else "tree"
         if asked and not outcome.draft_fault:
+            steps = 0 if kind in learnt else outcome.drafted
+            if steps:
+                learnt.add(kind)
             self.cost.observe_draft(
-                outcome.drafted,
+                steps,
                 outcome.draft_ms,
                 outcome.draft_prefill_tokens,
                 outcome.draft_prefill_ms,
                 sides=sides,
             )
-        self.cost.observe_host(outcome.host_ms, tree=sides is not None)
+        host = f"{kind}'s host"
+        if host not in learnt:
+            learnt.add(host)
+            self.cost.observe_host(outcome.host_ms, tree=sides is not None)
         together_ms = (outcome.draft_ms + outcome.host_ms) / max(1, outcome.batch_size)
         engine_ms = together_ms + outcome.draft_prefill_ms + outcome.verify_ms * share
         price = self.pass_price.price(pool_fill) if plan.from_pool else 0.0
