@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from specpilot.control import Controller
+from specpilot.control import Controller, ControllerConfig
 from specpilot.control.cost import KNOTS, CostModel, CostProfile
 from specpilot.control.sharing import Forecast, Work, joint_draft, share_pass
 from specpilot.control.types import CycleOutcome, RequestInfo, StopCause
+from specpilot.decoding.loop import duration_ms
 
 FAR = 10_000.0
 
@@ -197,3 +200,36 @@ def test_one_slow_pass_of_many_requests_is_one_accident() -> None:
             controller.finish(name, StopCause.CANCELLED, now=turn + 0.02)
     assert cost.draft_start_ms + 4 * cost.draft_step_ms < 1.1 * before[0]
     assert cost.host_ms < 2.0 * before[1]
+
+
+def test_a_shared_pass_takes_as_long_as_its_longest_block() -> None:
+    """One of four drafts, for 12 ms; the other three wait for it. θ* is 8 tokens in 12 + 20 ms of engine
+    time, and an engine that does nothing else is always busy.
+    """
+    controller = Controller(ControllerConfig(pass_budget=math.inf, slo_p95_ms=3_600_000.0))
+    for name in "abcd":
+        controller.admit(RequestInfo(name, 10, 1000), now=0.0)
+    for turn in range(1, 21):
+        plans = controller.plan(list("abcd"), now=0.032 * turn).cycles
+        controller.begin([plan.cycle_id for plan in plans], now=0.032 * turn)
+        drafts = [4 if plan.request_id == "c" else 0 for plan in plans]
+        outcomes = [
+            CycleOutcome(
+                plan.cycle_id,
+                drafted=draft,
+                proposed=draft,
+                accepted=draft,
+                emitted=draft + 1,
+                draft_ms=3.0 * draft,
+                verify_ms=20.0,
+                verified_tokens=draft + 1,
+                batch_size=4,
+                batch_tokens=8,
+            )
+            for plan, draft in zip(plans, drafts, strict=True)
+        ]
+        assert duration_ms(outcomes) == pytest.approx(32.0)
+        controller.observe(outcomes, now=0.032 * (turn + 1))
+    # Not quite, for each cycle counts 1 % less than the one after it.
+    assert controller.time_price.busy_rate == pytest.approx(8.0 / 32.0, rel=0.01)
+    assert controller.time_price.utilisation == pytest.approx(1.0, rel=0.02)

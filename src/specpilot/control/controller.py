@@ -212,14 +212,15 @@ class Controller:
             ValueError: for an unknown cycle, one that has not begun, or impossible counts.
         """
         shared: set[str] = set()
+        drafting_ms = max([outcome.draft_ms for outcome in outcomes if outcome.batch_size > 1], default=0.0)
         for index, outcome in enumerate(outcomes):
             cycle = self._cycles[outcome.cycle_id]
             cycle.check(outcome, index)
             del self._cycles[outcome.cycle_id]
             cycle.close(outcome)
             self._ready += outcome.ended is None
-            learnt = shared if outcome.batch_size > 1 else set()
-            self._estimates.learn(cycle, outcome, self.ledger.fill, now, learnt)
+            together = (drafting_ms, shared) if outcome.batch_size > 1 else (outcome.draft_ms, set[str]())
+            self._estimates.learn(cycle, outcome, self.ledger.fill, now, *together)
             view = cycle.view
             first = not view.emitted_tokens
             if cycle.request.measures and first and 0.0 < outcome.verify_ms <= cycle.request.window_ms:

@@ -37,7 +37,13 @@ class Estimates:
         self.breakers = Breakers(config.breaker_faults, config.probe_first, config.probe_max)
 
     def learn(
-        self, cycle: OpenCycle, outcome: CycleOutcome, pool_fill: float, now: float, learnt: set[str]
+        self,
+        cycle: OpenCycle,
+        outcome: CycleOutcome,
+        pool_fill: float,
+        now: float,
+        drafting_ms: float,
+        learnt: set[str],
     ) -> None:
         """Learn from a finished cycle.
 
@@ -46,6 +52,7 @@ class Estimates:
             outcome: what it did.
             pool_fill: how full the pool was, 0…1.
             now: in seconds.
+            drafting_ms: what the longest block of its pass took to draft: all of them wait for that one.
             learnt: which costs of its pass were learnt from other requests' cycles; this one's are added.
         """
         plan, drafter = cycle.plan, cycle.request.info.drafter
@@ -79,7 +86,7 @@ class Estimates:
         if host not in learnt:
             learnt.add(host)
             self.cost.observe_host(outcome.host_ms, tree=sides is not None)
-        together_ms = (outcome.draft_ms + outcome.host_ms) / max(1, outcome.batch_size)
+        together_ms = (drafting_ms + outcome.host_ms) / max(1, outcome.batch_size)
         engine_ms = together_ms + outcome.draft_prefill_ms + outcome.verify_ms * share
         price = self.pass_price.price(pool_fill) if plan.from_pool else 0.0
         self.time_price.cycle(outcome.emitted - price, engine_ms, now)

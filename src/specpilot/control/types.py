@@ -185,9 +185,9 @@ class CycleOutcome:
     (``draft_prefill_tokens``). ``verified_tokens`` is the width of the target pass for this request
     (uncached prompt + block), ``batch_tokens`` that of the whole physical pass (0: this request ran
     alone), ``context_tokens`` what its KV cache already held. In a shared pass ``verify_ms`` is the whole
-    pass's, and ``draft_ms`` and ``host_ms`` are what all that share it wait for together (blocks grow in
-    step); ``draft_prefill_ms`` is this request's part. ``ended`` is set when the output ended in this
-    cycle. ``draft_fault`` says what went wrong with the drafter.
+    pass's, and ``host_ms`` and the longest block's ``draft_ms`` are what all that share it wait for together
+    (blocks grow in step); ``draft_prefill_ms`` is this request's part. ``ended`` is set when the output
+    ended in this cycle. ``draft_fault`` says what went wrong with the drafter.
 
     Of a token tree ``proposed`` and ``accepted`` count its main chain only: what is learnt of them is how
     far the draft's first choices hold. The nodes beside it are ``side_proposed``, those of them that were
