@@ -114,6 +114,27 @@ def test_the_speed_model_is_what_the_trace_was_made_of(judge: Callable[..., Diag
     assert model.rate_at(2) == pytest.approx((1 + s1 + s2) / (12.2 + model.host_ms + model.fixed_ms))
 
 
+@pytest.mark.parametrize("sharing", [1, 4])
+def test_a_slow_draft_is_found_where_passes_are_shared_too(
+    sharing: int, judge: Callable[..., Diagnosis]
+) -> None:
+    """A step takes half a pass, for one request as for four together: each bears a part of both."""
+
+    def change(record: CycleRecord, number: int) -> CycleRecord:
+        record = replace(record, draft_ms=20.0, batch_size=sharing)
+        if number % 5 != 3:
+            return record
+        return replace(
+            record, drafted=0, proposed=0, accepted=0, emitted=1, draft_ms=0.0, verify_ms=10.0,
+            verified_tokens=1, confidences=(), max_draft=0,
+        )  # fmt: skip
+
+    found = judge(records(change=change))
+    assert found.primary == "slow_draft"
+    assert found.model.pass_ms == pytest.approx(10.0 / sharing)
+    assert found.model.rate / found.model.plain == pytest.approx(1.212, abs=0.01)
+
+
 def _emits_more(record: CycleRecord, number: int) -> CycleRecord:
     return replace(record, emitted=record.emitted + 1) if number == 17 else record
 

@@ -118,13 +118,14 @@ def time_by_part(diagnosis: Diagnosis) -> str:
 
 
 def pass_width(diagnosis: Diagnosis) -> str:
-    """Time of a target pass by its width, and the fitted line."""
+    """A request's part of a target pass by its tokens in it, and the fitted line."""
     trace, model = diagnosis.trace, diagnosis.model
-    figure, axes = new_axes("Is verification parallel?", "tokens in the pass", "time of the pass (ms)")
+    figure, axes = new_axes("Is verification parallel?", "tokens of a request", "its part of the pass (ms)")
     narrow = np.flatnonzero(speed.decoding(trace) & speed.usable(trace))
     if len(narrow):
         shown = narrow[:: max(1, len(narrow) // POINTS)]
-        axes.scatter(trace.verified_tokens[shown], trace.verify_ms[shown], s=6, alpha=0.35, linewidths=0,
+        times = speed.shared(trace, trace.verify_ms)
+        axes.scatter(trace.verified_tokens[shown], times[shown], s=6, alpha=0.35, linewidths=0,
                      color=COLOURS[0])  # fmt: skip
         widest = int(trace.verified_tokens[narrow].max())
         ends = [1, max(2, widest)]
@@ -133,7 +134,7 @@ def pass_width(diagnosis: Diagnosis) -> str:
         )
     axes.set_ylim(bottom=0.0)
     _whole_ticks(axes)
-    return as_svg(figure, "Time of a target pass by the number of tokens in it")
+    return as_svg(figure, "A request's part of a target pass by the number of its tokens in it")
 
 
 def _whole_ticks(axes: Axes) -> None:

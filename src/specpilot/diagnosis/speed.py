@@ -26,7 +26,9 @@ GOOD_HOST = 0.03
 
 @dataclass(frozen=True, slots=True)
 class SpeedModel:
-    """Medians of a trace, in ms; ``survival[j]`` is the probability that j + 1 draft tokens are accepted."""
+    """Medians of a trace, in ms, where requests share a pass an equal part of it; ``survival[j]`` is the
+    probability that j + 1 draft tokens are accepted.
+    """
 
     draft_ms: float
     pass_ms: float
@@ -101,7 +103,7 @@ def fit(trace: TraceColumns) -> SpeedModel:
     pass_ms, token_ms, widths = _pass_line(trace, narrow)
     host_ms = float(np.mean(shared(trace, trace.host_ms)))
     spent = trace.draft_prefill_ms + shared(trace, trace.draft_ms + trace.verify_ms + trace.host_ms)
-    excess = _excess_ms(trace, good & ~narrow, pass_ms) + float(trace.draft_prefill_ms.sum())
+    excess = _excess_ms(trace, good & ~narrow, narrow, pass_ms) + float(trace.draft_prefill_ms.sum())
     found, reached = hazards(trace)
     hazard = _extended(found, reached)
     total = float(spent.sum())
@@ -144,20 +146,28 @@ def shared(trace: TraceColumns, times_ms: Floats) -> Floats:
     return np.asarray(times_ms / np.maximum(trace.batch_size, 1))
 
 
-def _excess_ms(trace: TraceColumns, wide: Bools, pass_ms: float) -> float:
-    """What the wide passes took beyond ``pass_ms``, each counted once: those sharing one start together."""
+def _excess_ms(trace: TraceColumns, wide: Bools, narrow: Bools, pass_ms: float) -> float:
+    """What the wide passes took beyond narrow ones, each pass counted once; ``pass_ms`` is a request's part
+    of a narrow one.
+
+    Those sharing a pass start together. Where a trace does not hold them all, the others are taken to be wide
+    as often as those that it holds.
+    """
     begun = np.unique(trace.start_s, return_inverse=True)[1]
-    sharing = np.minimum(np.bincount(begun, weights=wide)[begun], trace.batch_size)
-    beyond = np.maximum(trace.verify_ms[wide] - pass_ms, 0.0)
-    return float((beyond / np.maximum(sharing[wide], 1.0)).sum())
+    wide_part = np.bincount(begun, weights=wide)[begun] / np.bincount(begun)[begun]
+    counted = 1.0 / np.maximum(trace.batch_size * wide_part, 1.0)
+    narrow_sizes = np.unique(trace.batch_size[narrow & (wide_part == 0.0)])
+    parts = np.where(np.isin(trace.batch_size, narrow_sizes), trace.batch_size, 1)
+    return float((np.maximum(trace.verify_ms - pass_ms * parts, 0.0) * counted)[wide].sum())
 
 
 def _pass_line(trace: TraceColumns, narrow: Bools) -> tuple[float, float, int]:
     """(time of a pass over one token, time of each further one, widths seen), from medians by width."""
     width = trace.verified_tokens[narrow]
-    times = trace.verify_ms[narrow]
+    parts = shared(trace, trace.verify_ms)
+    times = parts[narrow]
     if not len(width):
-        return float(np.median(trace.verify_ms)), 0.0, 0
+        return float(np.median(parts)), 0.0, 0
     points, medians, weights = [], [], []
     for value in np.unique(width):
         there = times[width == value]
