@@ -135,6 +135,27 @@ def test_a_slow_draft_is_found_where_passes_are_shared_too(
     assert found.model.rate / found.model.plain == pytest.approx(1.212, abs=0.01)
 
 
+def test_who_shares_a_pass_waits_for_its_longest_block(judge: Callable[..., Diagnosis]) -> None:
+    """Four share each pass of 10 ms; one of them drafts for 20 ms. So a cycle's part is 7.5 ms, not 3.75."""
+
+    def change(record: CycleRecord, number: int) -> CycleRecord:
+        record = replace(
+            record, batch_size=4, verify_ms=10.0, host_ms=0.0, verified_tokens=5, context_tokens=80
+        )
+        if number % 4 == 0:
+            return replace(record, draft_ms=20.0)
+        return replace(
+            record, drafted=0, proposed=0, accepted=0, emitted=1, draft_ms=0.0, verified_tokens=1,
+            confidences=(), max_draft=0,
+        )  # fmt: skip
+
+    part = [
+        replace(record, end_s=0.03 * ((record.cycle + 3) // 4)) if isinstance(record, CycleRecord) else record
+        for record in records(change=change)
+    ]
+    assert judge(part).model.cycle_ms == pytest.approx(7.5)
+
+
 def _emits_more(record: CycleRecord, number: int) -> CycleRecord:
     return replace(record, emitted=record.emitted + 1) if number == 17 else record
 

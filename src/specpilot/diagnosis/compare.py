@@ -9,7 +9,7 @@ from typing import Any
 
 from specpilot.diagnosis.columns import TraceColumns
 from specpilot.diagnosis.findings import HEALTHY, Diagnosis, metrics
-from specpilot.diagnosis.speed import shared
+from specpilot.diagnosis.speed import drafting_ms, shared
 
 SHOWN = (
     "ms_per_token",
@@ -116,7 +116,7 @@ def _size(change: Change) -> float:
 def _parts(trace: TraceColumns) -> dict[str, float]:
     """Mean time per cycle by part, in ms; what a shared pass and its drafting take in equal parts."""
     return {
-        "draft_ms_per_cycle": float(shared(trace, trace.draft_ms).mean()),
+        "draft_ms_per_cycle": float(shared(trace, drafting_ms(trace)).mean()),
         "draft_prefill_ms_per_cycle": float(trace.draft_prefill_ms.mean()),
         "verify_ms_per_cycle": float(shared(trace, trace.verify_ms).mean()),
         "host_ms_per_cycle": float(shared(trace, trace.host_ms).mean()),

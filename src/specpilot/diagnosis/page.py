@@ -101,7 +101,7 @@ def time_by_part(diagnosis: Diagnosis) -> str:
     trace = diagnosis.trace
     figure, axes = new_axes("Where a cycle's time goes", "ms per cycle", "")
     parts = {
-        "draft steps": float(speed.shared(trace, trace.draft_ms).mean()),
+        "draft steps": float(speed.shared(trace, speed.drafting_ms(trace)).mean()),
         "draft catching up": float(trace.draft_prefill_ms.mean()),
         "target pass": float(speed.shared(trace, trace.verify_ms).mean()),
         "host": float(speed.shared(trace, trace.host_ms).mean()),

@@ -102,7 +102,7 @@ def fit(trace: TraceColumns) -> SpeedModel:
     draft_ms = float(np.median(steps[drafting] / trace.drafted[drafting])) if drafting.any() else 0.0
     pass_ms, token_ms, widths = _pass_line(trace, narrow)
     host_ms = float(np.mean(shared(trace, trace.host_ms)))
-    spent = trace.draft_prefill_ms + shared(trace, trace.draft_ms + trace.verify_ms + trace.host_ms)
+    spent = trace.draft_prefill_ms + shared(trace, drafting_ms(trace) + trace.verify_ms + trace.host_ms)
     excess = _excess_ms(trace, good & ~narrow, narrow, pass_ms) + float(trace.draft_prefill_ms.sum())
     found, reached = hazards(trace)
     hazard = _extended(found, reached)
@@ -159,6 +159,17 @@ def _excess_ms(trace: TraceColumns, wide: Bools, narrow: Bools, pass_ms: float) 
     narrow_sizes = np.unique(trace.batch_size[narrow & (wide_part == 0.0)])
     parts = np.where(np.isin(trace.batch_size, narrow_sizes), trace.batch_size, 1)
     return float((np.maximum(trace.verify_ms - pass_ms * parts, 0.0) * counted)[wide].sum())
+
+
+def drafting_ms(trace: TraceColumns) -> Floats:
+    """What each cycle's pass spent on draft steps: all that share one wait for its longest block."""
+    together = trace.batch_size > 1
+    longest = trace.draft_ms.copy()
+    passes, place = np.unique(trace.end_s[together], return_inverse=True)
+    most = np.zeros(len(passes))
+    np.maximum.at(most, place, longest[together])
+    longest[together] = most[place]
+    return np.asarray(longest)
 
 
 def _pass_line(trace: TraceColumns, narrow: Bools) -> tuple[float, float, int]:
