@@ -107,6 +107,22 @@ def test_a_long_draft_that_few_want_is_not_made_for_all(
     assert own > 0.95 * max(rates.values()), (own, rates)
 
 
+@pytest.mark.parametrize(("slow_steps", "step_ms"), [(50, 1.5), (50, 4.0), (200, 4.0)])
+def test_a_slow_spell_of_the_drafter_is_over_when_it_is_over(slow_steps: int, step_ms: float) -> None:
+    """For a while all drafting takes twenty times as long; what the drafter was then seen to take in a step
+    without drafts made drafts look free ever after, and a seventh of the tokens per second was lost.
+    """
+    served = engine(1)
+    served.max_tokens = 200
+    served.draft_ms = lambda length: 0.2 + step_ms * max(1, length)
+    served.run(200, lambda _: 0.3)
+    served.draft_ms = lambda length: 20.0 * (0.2 + step_ms * max(1, length))
+    served.run(slow_steps, lambda _: 0.3)
+    served.draft_ms = lambda length: 0.2 + step_ms * max(1, length)
+    served.run(300, lambda _: 0.3)
+    assert served.pilot.controller.cost.draft_step_ms > 0.7 * step_ms
+
+
 def test_a_draft_is_priced_at_the_width_of_the_batch() -> None:
     """Passes are flat up to 16 tokens and cost 1 ms a token beyond: with eight requests drafts do not pay.
 
