@@ -77,6 +77,22 @@ def test_side_nodes_leave_time_for_fewer() -> None:
     assert fitting_nodes(model, wide, 10)[0] == 10  # never fewer than the chain has
 
 
+def test_who_shares_a_pass_has_time_for_all_of_it_or_drafts_less() -> None:
+    """Verification: 10 ms and 1 ms a token, a step 2 ms. Four requests of one token each: 14 ms with nothing
+    drafted, and each position more is one in every block, 2 + 4 ms.
+    """
+    model = CostModel(CostProfile(STEP_MS, tuple(PASS_MS + k for k in KNOTS), (0.001,) * len(KNOTS)))
+    for _ in range(200):
+        model.observe_verify(1, 0, PASS_MS + 1)
+        model.observe_draft(1, STEP_MS, 0, 0.0)
+    draft, times = fitting_draft(model, 8, 1, 1, 20, 40.1, None, 3, 4)
+    assert draft == 4  # 14 + 4 · 6 ms; alone 8 would fit
+    assert times is not None
+    assert times[4] == pytest.approx(PASS_MS + 4 + 4 * 4)
+    wide = replace(view(model, 40.1), max_nodes=32, sharing=4, beside_tokens=3)
+    assert fitting_nodes(model, wide, 2, branching=False)[0] == 5  # (40 − 14 − 2 · 2) ÷ 4
+
+
 def test_time_enough_for_everything_is_not_shared_out(cost: CostModel) -> None:
     # Two own passes; two more from the pool are hoped for before it is asked what is in it.
     each = PASS_MS + 8 * STEP_MS

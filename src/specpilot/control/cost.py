@@ -313,7 +313,14 @@ class CostModel:
         return self._verify.at(new_tokens) + self._context.ms_per_token * context_tokens
 
     def pass_times(
-        self, draft: int, uncached: int, behind: int, context: int, plain_ms: float | None = None
+        self,
+        draft: int,
+        uncached: int,
+        behind: int,
+        context: int,
+        plain_ms: float | None = None,
+        beside: int = 0,
+        sharing: int = 1,
     ) -> PassTimes:
         """What a pass of at most ``draft`` ≥ 1 drafted tokens takes by the upper quantiles.
 
@@ -323,6 +330,8 @@ class CostModel:
             behind: context tokens that the draft has not cached.
             context: all context tokens.
             plain_ms: ``verify_ms`` of the pass with nothing drafted, where it is known already.
+            beside: context tokens of the others in the pass that are not cached.
+            sharing: requests in the pass; each is taken to draft alike, and all wait for all of it.
         """
         drafting, verify = self._draft, self._verify
         upper = self.verify_upper.ratio
@@ -331,12 +340,13 @@ class CostModel:
         start = drafting.start_ms * drafting_upper + self.host_ms
         per_token = self._context.ms_per_token
         behind_cache = per_token * (context - uncached)
-        plain = verify.at(uncached) + behind_cache if plain_ms is None else plain_ms
-        full = verify.at(uncached + draft) + behind_cache
+        width = uncached + beside
+        plain = verify.at(width) + behind_cache if plain_ms is None else plain_ms
+        full = verify.at(width + sharing * draft) + behind_cache
         first = plain if behind <= 1 else plain + self._draft_prefill.at(behind - 1)
         return (
             first * upper + start,
-            (verify.values[0] + per_token * context) * upper + start,
+            (verify.at(sharing) + per_token * context) * upper + start,
             step + (full - plain) / draft * upper,
             step,
             full * upper,

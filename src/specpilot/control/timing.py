@@ -25,6 +25,8 @@ def fitting_draft(
     context: int,
     left_ms: float,
     plain_ms: float | None = None,
+    beside: int = 0,
+    sharing: int = 1,
 ) -> tuple[int, PassTimes | None]:
     """The longest draft, up to ``cap``, with which this pass ends in time, and the times of such a pass.
 
@@ -38,17 +40,21 @@ def fitting_draft(
         context: all context tokens.
         left_ms: time to the request's internal deadline.
         plain_ms: expected time of the pass with nothing drafted, where it is known already.
+        beside: context tokens of the others in the pass that are not cached.
+        sharing: requests in the pass.
     """
     if cap <= 0:
         return 0, None
-    times = cost.pass_times(cap, uncached, behind, context, plain_ms)
+    times = cost.pass_times(cap, uncached, behind, context, plain_ms, beside, sharing)
     if not cost.calibrated:
         return cap, times
     first, _, token, _, _ = times
     fitting = int((left_ms - first) / token)
     if fitting >= cap:
         return cap, times
-    return (fitting, cost.pass_times(fitting, uncached, behind, context)) if fitting > 0 else (0, None)
+    if fitting <= 0:
+        return 0, None
+    return fitting, cost.pass_times(fitting, uncached, behind, context, None, beside, sharing)
 
 
 def fitting_nodes(cost: CostModel, view: CycleView, depth: int) -> tuple[int, float]:
@@ -58,13 +64,16 @@ def fitting_nodes(cost: CostModel, view: CycleView, depth: int) -> tuple[int, fl
     """
     uncached, context = view.new_context_tokens, view.context_tokens
     most = max(depth, view.max_nodes)
-    first, _, token, step, verify_ms = cost.pass_times(most, uncached, view.draft_behind_tokens, context)
+    beside, sharing = view.beside_tokens, view.sharing
+    first, _, token, step, verify_ms = cost.pass_times(
+        most, uncached, view.draft_behind_tokens, context, None, beside, sharing
+    )
     if cost.calibrated:
-        node = max(token - step, 1e-9) + cost.side_ms * cost.draft_upper.ratio
+        node = max(token - step, 1e-9) + sharing * cost.side_ms * cost.draft_upper.ratio
         spare = view.time_left_ms - first - cost.tree_ms - depth * token
         if spare < (most - depth) * node:
             nodes = depth + max(0, int(spare / node))
-            verify_ms = cost.verify_ms(uncached + nodes, context - uncached)
+            verify_ms = cost.verify_ms(uncached + beside + sharing * nodes, context - uncached)
             return nodes, verify_ms * cost.verify_upper.ratio
     return most, verify_ms
 

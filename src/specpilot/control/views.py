@@ -81,7 +81,11 @@ class Views:
             if info.max_draft is not None:
                 lookup = min(lookup, info.max_draft)
         fit_ms = left_ms if left_ms < spare_ms else spare_ms
-        max_draft, times = fitting_draft(self._cost, cap, uncached, behind, context, fit_ms, plain_ms)
+        if sharing > 1:
+            plain_ms = None  # that of the request alone
+        max_draft, times = fitting_draft(
+            self._cost, cap, uncached, behind, context, fit_ms, plain_ms, beside, sharing
+        )
         # By position: named arguments take three times as long, and one is made for every decision.
         return CycleView(
             request_id,
