@@ -42,7 +42,7 @@ from specpilot.trace import read_agreement
 NEVER = 10**9
 
 
-def _pooled_positions(self: HazardTable, count: int) -> list[float]:
+def _pooled_positions(self: HazardTable, count: int, *, keep: bool = True) -> list[float]:
     """One α for all positions: accepted ÷ reached over the whole block."""
     reached, accepted = sum(self.reached), sum(self.accepted)
     return [(accepted + self.shrinkage * self.prior) / (reached + self.shrinkage)] * count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
@@ -543,6 +544,39 @@ def test_expected_draft_is_what_the_next_plan_asks_for_and_changes_nothing() -> 
             controller.finish(name, StopCause.STOP, now=now)
     assert asked.snapshot() == silent.snapshot()
     assert short <= 8  # of 84: where an observation has just raised τ
+
+
+def test_asking_for_a_draft_length_changes_no_plan_where_requests_share_passes() -> None:
+    """Three requests at a time, short and long prompts, half of the drafts right in one phase and most in the
+    next; after a prompt's pass there is no decision yet to go by.
+    """
+    asked, silent = (Controller(ControllerConfig(pass_budget=4.0, slo_p95_ms=1e9)) for _ in range(2))
+    rng = random.Random(1)
+    live: list[str] = []
+    for step in range(200):
+        now = 0.02 * step
+        while len(live) < 3:
+            live.append(f"{step}-{len(live)}")
+            info = RequestInfo(live[-1], rng.choice((30, 900)), 24, prefill_drafts=False)
+            for controller in (asked, silent):
+                controller.admit(info, now=now)
+        answer, same = (controller.plan(live, now=now) for controller in (asked, silent))
+        assert answer == same
+        plans = answer.cycles
+        good = 0.9 if step // 100 else 0.5
+        right = {plan.cycle_id: sum(rng.random() < good for _ in range(plan.max_draft)) for plan in plans}
+        for controller in (asked, silent):
+            controller.begin([plan.cycle_id for plan in plans], now=now)
+            if controller is asked:
+                controller.expected_draft([plan.request_id for plan in plans], now=now)
+            controller.observe(
+                [outcome(plan, plan.max_draft, right[plan.cycle_id], batch_size=3) for plan in plans], now=now
+            )
+            for stop in answer.stops:
+                controller.finish(stop.request_id, stop.cause, now=now)
+        for stop in answer.stops:
+            live.remove(stop.request_id)
+    assert asked.snapshot() == silent.snapshot()
 
 
 def test_nothing_is_drafted_for_a_request_without_a_further_pass() -> None:

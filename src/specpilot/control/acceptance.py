@@ -75,17 +75,19 @@ class HazardTable:
         self.accepted, self.reached, self.squares, self._hazards = [], [], [], []
         self._alone = True
 
-    def hazards(self, count: int) -> list[float]:
+    def hazards(self, count: int, *, keep: bool = True) -> list[float]:
         """h_1 … h_count. A position without evidence takes its parent's, else its predecessor's.
 
         Computed anew after every ``REFRESH`` observations, a block or two: estimates that rest on tens of
-        observations do not move more in between.
+        observations do not move more in between. Without ``keep`` nothing is changed by asking: when they
+        are computed anew, and so what they are, would depend on who asks.
         """
         if self._stale < REFRESH and count <= len(self._hazards):
             return self._hazards[:count]
-        self._stale = 0
-        self._hazards = self._estimate(MAX_POSITIONS if count > 16 else 16)
-        return self._hazards[:count]
+        found = self._estimate(MAX_POSITIONS if count > 16 else 16, keep)
+        if keep:
+            self._stale, self._hazards = 0, found
+        return found[:count]
 
     def level(self) -> float:
         """The acceptance of the tokens that were reached, whatever their positions."""
@@ -93,18 +95,19 @@ class HazardTable:
         prior = self.prior if self.parent is None or alone else self.parent.level()
         return (sum(self.accepted) + self.shrinkage * prior) / (sum(self.reached) + self.shrinkage)
 
-    def _estimate(self, count: int) -> list[float]:
+    def _estimate(self, count: int, keep: bool = True) -> list[float]:
         known = min(count, len(self.reached))
         result: list[float] = []
-        if self._alone and known and self.reached[0] >= REJOIN:
-            self._alone = False
-        if self.parent is None or self._alone:
+        alone = self._alone and not (known and self.reached[0] >= REJOIN)
+        if keep:
+            self._alone = alone
+        if self.parent is None or alone:
             previous = self.prior
             for index in range(known):
                 previous = self._shrunk(index, previous)
                 result.append(previous)
             return result + [previous] * (count - known)
-        result = self.parent.hazards(count)
+        result = self.parent.hazards(count, keep=keep)
         for index in range(known):
             result[index] = self._shrunk(index, result[index])
         return result

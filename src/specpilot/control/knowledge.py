@@ -87,9 +87,9 @@ class Knowledge:
         """The same, or None where there are no estimates yet; nothing is changed by asking."""
         return self.contexts.get(_place(drafter, acceptance, prompt_tokens))
 
-    def hazards(self, context: Context, count: int) -> list[float]:
-        """h_1 … h_count."""
-        return self.acceptance.table(context.source, context.bucket).hazards(count)
+    def hazards(self, context: Context, count: int, *, keep: bool = True) -> list[float]:
+        """h_1 … h_count; without ``keep`` nothing is changed by asking."""
+        return self.acceptance.table(context.source, context.bucket).hazards(count, keep=keep)
 
     def shift(self, context: Context, posterior: Sequence[float]) -> float:
         """How much easier such a request is than others so far, in logit units."""

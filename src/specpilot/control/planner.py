@@ -223,7 +223,7 @@ class OptimalPlanner:
         ceiling = view.max_draft
         decision = self._latest.get(view.request_id)
         if decision is None:
-            key = self._key(view, context, theta)
+            key = self._key(view, context, theta, keep=False)
             ceiling = min(key[0], ceiling)
             if ceiling == 0:
                 return Forecast(0, theta)
@@ -275,7 +275,7 @@ class OptimalPlanner:
         self._contexts[view.request_id] = better
         return better
 
-    def _key(self, view: CycleView, context: Context, theta: float) -> Key:
+    def _key(self, view: CycleView, context: Context, theta: float, *, keep: bool = True) -> Key:
         """What a decision depends on, its ceiling on τ first, the price of time on its grid.
 
         Prices, widths and shifts are on grids of a few per cent, so that requests alike share the few
@@ -287,7 +287,7 @@ class OptimalPlanner:
         shift = round(known.shift(context, posterior) * 4.0) if posterior else 0
         ceiling, own = view.max_draft, view.own_passes
         if not ample_time(self._cost, view):
-            hazards = known.hazards(context, ceiling)
+            hazards = known.hazards(context, ceiling, keep=keep)
             ceiling, own = shared_draft(view, survival(hazards, shift / 4.0))
         later = own if view.from_pool else own - 1
         remaining = view.remaining_tokens
@@ -333,7 +333,7 @@ class OptimalPlanner:
     def _decide(self, context: Context, key: Key, kept: dict[Key, Decision] | None = None) -> Decision:
         """Solve one decision from what is known now, and keep it among the context's (or in ``kept``)."""
         known = self.knowledge
-        hazards, lookup = known.hazards(context, key[0]), known.calibrations.get(LOOKUP)
+        hazards, lookup = known.hazards(context, key[0], keep=kept is None), known.calibrations.get(LOOKUP)
         nodes = self._config.max_nodes
         inputs = Inputs(hazards, context, context.bucket, known.end_hazard, self._cost, nodes, lookup)
         decision = context.keep(decide(inputs, key))
