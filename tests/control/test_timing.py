@@ -90,7 +90,7 @@ def test_who_shares_a_pass_has_time_for_all_of_it_or_drafts_less() -> None:
     assert times is not None
     assert times[4] == pytest.approx(PASS_MS + 4 + 4 * 4)
     wide = replace(view(model, 40.1), max_nodes=32, sharing=4, beside_tokens=3)
-    assert fitting_nodes(model, wide, 2, branching=False)[0] == 5  # (40 − 14 − 2 · 2) ÷ 4
+    assert fitting_nodes(model, wide, 2)[0] == 5  # 2 + (40 − 14 − 2 · 6) ÷ 4
 
 
 def test_time_enough_for_everything_is_not_shared_out(cost: CostModel) -> None:

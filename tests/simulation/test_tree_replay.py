@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from specpilot.control import ControllerConfig, CyclePlan, StopCause, StopRule
+from specpilot.control import ControllerConfig, CycleOutcome, CyclePlan, StopCause, StopRule
 from specpilot.control.tree import LookupRule, TreeRule
 from specpilot.control.types import Binding, Reason
+from specpilot.decoding.clock import VirtualClock
 from specpilot.decoding.request import DecodingRequest
 from specpilot.drafters.lookup import LookupDrafter
 from specpilot.drafters.model import ModelDrafter
 from specpilot.simulation.costs import EngineCosts
+from specpilot.simulation.drive import serve
+from specpilot.simulation.observed import ObservedController
 from specpilot.simulation.policies import replay_policy
 from specpilot.simulation.record import Recorder
 from specpilot.simulation.replay import ReplayRequest, TraceExecutor
@@ -144,3 +148,32 @@ def test_a_trace_without_choices_is_refused_for_trees() -> None:
     requests = scenario("steady").requests(5, 1)
     with pytest.raises(ValueError, match="shares"):
         replay_policy("specpilot", requests, COSTS, ControllerConfig(max_nodes=8))
+
+
+def test_trees_come_back_after_a_spell_in_which_the_draft_was_slow() -> None:
+    """In 60 of 500 requests a draft step takes a hundred times as long. Trees are given up for it; what they
+    cost is measured again while chains are better, or nobody would see that the spell is over.
+    """
+    one = replace(scenario("steady-cheap-draft"), choices=True)
+    requests = one.requests(500, seed=2)
+    places = {request.request_id: place for place, request in enumerate(requests)}
+    branching: list[tuple[int, bool]] = []
+
+    class Slowed(TraceExecutor):
+        def run(self, plans: Sequence[CyclePlan]) -> list[CycleOutcome]:
+            place = places[plans[0].request_id]
+            branching.append((place, plans[0].tree is not None and plans[0].tree.branching))
+            slow = 100.0 if 200 <= place < 260 else 1.0
+            return [replace(done, draft_ms=slow * done.draft_ms) for done in super().run(plans)]
+
+    controller = ObservedController(replace(one.config, slo_p95_ms=1e7, max_nodes=64))
+    made = Slowed({request.request_id: request for request in requests}, one.costs)
+    serve(controller, made, requests, VirtualClock(), closed_loop=True)
+
+    def share(first: int, end: int) -> float:
+        kinds = [kind for place, kind in branching if first <= place < end]
+        return sum(kinds) / len(kinds)
+
+    assert share(100, 200) > 0.5
+    assert share(230, 260) < 0.2
+    assert share(400, 500) > 0.5

@@ -15,6 +15,8 @@ from itertools import pairwise
 
 KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 LEAST_MS = 1e-3
+DRAFTER_CHANGED = 1.5
+"""How far a tree's drafting time may be off what was expected before it is put down to the drafter."""
 ODD_BLOCKS = 4
 """Blocks in a row whose drafting was far off to the same side: no accident, the drafter has changed."""
 CHANGED_MEMORY = 0.2
@@ -233,6 +235,7 @@ class TreeCost:
 
     def __init__(self, memory: float = 0.98) -> None:
         self._memory = memory
+        self._trees = 0
         self._chains = self._chains_ms = 0.0
         self._ms = self._nodes = 0.0
 
@@ -246,10 +249,20 @@ class TreeCost:
         """Milliseconds a side node, ≥ 0; 0 where nothing is known: so it becomes known."""
         return max(0.0, self._ms / self._nodes) if self._nodes else 0.0
 
+    @property
+    def known(self) -> bool:
+        """Whether some trees have been measured."""
+        return self._trees >= 4
+
+    def expected_ms(self, sides: int) -> float:
+        """What a tree with so many side nodes takes beyond its steps."""
+        return self.start_ms + sides * self.node_ms
+
     def observe(self, sides: int, beyond_ms: float) -> None:
         """A block with so many took so much longer; from the fourth on at most four times as long as expected
         and a millisecond.
         """
+        self._trees = min(self._trees + 1, 4)
         start = self.start_ms
         if not sides:
             if self._chains > 3.0:
@@ -396,7 +409,13 @@ class CostModel:
         draft's first choices, in it and in those that were drafted with it.
         """
         if steps and sides is not None:
-            self._trees.observe(sides, draft_ms - self._draft.start_ms - steps * self._draft.step_ms)
+            chain_ms = self._draft.start_ms + steps * self._draft.step_ms
+            if self._trees.known:
+                ratio = draft_ms / (chain_ms + self._trees.expected_ms(sides))
+                # So far off the drafter itself has changed, which chains alone would show late.
+                if not 1.0 / DRAFTER_CHANGED < ratio < DRAFTER_CHANGED:
+                    self._draft.observe(steps, ratio * chain_ms)
+            self._trees.observe(sides, draft_ms - chain_ms)
         elif steps:
             self._draft.observe(steps, draft_ms)
         if prefill_tokens and prefill_ms > 0.0:
