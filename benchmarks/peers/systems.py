@@ -54,9 +54,9 @@ class Entry:
 class Specpilot:
     """A pair under a controller that lives as long as the run."""
 
-    def __init__(self, pair: Pair, budget: float, rule: str | None = None) -> None:
+    def __init__(self, pair: Pair, budget: float, rule: str | None = None, *, drafter: str = "model") -> None:
         config = ControllerConfig(pass_budget=budget, slo_p95_ms=NO_SLO_MS)
-        self._pair = Pair(pair.target, pair.draft, pair.tokenizer, config=config)
+        self._pair = Pair(pair.target, pair.draft, pair.tokenizer, config=config, drafter=drafter)
         if rule is not None:
             self._pair.controller = Controller(config, make_rule(rule))
 
@@ -67,12 +67,16 @@ class Specpilot:
 
 
 def specpilot_entries(engine: str) -> list[Entry]:
-    """The policy without a budget and with B = 2; plain decoding and static τ on the same engine."""
+    """The policy without a budget and with B = 2, with chains and with trees that hold looked-up text as well;
+    plain decoding and static τ on the same engine.
+    """
     pair = load_pair(engine=engine)
     family = f"specpilot {engine}"
     entries = [
         Entry(f"{family}, B=inf", family, Specpilot(pair, math.inf)),
+        Entry(f"{family}, B=inf with trees", family, Specpilot(pair, math.inf, drafter="both")),
         Entry(f"{family}, B=2", family, Specpilot(pair, 2.0)),
+        Entry(f"{family}, B=2 with trees", family, Specpilot(pair, 2.0, drafter="both")),
         Entry(f"{family}, plain", family, Specpilot(pair, math.inf, "static-0")),
     ]
     return entries + [
