@@ -67,7 +67,7 @@ class Specpilot:
 
 
 def specpilot_entries(engine: str) -> list[Entry]:
-    """The policy without a budget and with B = 2, with chains and with trees that hold looked-up text as well;
+    """The policy without a budget and with B = 2, with chains and with trees that hold looked-up text too;
     plain decoding and static τ on the same engine.
     """
     pair = load_pair(engine=engine)
