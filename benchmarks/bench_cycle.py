@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from specpilot.control import Controller, ControllerConfig
+from specpilot.control.config import NO_SLO_MS
 from specpilot.control.types import CycleOutcome, CyclePlan
 from specpilot.decoding.clock import RealClock
 from specpilot.decoding.cycle import LiveExecutor
@@ -88,7 +89,7 @@ class Probe(LiveExecutor):
 def measure(pair: Pair, rounds: int) -> dict[str, dict[str, float]]:
     """Ratios by draft length, and for the policy's own choice."""
     target, draft = Timed(pair.target), Timed(pair.draft)
-    policy = Controller(ControllerConfig(pass_budget=3.0, slo_p95_ms=3_600_000.0))
+    policy = Controller(ControllerConfig(pass_budget=3.0, slo_p95_ms=NO_SLO_MS))
     makers: dict[str, Callable[[], ControllerLike]] = {
         **{f"static-{depth}": partial(StaticController, depth) for depth in DEPTHS},
         "specpilot": lambda: policy,

@@ -11,6 +11,7 @@ import argparse
 import sys
 
 from specpilot.control import ControllerConfig
+from specpilot.control.config import NO_SLO_MS
 from specpilot.demo.workload import bundled_prompts
 from specpilot.pair import DRAFTERS, load_pair
 
@@ -25,7 +26,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.per_class < 1 or options.rounds < 1 or options.max_tokens < 1:
         parser.error("--per-class, --rounds and --max-tokens must be ≥ 1")
-    config = ControllerConfig(pass_budget=options.budget, slo_p95_ms=3_600_000.0)
+    config = ControllerConfig(pass_budget=options.budget, slo_p95_ms=NO_SLO_MS)
     pairs = {name: load_pair(config=config, drafter=name) for name in DRAFTERS}
     sums: dict[tuple[str, str], list[float]] = {}
     taken: dict[str, int] = {}

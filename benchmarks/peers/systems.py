@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from specpilot.control import Controller, ControllerConfig
+from specpilot.control.config import NO_SLO_MS
 from specpilot.pair import Pair, load_pair
 from specpilot.simulation.baselines import make_rule
 
-NO_SLO_MS = 3_600_000.0
 STATIC = (1, 2, 3, 4, 6, 8, 12, 16)
 CONSTANTS = (2, 3, 4, 5, 8)
 THRESHOLDS = (0.2, 0.4, 0.6, 0.8)

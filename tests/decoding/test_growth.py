@@ -175,3 +175,32 @@ def test_every_block_is_a_tree_within_its_bounds(
         assert node.reach <= (1.0 if parent < 0 else chosen[parent].reach) + 1e-12
     siblings = [(parent, token) for parent, token in zip(block.parents, block.token_ids, strict=True)]
     assert len(set(siblings)) == len(siblings)
+
+
+@given(
+    st.lists(st.floats(0.02, 0.98), min_size=1, max_size=6),
+    st.floats(0.0, 0.5),
+    st.integers(1, 8),
+    st.booleans(),
+)
+def test_a_chain_s_step_is_what_the_general_one_does(
+    chances: list[float], price: float, most: int, is_open: bool
+) -> None:
+    """``extend`` says no, or leaves what ``expand`` with one candidate and ``step_done`` leave."""
+    prices = (price / 4.0, price / 2.0, price)
+    rule = TreeRule(worth=(1.0, 0.9, 0.8), node_price=prices, side_price=price / 8.0, open=is_open)
+    short, whole = Growth(rule, StopRule(), 8, most), Growth(rule, StopRule(), 8, most)
+    for growth in (short, whole):  # a tree that branches already at its root
+        growth.expand(-1, ROOT)
+        growth.step_done()
+    for token, chance in enumerate(chances, 10):
+        mains = [index for index in short.frontier() if short.nodes[index].main]
+        assert short.frontier() == whole.frontier()
+        if not mains:
+            break
+        whole.expand(mains[0], [(token, chance)])
+        whole.step_done()
+        if not short.extend(mains[0], token, chance):
+            short.expand(mains[0], [(token, chance)])
+            short.step_done()
+        assert short == whole

@@ -91,15 +91,18 @@ def test_the_healthy_engine_is_healthy(judge: Callable[..., Diagnosis]) -> None:
     assert result["findings"][0]["cause"] in CAUSES
 
 
+def _plain(record: CycleRecord) -> CycleRecord:
+    """The same cycle with nothing drafted: 10 ms."""
+    return replace(
+        record, drafted=0, proposed=0, accepted=0, emitted=1, draft_ms=0.0, verify_ms=10.0,
+        verified_tokens=1, confidences=(), max_draft=0,
+    )  # fmt: skip
+
+
 def test_the_speed_model_is_what_the_trace_was_made_of(judge: Callable[..., Diagnosis]) -> None:
     # A plain cycle now and then shows the pass over one token: 10 ms; 0.1 ms for each further one.
     def plain(record: CycleRecord, number: int) -> CycleRecord:
-        if number % 5 != 3:
-            return record
-        return replace(
-            record, drafted=0, proposed=0, accepted=0, emitted=1, draft_ms=0.0, verify_ms=10.0,
-            verified_tokens=1, confidences=(), max_draft=0,
-        )  # fmt: skip
+        return _plain(record) if number % 5 == 3 else record
 
     found = judge(records(change=plain))
     model = found.model
@@ -122,12 +125,7 @@ def test_a_slow_draft_is_found_where_passes_are_shared_too(
 
     def change(record: CycleRecord, number: int) -> CycleRecord:
         record = replace(record, draft_ms=20.0, batch_size=sharing)
-        if number % 5 != 3:
-            return record
-        return replace(
-            record, drafted=0, proposed=0, accepted=0, emitted=1, draft_ms=0.0, verify_ms=10.0,
-            verified_tokens=1, confidences=(), max_draft=0,
-        )  # fmt: skip
+        return _plain(record) if number % 5 == 3 else record
 
     found = judge(records(change=change))
     assert found.primary == "slow_draft"

@@ -15,7 +15,7 @@ from specpilot.auditing.checks import Answer, Check, Subject
 from specpilot.auditing.reference import ModelReference
 from specpilot.auditing.sampled import check_distribution
 from specpilot.control import Controller, ControllerConfig
-from specpilot.control.config import Mode
+from specpilot.control.config import NO_SLO_MS, Mode
 from specpilot.decoding.acceptance import make_rule
 from specpilot.decoding.cycle import LiveExecutor
 from specpilot.decoding.loop import ServeLoop
@@ -131,7 +131,7 @@ class LocalSubject:
         controller = self._controllers.get(max_draft)
         if controller is None:
             fixed: dict[str, Any] = {} if max_draft is None else {"mode": Mode.OFF, "static_draft": max_draft}
-            config = ControllerConfig(pass_budget=math.inf, slo_p95_ms=3_600_000.0, **fixed)
+            config = ControllerConfig(pass_budget=math.inf, slo_p95_ms=NO_SLO_MS, **fixed)
             controller = self._controllers[max_draft] = Controller(config)
         return controller
 

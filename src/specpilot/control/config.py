@@ -22,6 +22,8 @@ TREE_NODES = 64
 """``max_nodes`` where token trees are used and nobody says how large."""
 TREE_LOOKUP = 24
 """``lookup_depth``, likewise."""
+NO_SLO_MS = 3_600_000.0
+"""An end-to-end latency that nothing misses: for runs without that promise."""
 PROMISES = (
     "pass_budget",
     "slo_p95_ms",

@@ -22,7 +22,9 @@ ODD_BLOCKS = 4
 CHANGED_MEMORY = 0.2
 """What is kept of the blocks before such a one."""
 NO_ACCIDENT = -0.5
-"""A pass may be preempted and take any time, but none takes less than half of its time by chance."""
+"""By what share a time may fall short by chance: a pass may be preempted and take any time, but none takes
+less than half of its time.
+"""
 _LAST = len(KNOTS) - 1
 _GAPS = [high - low for low, high in pairwise(KNOTS)]
 _PLACES = [(knot, offset) for knot, gap in enumerate(_GAPS) for offset in range(gap)]
@@ -198,6 +200,10 @@ class DraftCost:
         self.step_ms = step_ms
         self.upper = UpperQuantile()
 
+    def expected_ms(self, steps: int) -> float:
+        """What drafting a block of ``steps`` ≥ 1 takes."""
+        return self.start_ms + steps * self.step_ms
+
     def observe(self, steps: int, draft_ms: float) -> None:
         """A block of ``steps`` ≥ 1 took so long; from the fourth on clamped to ±25 % of what was expected,
         unless the last few were all further off than that.
@@ -205,7 +211,7 @@ class DraftCost:
         self._seen += 1
         keep = self._memory
         if self._seen > 3:
-            expected = self.start_ms + steps * self.step_ms
+            expected = self.expected_ms(steps)
             self.upper.observe(draft_ms / expected)
             clamped = max(0.75 * expected, min(1.25 * expected, draft_ms))
             side = (draft_ms > clamped) - (draft_ms < clamped)
@@ -409,7 +415,7 @@ class CostModel:
         draft's first choices, in it and in those that were drafted with it.
         """
         if steps and sides is not None:
-            chain_ms = self._draft.start_ms + steps * self._draft.step_ms
+            chain_ms = self._draft.expected_ms(steps)
             if self._trees.known:
                 ratio = draft_ms / (chain_ms + self._trees.expected_ms(sides))
                 # So far off the drafter itself has changed, which chains alone would show late.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from specpilot.control import ControllerConfig, CyclePlan, StopRule
+from specpilot.control.config import NO_SLO_MS
 from specpilot.control.types import Reason
 from specpilot.demo.engine import Engine, LiveExecutor, LiveRequest
 from specpilot.demo.workload import Arrival
@@ -23,9 +24,6 @@ from specpilot.simulation.results import PolicyResult, RequestRecord, summarise
 from specpilot.simulation.stream import first_guess
 from specpilot.trace.agreement import NEAR_TIE_MARGIN, AgreementTrace
 from specpilot.trace.cycles import CycleRecord
-
-NO_SLO_MS = 3_600_000.0
-"""An end-to-end latency that nothing misses."""
 
 
 @dataclass(slots=True)

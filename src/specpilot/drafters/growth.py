@@ -162,8 +162,10 @@ class Growth:
             return False
         depth, reach = (1, 1.0) if parent is None else (parent.depth + 1, parent.reach)
         reach *= first_chance(self.stop, depth, confidence)
-        if self.chosen and reach > nodes[self.chosen[-1]].reach and not rule.open:
-            return False
+        if self.chosen:
+            last = nodes[self.chosen[-1]]
+            if not last.main if rule.open else reach >= last.reach:
+                return False
         self.confidences.append(confidence)
         if parent is not None:
             parent.expanded = True
@@ -189,8 +191,12 @@ class Growth:
         parents = tuple(-1 if node.parent < 0 else place[node.parent] for node in nodes)
         return Block(tuple(node.token for node in nodes), parents), nodes, len(lead)
 
-    def side_worth(self, nodes: Iterable[Node]) -> float:
-        """What those of ``nodes`` that the draft proposes beside its first choices are worth, in tokens."""
+    def side_worth(self, nodes: Iterable[Node]) -> float | None:
+        """What those of ``nodes`` that the draft proposes beside its first choices are worth, in tokens; None
+        where it was not asked for any.
+        """
+        if not self.rule.branching:
+            return None
         return sum([self.rule.value(node.depth, node.reach) for node in nodes if node.side])
 
     def _add(self, node: Node) -> int:

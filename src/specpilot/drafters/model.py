@@ -150,20 +150,15 @@ class _Tree:
 
     def take(self, logits: FloatArray) -> bool:
         rule, growth, context = self.item.rule, self.growth, len(self.item.context)
-        if len(self.frontier) == 1:
-            # As in a chain, for that is what most of them are where time is dear.
-            index = self.frontier[0]
-            step = rule.look(logits[0], context + (growth.nodes[index].depth if index >= 0 else 0))
-            count = growth.choices_wanted(index, step.confidence)
-            if count == 1 and growth.extend(index, rule.draw(step), step.confidence):
-                return True
-            growth.expand(index, rule.choices(step, logits[0], count))
-            growth.step_done()
-            return True
         positions = [context + (growth.nodes[index].depth if index >= 0 else 0) for index in self.frontier]
-        looks = rule.look_all(logits, positions)
+        alone = len(positions) == 1
+        looks = [rule.look(logits[0], positions[0])] if alone else rule.look_all(logits, positions)
         for index, step, row in zip(self.frontier, looks, logits, strict=True):
-            growth.expand(index, rule.choices(step, row, growth.choices_wanted(index, step.confidence)))
+            count = growth.choices_wanted(index, step.confidence)
+            # As in a chain, for that is what most steps are where time is dear.
+            if alone and count == 1 and growth.extend(index, rule.draw(step), step.confidence):
+                return True
+            growth.expand(index, rule.choices(step, row, count))
         growth.step_done()
         return True
 
@@ -184,7 +179,6 @@ class _Tree:
             return Draft(
                 block, shares, None, *times, looked_up=self.looked_up, drafter=LOOKUP if nodes else None
             )
-        branching = growth.rule.branching
         return Draft(
             block,
             tuple(growth.confidences[: lead + 1]),
@@ -194,7 +188,7 @@ class _Tree:
             ranks=tuple(node.rank for node in nodes),
             shares=tuple(node.share for node in nodes),
             steps=growth.steps,
-            side_worth=growth.side_worth(nodes) if branching else None,
+            side_worth=growth.side_worth(nodes),
             looked_up=self.looked_up,
         )
 

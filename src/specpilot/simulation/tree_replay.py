@@ -141,8 +141,7 @@ def replay_tree(
     result.off_path = tree.off_path
     if growth.steps:
         result.confidences = tuple(growth.confidences[: lead + 1])
-        if rule.branching:
-            result.side_worth = growth.side_worth(nodes)
+        result.side_worth = growth.side_worth(nodes)
         ranks, shares = [node.rank for node in nodes], [node.share for node in nodes]
         draft = Draft(block, ranks=tuple(ranks), shares=tuple(shares))
         result.side_judged = judged_ranks(draft, Acceptance(tuple(path), RIGHT))

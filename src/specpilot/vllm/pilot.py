@@ -20,12 +20,11 @@ from specpilot.control import (
     RequestInfo,
     StopCause,
 )
+from specpilot.control.cost import NO_ACCIDENT
 from specpilot.trace.traced import ControllerCalls
 
 IDLE_RATE = 0.1
 """How far one step without drafts moves what such a step is believed to cost the drafter."""
-NO_ACCIDENT = 0.5
-"""No step takes less than half of its time by chance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +259,7 @@ class Pilot:
             self._tell_apart(drafting, draft_ms, draft_length)
             return
         if draft_length:
-            if draft_ms < NO_ACCIDENT * self._idle_draft_ms:
+            if draft_ms < (1.0 + NO_ACCIDENT) * self._idle_draft_ms:
                 # That forward is part of this step too, so it has become faster. Else drafts would be free,
                 # always be made, and it would never be seen alone again.
                 self._idle_draft_ms = 0.0
