@@ -105,6 +105,7 @@ def branching(
             tuple([chance] * proposed), 0.3 * proposed, verify_ms=verify_ms,
             verified_tokens=proposed + side + 1, side_proposed=side, side_accepted=rescued,
             side_judged=((2, 0.7, bool(rescued)),) * failed,
+            side_worth=(1.0 - chance**proposed) * rescue if side else None,
         )  # fmt: skip
         return outcome, 0.3 * proposed + verify_ms
 
@@ -140,8 +141,8 @@ def test_ranks_are_learnt() -> None:
 
 @pytest.mark.parametrize(
     ("node_ms", "rescue", "least", "most"),
-    [(1.5, 0.0, 0.0, 0.15), (0.01, 0.6, 0.8, 1.0)],
-    ids=["nodes are dear", "trees bring more"],
+    [(1.5, 0.0, 0.0, 0.15), (0.01, 0.05, 0.0, 0.15), (0.01, 0.6, 0.8, 1.0)],
+    ids=["nodes are dear", "less than a chain loses by it", "trees bring more"],
 )
 def test_an_unseeded_request_goes_over_to_shared_noise_where_it_pays(
     node_ms: float, rescue: float, least: float, most: float

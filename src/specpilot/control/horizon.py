@@ -74,8 +74,9 @@ class Decision:
     (:class:`~specpilot.control.branching.Yields`); where there may be trees."""
     branching: bool = False
     """Whether it is a tree's forecast."""
-    beats_chain: bool = True
-    """Of a tree, where a request may go on without shared noise: whether it is worth more than a chain."""
+    coupling_loss: float = 0.0
+    """Where a request may go on without shared noise: how much more a chain is worth there than a chain with
+    looked-up text is under it."""
     until: int = 0
     """The context's age at which the decision is made anew."""
     stake: float = 1.0

@@ -252,9 +252,9 @@ class OptimalPlanner:
         """Under which rule a request sampled without a seed goes on: noise that is shared, which can judge
         trees and looked-up text, or rejection, which accepts more of a chain.
 
-        Rejection where a chain would be planned under shared noise too. The two kinds of block are compared
-        by the estimates of one rule: those of two, each learnt where it was used, are off by more than lies
-        between them. A request's first cycle now and then goes by the other rule, the more seldom the longer
+        Rejection unless what side nodes and looked-up text earn makes up for the chain that is accepted less
+        often. Both are reckoned by the estimates of one rule: those of two, each learnt where it was used, are
+        off by more than lies between them. A request's first cycle now and then goes by the other rule, the more seldom the longer
         it is not the better one, for nothing is learnt of a rule that is not used.
         """
         trees = self.knowledge.context(view.drafter, view.acceptance, view.prompt_tokens, coupled=True)
@@ -265,8 +265,8 @@ class OptimalPlanner:
                 better = trees
         else:
             key = self._key(view, trees, theta)
-            found = view.request_id in self.knowledge.matches
-            if key[0] and (self._decision(trees, key).beats_chain or found):
+            worth = max(0.0, trees.forks.gain(theta, self._cost.tree_ms))
+            if key[0] and worth > self._decision(trees, key).coupling_loss:
                 better = trees
         if view.emitted_tokens == 0 and chains.trials.due(second_better=better is trees):
             better = chains if better is trees else trees

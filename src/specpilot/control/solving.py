@@ -29,6 +29,10 @@ RARELY = 0.03
 COUNTED_NODES = 32
 """Nodes that a tree of any depth is taken to have at most: where time has its price a deep one is stopped
 before it is so large, and where it has none further nodes cost nothing."""
+COUPLING_LOSS = 0.2
+"""How much easier a chain is by rejection than under shared noise (logit units): 0.13 to 0.24 for the bundled
+pair's single candidates (``benchmarks/sampling_rules.py``). Every pair loses: rejection accepts a where shared
+noise accepts down to a ÷ (2 − a) (Daliri et al. 2024)."""
 NO_PRICE = -(10**6)
 """Stands for log 0 in a decision's key."""
 
@@ -71,13 +75,13 @@ def decide(known: Inputs, key: Key) -> Decision:
     looked_up = _looked_up(known, matched, ceiling) if judged else [0.0] * (ceiling + 1)
     # Where text is found, the draft model is hardly asked; a draft step is one for all who share the pass.
     asked = 1.0 - looked_up[1]
-    step_ms, start_ms = cost.draft_step_ms * asked / sharing, cost.draft_start_ms * asked / sharing
+    alone_ms = cost.draft_step_ms / sharing
+    step_ms, start_ms = alone_ms * asked, cost.draft_start_ms * asked / sharing
     later = width == 1
-    share = context.yields.share(branching=False, later=later)
-    alone = survival(hazards, shift)
-    survive = list(map(max, _scaled(alone, share), looked_up))
+    chain_share = context.yields.share(branching=False, later=later)
+    survive = list(map(max, _scaled(survival(hazards, shift), chain_share), looked_up))
     chain = _solve(known, key, theta, hazards, survive, levels, step_ms, start_ms)
-    chain.forecast = (chain.expected - 1.0) / share
+    chain.forecast = (chain.expected - 1.0) / chain_share
     if not context.trees:  # the rule cannot judge them
         return chain
     widened = context.branches.widened(hazards)
@@ -95,9 +99,9 @@ def decide(known: Inputs, key: Key) -> Decision:
     better.node_price = tuple([theta * (b - a) for a, b in pairwise(by_node)])
     better.side_price = theta * cost.side_ms
     if context.optional:
-        survive = list(map(max, alone, looked_up))
-        without = _solve(known, key, theta, hazards, survive, levels, step_ms, start_ms)
-        better.beats_chain = tree.value >= without.value
+        survive = _scaled(survival(hazards, shift + COUPLING_LOSS), chain_share)
+        by_rejection = _solve(known, key, theta, hazards, survive, levels, alone_ms, cost.draft_start_ms / sharing)
+        better.coupling_loss = by_rejection.value - chain.value
     return better
 
 
