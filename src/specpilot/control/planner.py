@@ -252,10 +252,10 @@ class OptimalPlanner:
         """Under which rule a request sampled without a seed goes on: noise that is shared, which can judge
         trees and looked-up text, or rejection, which accepts more of a chain.
 
-        Rejection unless what side nodes and looked-up text earn makes up for the chain that is accepted less
-        often. Both are reckoned by the estimates of one rule: those of two, each learnt where it was used, are
-        off by more than lies between them. A request's first cycle now and then goes by the other rule, the more seldom the longer
-        it is not the better one, for nothing is learnt of a rule that is not used.
+        Rejection unless what side nodes and looked-up text earn makes up for what a chain loses. Both are
+        reckoned by the estimates of one rule: those of two, each learnt where it was used, are off by more
+        than lies between them. A request's first cycle now and then goes by the other rule, the more seldom
+        the longer it is not the better one, for nothing is learnt of a rule that is not used.
         """
         trees = self.knowledge.context(view.drafter, view.acceptance, view.prompt_tokens, coupled=True)
         better = chains

@@ -30,9 +30,9 @@ COUNTED_NODES = 32
 """Nodes that a tree of any depth is taken to have at most: where time has its price a deep one is stopped
 before it is so large, and where it has none further nodes cost nothing."""
 COUPLING_LOSS = 0.2
-"""How much easier a chain is by rejection than under shared noise (logit units): 0.13 to 0.24 for the bundled
-pair's single candidates (``benchmarks/sampling_rules.py``). Every pair loses: rejection accepts a where shared
-noise accepts down to a ÷ (2 − a) (Daliri et al. 2024)."""
+"""How much easier a chain is by rejection than under shared noise (logit units): 0.13 to 0.24 for single
+candidates of the bundled pair (``benchmarks/sampling_rules.py``). Every pair loses: what rejection accepts
+with chance a is accepted under shared noise with a ÷ (2 − a) at least (Daliri et al. 2024)."""
 NO_PRICE = -(10**6)
 """Stands for log 0 in a decision's key."""
 
@@ -100,7 +100,8 @@ def decide(known: Inputs, key: Key) -> Decision:
     better.side_price = theta * cost.side_ms
     if context.optional:
         survive = _scaled(survival(hazards, shift + COUPLING_LOSS), chain_share)
-        by_rejection = _solve(known, key, theta, hazards, survive, levels, alone_ms, cost.draft_start_ms / sharing)
+        start_ms = cost.draft_start_ms / sharing
+        by_rejection = _solve(known, key, theta, hazards, survive, levels, alone_ms, start_ms)
         better.coupling_loss = by_rejection.value - chain.value
     return better
 
