@@ -15,12 +15,13 @@ from specpilot.control.tree import LookupRule
 BUCKET_EDGES = (64, 256, 512)
 """Prompt-length buckets: ≤ 64, 65–256, 257–512, > 512 tokens."""
 LEARNING_BLOCKS = 32
-"""A context's first blocks, after each of which its decisions are made anew."""
+"""A context's first blocks, after each of which the calibration in the drafter's rules is refreshed."""
 DECISION_CYCLES = 64
-"""Cycles of a context for which a decision is kept after that: estimates that rest on tens of
-observations hardly move in between, and a change of phase throws decisions away at once."""
+"""Cycles of a context for which a decision is kept, at most: estimates that rest on tens of observations
+hardly move in between, and a change of phase throws decisions away at once. One that rests on few is kept for
+a quarter as many cycles as there were blocks."""
 RULE_CYCLES = 8
-"""Cycles after which the calibration in the drafter's rules is brought up to date."""
+"""Cycles after which it is, later on."""
 TREE_TRIALS = (8, 64)
 """Blocks after which a tree is tried where chains are better: at first, and at most."""
 
@@ -74,15 +75,13 @@ class Context:
 
     def keep(self, decision: Decision) -> Decision:
         """Note until when a decision just made is kept."""
-        decision.until = self.age + (DECISION_CYCLES if self.blocks > LEARNING_BLOCKS else 1)
+        decision.until = self.age + min(DECISION_CYCLES, 1 + self.blocks // 4)
         return decision
 
     def grow_older(self) -> None:
         """One more cycle of this context has been observed."""
         self.age += 1
-        if self.blocks <= LEARNING_BLOCKS:
-            self.forget_decisions()
-        elif self.age % RULE_CYCLES == 0:
+        if self.blocks <= LEARNING_BLOCKS or self.age % RULE_CYCLES == 0:
             self.forget_rules()
             if self.age % DECISION_CYCLES == 0:
                 for kept in (self.decisions, self.forecasts):

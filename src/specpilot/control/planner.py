@@ -293,25 +293,29 @@ class OptimalPlanner:
         remaining = view.remaining_tokens
         price = round(log(theta) * 10.0) if theta > 0.0 else NO_PRICE
         width, behind = grid(view.new_context_tokens), grid(view.draft_behind_tokens)
-        if later > 1:
-            # The more passes, the less each token of this one counts. Rounded up, for a block that falls one
-            # token short of the end costs a pass; what is too long is cut to the view's ceiling.
-            may_end, remaining = ceiling == remaining - 1, -coarse(-remaining)
-            if may_end:
-                ceiling = min(remaining - 1, self._config.max_draft)
-                remaining = ceiling + 1
+        reach = max(ceiling, view.max_lookup) + 1
         wanted = 0
-        if later > 0:
-            reach = max(ceiling, view.max_lookup) + 1
+        if later >= remaining:
+            # A pass for each token: only time is scarce, and what lies beyond two blocks changes nothing.
+            # Nor does its price, nearly: all tokens come anyway, and every way to them is paid in time. So
+            # what is decided for many tokens holds for few, cut to their number.
+            if ceiling == remaining - 1:
+                ceiling = self._config.max_draft
+                reach = max(ceiling, view.max_lookup) + 1
+            wanted = later = coarse(2 * reach + 1)
+            price = price // 5 * 5
+            behind = behind if behind > CAUGHT_UP else 1
+        elif later > 0:
+            if later > 1:
+                # The more passes, the less each token of this one counts. Rounded up, for a block that falls
+                # one token short of the end costs a pass; what is too long is cut to the view's ceiling.
+                may_end, remaining = ceiling == remaining - 1, -coarse(-remaining)
+                if may_end:
+                    ceiling = min(remaining - 1, self._config.max_draft)
+                    remaining = ceiling + 1
+                reach = max(ceiling, view.max_lookup) + 1
             wanted = min(remaining, (later + 1) * reach + 1)
-            if later >= remaining:
-                # A pass for each token: only time is scarce, and what lies beyond two blocks changes nothing.
-                # Nor does its price, nearly: all tokens come anyway, and every way to them is paid in time.
-                # Never rounded up: above θ* no later pass would be worth its time.
-                wanted = later = min(wanted, coarse(2 * reach + 1))
-                price = price // 5 * 5
-                behind = behind if behind > CAUGHT_UP else 1
-            elif later > LATER_PASSES:
+            if later > LATER_PASSES:
                 # Tokens are as scarce in so many passes as in all of them.
                 wanted = max(round(wanted * (LATER_PASSES + 1) / (later + 1)), LATER_PASSES, ceiling) + 1
                 later = LATER_PASSES
