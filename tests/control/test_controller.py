@@ -10,7 +10,7 @@ import pytest
 from specpilot.control import Controller, ControllerConfig, CycleOutcome, CyclePlan, RequestInfo, StopCause
 from specpilot.control.config import Mode
 from specpilot.control.health import Fallback
-from specpilot.control.horizon import best_length, future_values, thresholds
+from specpilot.control.horizon import Horizon, best_length, future_values, increments, thresholds
 from specpilot.control.planner import OptimalPlanner
 from specpilot.control.types import Binding
 
@@ -69,7 +69,7 @@ def test_value_of_later_passes_by_hand() -> None:
 
 
 def test_more_passes_than_tokens_are_worth_as_much_as_one_for_each() -> None:
-    """N − 1 tokens need N − 1 passes at most; the sweep for "enough" agrees with pass by pass."""
+    """N − 1 tokens need N − 1 passes at most."""
     survive = [0.8**j for j in range(6)]
     goes_on = [0.97**j for j in range(13)]
     costs = [0.3, 0.1, 0.1, 0.1, 0.1, 0.1]
@@ -78,6 +78,16 @@ def test_more_passes_than_tokens_are_worth_as_much_as_one_for_each() -> None:
     fewer = future_values(survive, goes_on, costs, passes=11)
     assert fewer[:12] == enough[:12]  # up to 11 tokens, 11 passes are enough too
     assert fewer[12] < enough[12]
+
+
+def test_with_a_pass_for_each_token_one_more_saves_what_it_costs_at_the_best_rate() -> None:
+    """S = 1, ½, ¼: a plain pass costs 0.3 a token, one with a draft token (0.3 + 0.06) ÷ 1½ = 0.24, with two
+    (0.3 + 0.12) ÷ 1¾ = 0.24 too.
+    """
+    survive, costs, goes_on = [1.0, 0.5, 0.25], [0.3, 0.06, 0.06], [1.0, 0.9, 0.81, 0.729, 0.6561]
+    assert increments(survive, Horizon(3, 3, goes_on), costs, 2) == pytest.approx([0.24, 0.216, 0.1944])
+    dear = [5.0 * cost for cost in costs]  # no later pass is worth its time: a token is a token
+    assert increments(survive, Horizon(3, 3, goes_on), dear, 2) == pytest.approx(goes_on[:3])
 
 
 def test_thresholds_look_ahead_where_hazards_rise() -> None:

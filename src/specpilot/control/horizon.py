@@ -103,8 +103,7 @@ def future_values(
     size = len(goes_on)
     if not passes:
         return [0.0] * size
-    if passes >= size - 1:
-        return _every_token(survive, goes_on, costs)
+    passes = min(passes, size - 1)  # a pass emits a token at least
     earned = [s * g - c for s, g, c in zip(survive, goes_on, costs, strict=False)]
     values = _last_pass(accumulate(earned), size)
     if passes == 1:
@@ -135,24 +134,6 @@ def _places(size: int, reach: int) -> tuple[IntArray, BoolArray]:
     return places, beyond
 
 
-def _every_token(survive: Sequence[float], goes_on: Sequence[float], costs: Sequence[float]) -> list[float]:
-    """V(n) with a pass for each token wanted: one sweep settles all, for a pass emits at least one token, so
-    that a value rests on those of fewer tokens only.
-    """
-    size = len(goes_on)
-    values = [0.0] * size
-    for wanted in range(1, size):
-        best = total = now = 0.0
-        left = map(mul, goes_on[1:], values[wanted - 1 :: -1])  # W_1 … W_wanted
-        for s, g, c, later in zip(survive, goes_on, costs, left, strict=False):
-            total += s * (g + later - now) - c
-            if total > best:
-                best = total
-            now = later
-        values[wanted] = best
-    return values
-
-
 def _last_pass(totals: Iterable[float], size: int) -> list[float]:
     """V_1(n) for n = 0 … size − 1: nothing comes after, so what is wanted beyond its reach changes nothing.
 
@@ -176,6 +157,11 @@ def increments(
         # No later pass, or so much wanted that later passes are worth the same whatever this one
         # yields: a token is a token.
         return goes_on[: ceiling + 1]
+    if passes >= wanted:
+        # A pass for each token: all come anyway, and one that comes now saves what it costs at the best rate.
+        tokens, prices = accumulate(survive), accumulate(later_costs)
+        saved = min([price / expected for price, expected in zip(prices, tokens, strict=False)])
+        return [min(1.0, saved) * now for now in goes_on[: ceiling + 1]]
     later = future_values(survive, goes_on[:wanted], later_costs, passes)
     # W_m for m = 0 … wanted: what is left to the later passes once m tokens are out.
     left = [0.0, *map(mul, goes_on[1:], later[wanted - 1 :: -1])]
