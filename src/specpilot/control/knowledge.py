@@ -250,8 +250,8 @@ def _place(drafter: str, rule: AcceptanceName, prompt_tokens: int) -> tuple[str,
 
 @lru_cache(4096)
 def grid(tokens: int) -> int:
-    """A width on a grid of a tenth, exact up to 8."""
-    return tokens if tokens <= 8 else round(exp(round(log(tokens) * 10.0) / 10.0))
+    """A width on a grid of a fifth, exact up to 8."""
+    return tokens if tokens <= 8 else round(exp(round(log(tokens) * 5.0) / 5.0))
 
 
 def coarse(count: int) -> int:
