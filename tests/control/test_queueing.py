@@ -168,6 +168,21 @@ def test_nothing_is_drafted_that_would_make_a_first_pass_late(firsts: int, draft
         assert PASS_MS + 10.0 * plan.max_draft <= slack_ms + 1.0
 
 
+def test_a_tree_has_no_more_nodes_than_leave_the_others_their_first_passes() -> None:
+    """A pass takes 10 ms and half a one for each token: 52 with 64 nodes, too long for the others."""
+    controller = crowd(6, 100.0, max_nodes=64)
+    cost = controller.cost
+    for _ in range(60):
+        for width in (1, 2, 4, 8, 16, 32, 64, 128):
+            cost.observe_verify(width, 0, 10.0 + 0.5 * width)
+        cost.observe_draft(4, 0.4, 0, 0.0)
+    slack_ms = spare_ms(cost, controller._requests.values(), ["new0"], 1, 1.0)
+    (plan,) = controller.plan(["new0"], now=1.0).cycles
+    assert plan.tree is not None
+    assert plan.max_draft < plan.max_nodes < 64
+    assert cost.verify_ms(20 + plan.max_nodes) <= slack_ms
+
+
 def test_admission_counts_what_has_not_begun_as_plain() -> None:
     """Two plain passes of 20 ms are in the way, though drafting would make them longer."""
     controller = crowd(2, 10_000.0)

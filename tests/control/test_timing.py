@@ -37,7 +37,7 @@ def view(
         draft_behind_tokens=1,
         emitted_tokens=0,
         remaining_tokens=wanted,
-        cycle_index=0,
+        cycle_limit_ms=left_ms,
         own_passes=own,
         from_pool=own == 0,
         max_draft=8,

@@ -29,7 +29,7 @@ def view(max_draft: int = 16, *, new: int = 1, emitted: int = 0, allowed: bool =
         draft_behind_tokens=1,
         emitted_tokens=emitted,
         remaining_tokens=24 - emitted,
-        cycle_index=0,
+        cycle_limit_ms=200.0,
         own_passes=2,
         from_pool=False,
         max_draft=max_draft,

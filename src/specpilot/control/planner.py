@@ -193,7 +193,7 @@ class OptimalPlanner:
         if branching:
             wider_ms = (context.branches.breadth - 1.0) * self._cost.side_ms
             choice.stop.step_ms += wider_ms * self._cost.draft_upper.ratio
-        choice.stop.verify_ms = verify_ms
+        choice.stop.verify_ms, choice.stop.time_limit_ms = verify_ms, view.cycle_limit_ms
         deepest = depth if lookup is None else max(depth, lookup.depth)
         return replace(choice, max_draft=deepest, tree=tree, max_nodes=nodes)
 

@@ -24,8 +24,9 @@ class CycleView:
     the draft's (more after plain cycles, which leave it behind). ``remaining_tokens`` are still wanted
     (max_tokens − emitted); ``own_passes`` are the request's own unspent passes, this one included if it is
     not drawn from the pool (``from_pool``). ``max_draft`` is the cap on τ from the configuration, the
-    request, the context limit and the deadline. ``time_left_ms`` is until the request's internal deadline.
-    ``waiting`` counts other requests that have a cycle to run now. ``pass_price`` is λ in tokens,
+    request, the context limit and the deadline. ``time_left_ms`` is until the request's internal deadline;
+    ``cycle_limit_ms`` is what this cycle may take, less where others wait their first pass. ``waiting``
+    counts other requests that have a cycle to run now. ``pass_price`` is λ in tokens,
     ``pool_passes`` are whole passes in the pool. ``speculation_allowed`` is False while the drafter's
     breaker is open. ``times`` are those of a pass that drafts up to ``max_draft`` (``None`` where that is
     0). ``max_nodes`` caps a token tree (0: chains only), ``max_lookup`` the tokens of looked-up text in it.
@@ -42,7 +43,7 @@ class CycleView:
     draft_behind_tokens: int
     emitted_tokens: int
     remaining_tokens: int
-    cycle_index: int
+    cycle_limit_ms: float
     own_passes: int
     from_pool: bool
     max_draft: int

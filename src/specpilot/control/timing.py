@@ -70,7 +70,7 @@ def fitting_nodes(cost: CostModel, view: CycleView, depth: int) -> tuple[int, fl
     )
     if cost.calibrated:
         node = max(token - step, 1e-9) + sharing * cost.side_ms * cost.draft_upper.ratio
-        spare = view.time_left_ms - first - cost.tree_ms - depth * token
+        spare = view.cycle_limit_ms - first - cost.tree_ms - depth * token
         if spare < (most - depth) * node:
             nodes = depth + max(0, int(spare / node))
             verify_ms = cost.verify_ms(uncached + beside + sharing * nodes, context - uncached)

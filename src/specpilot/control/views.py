@@ -96,7 +96,7 @@ class Views:
             behind,
             emitted,
             remaining,
-            request.cycles,
+            fit_ms,
             own,
             own == 0,  # from the pool
             max_draft,
