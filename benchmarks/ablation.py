@@ -27,7 +27,8 @@ from specpilot.control import ControllerConfig, knowledge, planner, solving
 from specpilot.control.acceptance import Change, HazardTable
 from specpilot.control.budget import PassPrice
 from specpilot.control.calibration import NO_LEVEL, Calibration
-from specpilot.control.cost import CostModel, UpperQuantile
+from specpilot.control.cost import CostModel
+from specpilot.control.curves import UpperQuantile
 from specpilot.control.difficulty import Difficulty
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Fallback

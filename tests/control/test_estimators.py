@@ -13,16 +13,10 @@ from hypothesis import strategies as st
 
 from specpilot.control.acceptance import AcceptanceModel, Change, HazardTable, survival
 from specpilot.control.calibration import Calibration, Offset
-from specpilot.control.cost import (
-    KNOTS,
-    CostCurve,
-    CostModel,
-    CostProfile,
-    DraftCost,
-    TreeCost,
-    UpperQuantile,
-)
+from specpilot.control.cost import CostModel, CostProfile
+from specpilot.control.curves import KNOTS, CostCurve, UpperQuantile
 from specpilot.control.difficulty import Difficulty, Residuals
+from specpilot.control.drafting import DraftCost, TreeCost
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Backoff, Breaker, Fallback
 from specpilot.control.latency import IDLE, DeadlineTracker, TimePrice

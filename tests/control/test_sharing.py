@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specpilot.control import Controller, ControllerConfig
-from specpilot.control.cost import KNOTS, CostModel, CostProfile
+from specpilot.control.cost import CostModel, CostProfile
+from specpilot.control.curves import KNOTS
 from specpilot.control.sharing import Forecast, Work, joint_draft, share_pass
 from specpilot.control.types import CycleOutcome, RequestInfo, StopCause
 from specpilot.decoding.loop import duration_ms

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from specpilot.control.cost import KNOTS, CostModel, CostProfile
+from specpilot.control.cost import CostModel, CostProfile
+from specpilot.control.curves import KNOTS
 from specpilot.control.planning import CycleView
 from specpilot.control.timing import ample_time, fitting_draft, fitting_nodes, shared_draft
 

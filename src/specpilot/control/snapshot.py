@@ -19,16 +19,10 @@ from specpilot.control.branching import Branches, Forks, Yields
 from specpilot.control.budget import PassPrice
 from specpilot.control.calibration import Calibration, Offset
 from specpilot.control.contexts import Context
-from specpilot.control.cost import (
-    KNOTS,
-    ContextSlope,
-    CostCurve,
-    CostModel,
-    DraftCost,
-    TreeCost,
-    UpperQuantile,
-)
+from specpilot.control.cost import CostModel
+from specpilot.control.curves import KNOTS, ContextSlope, CostCurve, UpperQuantile
 from specpilot.control.difficulty import Difficulty, Residuals
+from specpilot.control.drafting import DraftCost, TreeCost
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Backoff, Breaker, Fallback, Trials
 from specpilot.control.latency import DeadlineTracker, TimePrice

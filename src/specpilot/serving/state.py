@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from specpilot.control import Controller
-from specpilot.control.cost import KNOTS
+from specpilot.control.curves import KNOTS
 from specpilot.models.base import CausalLM
 from specpilot.serving.engine import Engine
 from specpilot.simulation.measure import measure_costs

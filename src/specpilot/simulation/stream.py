@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from specpilot.control import ControllerConfig, CostProfile
-from specpilot.control.cost import KNOTS
+from specpilot.control.curves import KNOTS
 from specpilot.simulation.costs import EngineCosts, Table, read_costs
 from specpilot.simulation.policies import replay_policy
 from specpilot.simulation.replay import ReplayRequest

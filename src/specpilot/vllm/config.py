@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from specpilot.control import ControllerConfig, CostProfile
-from specpilot.control.cost import KNOTS
+from specpilot.control.curves import KNOTS
 
 VARIABLE = "SPECPILOT_VLLM"
 KEY = "specpilot"

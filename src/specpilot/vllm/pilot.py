@@ -20,7 +20,7 @@ from specpilot.control import (
     RequestInfo,
     StopCause,
 )
-from specpilot.control.cost import NO_ACCIDENT
+from specpilot.control.curves import NO_ACCIDENT
 from specpilot.trace.traced import ControllerCalls
 
 IDLE_RATE = 0.1
