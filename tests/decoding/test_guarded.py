@@ -71,6 +71,10 @@ BAD: dict[str, tuple[Any, str]] = {
     "too deep": ([Draft(Block.chain([1, 2, 3]), (0.5,) * 3)], "malformed: 3 tokens proposed, 2 asked for"),
     "confidence": ([Draft(Block.chain([1]), (float("nan"),))], "malformed: confidence nan"),
     "times": ([Draft(Block.chain([1]), (0.5,), draft_ms=float("inf"))], "malformed: times"),
+    "time negative": ([Draft(Block.chain([1]), (0.5,), draft_ms=-50.0)], "malformed: times"),
+    "main": ([Draft(Block.chain([1, 2]), (0.5, 0.5), main=5)], "malformed: main 5"),
+    "ranks": ([Draft(Block.chain([1, 2]), (0.5, 0.5), ranks=(1,))], "malformed: 1 ranks"),
+    "steps": ([Draft(Block.chain([1]), (0.5,), steps=-1)], "malformed: -1 steps"),
     "tokens with fault": ([Draft(Block.chain([1]), fault="x")], "malformed: tokens proposed"),
 }
 

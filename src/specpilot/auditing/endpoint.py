@@ -68,11 +68,16 @@ class EndpointSubject:
         """One completion; ``max_draft`` only reaches servers that know the extension.
 
         Raises:
-            ValueError: if the server refuses it.
+            ValueError: if the server refuses it, or ``top_k`` is asked of one that may not know it.
         """
+        if top_k and not self._extension:
+            raise ValueError(f"top_k: {top_k} is no field of OpenAI's; use 0 without the extension")
         extra: dict[str, Any] = {}
         if self._extension:
             extra["slo_ms"] = TIMEOUT_S * 1000.0
+            extra["top_k"] = top_k
+            # An output served from the cache says nothing of the engine that is audited.
+            extra["continuation"] = False
             if max_draft is not None:
                 on = {"mode": "auto", "max_draft": max_draft}
                 extra["speculation"] = on if max_draft else {"mode": "off"}

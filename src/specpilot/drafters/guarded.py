@@ -179,8 +179,14 @@ class GuardedDrafter:
             shape = None if draft.q is None else draft.q.shape
             if shape != (len(block), self._vocab_size):
                 return f"q of shape {shape}, the acceptance rule needs {(len(block), self._vocab_size)}"
-        if not math.isfinite(draft.draft_ms + draft.prefill_ms):
-            return f"times {draft.draft_ms} and {draft.prefill_ms} are not finite"
+        if not (0.0 <= draft.draft_ms < math.inf and 0.0 <= draft.prefill_ms < math.inf):
+            return f"times {draft.draft_ms} and {draft.prefill_ms} are not finite and ≥ 0"
+        if draft.main is not None and not 0 <= draft.main <= len(block):
+            return f"main {draft.main} is not in 0…{len(block)}"
+        if draft.ranks and not len(draft.ranks) == len(draft.shares) == len(block):
+            return f"{len(draft.ranks)} ranks and {len(draft.shares)} shares for {len(block)} tokens"
+        if draft.steps is not None and draft.steps < 0:
+            return f"{draft.steps} steps are not ≥ 0"
         return None
 
 
