@@ -39,8 +39,9 @@ def test_giving_way_is_simulated_as_it_is_replayed() -> None:
     plain = run_replica(simulation, "specpilot", 0).result("specpilot")
     giving = run_replica(simulation, GIVING_WAY, 0).result(GIVING_WAY)
     replayed = replay_policy(GIVING_WAY, list(simulation.stream(0, one)), one.costs, one.config).result
-    assert (giving.target_passes, giving.verified_tokens) != (plain.target_passes, plain.verified_tokens)
-    assert (giving.target_passes, giving.verified_tokens) == (replayed.target_passes, replayed.verified_tokens)
+    outcome = (giving.target_passes, giving.verified_tokens)
+    assert outcome != (plain.target_passes, plain.verified_tokens)
+    assert outcome == (replayed.target_passes, replayed.verified_tokens)
 
 
 def test_a_fleet_serves_every_request_once_and_adds_up() -> None:
