@@ -7,7 +7,7 @@ import math
 import pytest
 
 from specpilot import BudgetExhausted, PassLedger
-from specpilot.control.budget import PassPrice
+from specpilot.control.budget import CREDIT, TENANTS, PassPrice
 
 
 def test_two_passes_each_and_nothing_to_share() -> None:
@@ -97,6 +97,53 @@ def test_tenant_cap() -> None:
     for _ in range(4):
         ledger.start_pass("z")
     assert ledger.pool == 0.0
+
+
+def one_request(ledger: PassLedger, name: str, tenant: str, passes: int) -> int:
+    """Serve a request that would have so many passes; how many it got."""
+    ledger.admit(name, tenant)
+    got = 0
+    while got < passes and ledger.may_start_pass(name):
+        ledger.start_pass(name)
+        got += 1
+    ledger.finish(name)
+    return got
+
+
+def test_tenants_balances_are_bounded_and_a_debt_outlives_the_savings_of_others() -> None:
+    """Any client's string is a tenant: 20,000 finished ones must not leave 20,000 balances."""
+    ledger = PassLedger(3.0, burst=10**6, tenant_cap=1)
+    one_request(ledger, "x", "saver", 1)
+    assert one_request(ledger, "y", "spender", 9) == 4  # three own, one drawn: its cap
+    for index in range(20_000):
+        one_request(ledger, "z", f"client-{index}", 2)  # saves one pass
+        assert ledger.passes_started <= 3 * ledger.admitted
+    assert len(ledger._tenant_balance) <= TENANTS
+    assert one_request(ledger, "y", "spender", 9) == 3, "the cap holds still"
+    assert one_request(ledger, "z", "client-19999", 9) == 5, "one that it put in, and one beyond"
+
+
+def test_a_tenant_in_flight_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reserved pass comes back to the balance that it was taken from."""
+    monkeypatch.setattr("specpilot.control.budget.TENANTS", 4)
+    ledger = PassLedger(1.5, tenant_cap=1)
+    for index in range(4):
+        one_request(ledger, "s", f"early-{index}", 1)
+    ledger.admit("a", "slow")
+    ledger.start_pass("a")
+    assert ledger.reserve({"a": 1.0}) == {"a": "pool"}
+    for index in range(20):
+        one_request(ledger, "s", f"late-{index}", 1)
+    assert len(ledger._tenant_balance) <= 5
+    ledger.release("a")
+    assert ledger._tenant_balance["slow"] == CREDIT // 2
+
+
+def test_a_balance_of_nothing_is_not_kept() -> None:
+    ledger = PassLedger(2.0, tenant_cap=1)
+    one_request(ledger, "x", "saver", 1)
+    one_request(ledger, "x", "saver", 3)
+    assert ledger._tenant_balance == {}
 
 
 def test_no_budget() -> None:

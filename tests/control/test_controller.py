@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -377,7 +378,7 @@ def test_cycles_are_used_once_and_in_order() -> None:
     controller.begin([plan.cycle_id], now=0.0)
     with pytest.raises(ValueError, match="begun already"):
         controller.begin([plan.cycle_id], now=0.0)
-    with pytest.raises(ValueError, match="exceeds proposed"):
+    with pytest.raises(ValueError, match=r"accepted: \d+ is not in 0…\d+ \(proposed\)"):
         controller.observe([outcome(plan, 1, 2)], now=0.0)
     controller.observe([outcome(plan, 1, 1)], now=0.0)
     with pytest.raises(ValueError, match="not open"):
@@ -742,3 +743,22 @@ def test_shadow_mode_does_not_judge_forecasts_by_blocks_that_were_not_drafted() 
         for branching in (False, True):
             assert context.yields.share(branching=branching, later=True) == 1.0
             assert context.yields.share(branching=branching, later=False) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ({"accepted": -1}, r"outcomes\[0\]\.accepted: -1 is not in 0…4 \(proposed\)"),
+        ({"emitted": 99}, r"outcomes\[0\]\.emitted: 99 is not in 0…3 .*; count the tokens"),
+        ({"emitted": -1}, r"outcomes\[0\]\.emitted: -1 is not in 0…3"),
+        ({"side_accepted": 1}, r"outcomes\[0\]\.side_accepted: 1 is not in 0…0 \(side_proposed\)"),
+    ],
+)
+def test_impossible_counts_are_refused(counts: dict[str, int], message: str) -> None:
+    controller = Controller()
+    controller.admit(RequestInfo("a", 20, 8), now=0.0)
+    (plan,) = controller.plan(["a"], now=0.0).cycles
+    controller.begin([plan.cycle_id], now=0.0)
+    outcome = CycleOutcome(plan.cycle_id, drafted=4, proposed=4, accepted=2, emitted=3)
+    with pytest.raises(ValueError, match=message):
+        controller.observe([replace(outcome, **counts)], now=0.1)

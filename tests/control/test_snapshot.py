@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import json
+from collections import deque
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from specpilot.control import (
     Controller,
@@ -19,7 +25,7 @@ from specpilot.control import (
 )
 from specpilot.control.acceptance import RECENT_BLOCKS
 from specpilot.control.budget import PassPrice
-from specpilot.control.snapshot import BLANK, adopt, dump, load
+from specpilot.control.snapshot import BLANK, CONTENTS, _attributes, adopt, dump, load
 
 
 def one_cycle(controller: Controller, name: str, now: float, accepted: int = 1) -> CyclePlan | None:
@@ -149,6 +155,16 @@ def test_restore_refuses_with_requests_in_flight() -> None:
         controller.restore(taught().snapshot())
 
 
+def of(document: dict[str, Any], name: str) -> dict[str, Any]:
+    """The attributes of the first object of a class."""
+    return next(one["attributes"] for one in document["objects"] if one["class"] == name)
+
+
+def tables(document: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    """The hazard tables with their numbers."""
+    return [(at, one) for at, one in enumerate(document["objects"]) if one["class"] == "HazardTable"]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -161,6 +177,26 @@ def test_restore_refuses_with_requests_in_flight() -> None:
         (lambda d: d["parts"].pop("cost"), "cost is NoneType, not CostModel"),
         (lambda d: d["parts"].update(cost=d["parts"]["deadlines"]), "cost is DeadlineTracker, not CostModel"),
         (lambda d: d.pop("objects"), "not readable"),
+        (lambda d: d.update(constants=[]), r"constants='\[\]' is not an object"),
+        (lambda d: d.update(parts=[]), "malformed"),
+        (
+            lambda d: of(d, "CostCurve")["values"]["list"].__setitem__(0, "x"),
+            r"CostCurve\.values=.* list of 12",
+        ),
+        (lambda d: of(d, "CostCurve")["values"]["list"].__delitem__(slice(3, None)), r"CostCurve\.values="),
+        (lambda d: of(d, "CostCurve")["_seen"]["list"].__setitem__(0, 0.5), r"CostCurve\._seen="),
+        (lambda d: of(d, "Calibration")["_positions"]["list"].pop(), r"Calibration\._positions="),
+        (lambda d: of(d, "Calibration")["_buckets"]["dict"].append([9, 1.0]), r"_buckets=.* dict\[int, "),
+        (lambda d: of(d, "Calibration")["_buckets"]["dict"].append([9]), r"Calibration\._buckets holds"),
+        (lambda d: of(d, "Change")["recent"]["deque"].append({"list": [1]}), r"Change\.recent="),
+        (lambda d: of(d, "HazardTable")["reached"]["list"].pop(), "as long as each other"),
+        (lambda d: of(d, "HazardTable")["accepted"]["list"].__setitem__(0, None), r"HazardTable\.accepted="),
+        (lambda d: [o["attributes"].update(parent={"object": i}) for i, o in tables(d)], "without a parent"),
+        (lambda d: of(d, "AcceptanceModel")["_changes"]["dict"].pop(), "_tables and _changes"),
+        (lambda d: of(d, "PassPrice")["_sorted"]["list"].pop(), "bids of _recent"),
+        (lambda d: of(d, "Backoff").update(_left=10**400), "beyond"),
+        (lambda d: d["parts"]["breakers"]["dict"].append(["b", 3]), r"breakers=.* dict\[str, "),
+        (lambda d: d["parts"]["contexts"]["dict"][0].__setitem__(0, "a"), r"contexts="),
     ],
 )
 def test_a_damaged_snapshot_is_refused_as_a_whole(damage: object, message: str) -> None:
@@ -171,6 +207,37 @@ def test_a_damaged_snapshot_is_refused_as_a_whole(damage: object, message: str) 
     with pytest.raises(ValueError, match=message):
         fresh.restore(json.dumps(document).encode())
     assert fresh.snapshot() == before
+
+
+TAUGHT = json.loads(taught().snapshot())
+
+
+def places(value: Any) -> list[tuple[Any, Any]]:
+    """(container, key) of everything in a JSON document."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [found for key, item in inner for found in [(value, key), *places(item)]]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 10**9), st.sampled_from(["x", None, True, [], {}, {"list": []}, 10**400, [[]]]))
+def test_a_snapshot_with_anything_replaced_is_refused_or_can_be_planned_with(at: int, other: Any) -> None:
+    """No other error than ValueError, which is what a server expects; and what is taken up serves."""
+    document = copy.deepcopy(TAUGHT)
+    found = places(document)
+    container, key = found[at % len(found)]
+    container[key] = other
+    controller = Controller()
+    with contextlib.suppress(ValueError):
+        controller.restore(json.dumps(document).encode())
+    plans(controller, 5, start=1000.0)
+
+
+@pytest.mark.parametrize("name", sorted(BLANK))
+def test_what_a_snapshot_holds_in_an_empty_container_is_declared(name: str) -> None:
+    """Its elements could not be checked otherwise."""
+    for attribute, value in _attributes(BLANK[name]()).items():
+        if value is None or (isinstance(value, list | tuple | dict | deque) and not value):
+            assert attribute in CONTENTS[name], f"{name}.{attribute}"
 
 
 def test_truncated_snapshot() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from specpilot.simulation.account import Account, Histogram
 from specpilot.simulation.fleet import Simulation, run_fleet, run_replica
-from specpilot.simulation.policies import replay_policy
+from specpilot.simulation.policies import GIVING_WAY, replay_policy
 from specpilot.simulation.results import quantile
 
 
@@ -30,6 +30,18 @@ def test_streamed_is_the_same_as_recorded(policy: str) -> None:
         assert getattr(streamed, name) == pytest.approx(getattr(recorded, name)), name
     assert streamed.e2e_p95_ms == pytest.approx(recorded.e2e_p95_ms, rel=0.003)
     assert streamed.extra == recorded.extra
+
+
+def test_giving_way_is_simulated_as_it_is_replayed() -> None:
+    """Past the capacity the two policies part; before, the simulator ran plain specpilot under both names."""
+    simulation = Simulation(requests=300, rate=60.0)
+    one = simulation.build()
+    plain = run_replica(simulation, "specpilot", 0).result("specpilot")
+    giving = run_replica(simulation, GIVING_WAY, 0).result(GIVING_WAY)
+    replayed = replay_policy(GIVING_WAY, list(simulation.stream(0, one)), one.costs, one.config).result
+    outcome = (giving.target_passes, giving.verified_tokens)
+    assert outcome != (plain.target_passes, plain.verified_tokens)
+    assert outcome == (replayed.target_passes, replayed.verified_tokens)
 
 
 def test_a_fleet_serves_every_request_once_and_adds_up() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,6 +93,8 @@ def _first(path: Path, kind: str) -> int:
         ("cycle", {"drafted": ...}, "drafted: None is not a whole number"),
         ("cycle", {"accepted": 99}, "accepted: 99 exceeds proposed="),
         ("cycle", {"verify_ms": "fast"}, "verify_ms: 'fast' is not a finite number"),
+        ("cycle", {"verify_ms": 10**400}, "verify_ms: 10+… is not a finite number"),
+        ("cycle", {"confidences": [-(10**400)]}, "confidences.0.: -10+… is not a number in 0…1"),
         ("cycle", {"binding": "luck"}, "binding: 'luck' is not one of budget,"),
         ("cycle", {"confidences": [1.5]}, "confidences.0.: 1.5 is not a number in 0…1"),
         ("cycle", {"index": 7}, "index: 7 of 'r0' follows 0 cycles"),
@@ -139,6 +142,24 @@ def test_cut_compressed_data_is_refused(whole: Whole, tmp_path: Path, suffix: st
     path.write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match=r"line \d+: "):
         read_trace(path)
+
+
+@pytest.mark.parametrize("suffix", ["gz", "zst"])
+def test_a_flipped_byte_of_compressed_data_is_refused_with_the_line(
+    whole: Whole, tmp_path: Path, suffix: str
+) -> None:
+    """The decompressors have errors of their own. gzip's checksum finds every flip; our zst has none."""
+    path = tmp_path / f"t.jsonl.{suffix}"
+    write_trace(path, *whole)
+    data = path.read_bytes()
+    refused = 0
+    for at in range(10, len(data), len(data) // 60):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 0x55]) + data[at + 1 :])
+        try:
+            read_trace(path)
+        except ValueError as error:
+            refused += bool(re.match(rf"t\.jsonl\.{suffix}, line \d+: ", str(error)))
+    assert refused >= (60 if suffix == "gz" else 1)
 
 
 def test_damage_in_the_middle_is_refused_even_if_partial(trace_file: Path) -> None:

@@ -25,6 +25,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 CREDIT = 1000
+TENANTS = 4096
+"""Tenants without a request in flight whose balance is kept, at most: a tenant may be any client's string."""
 _UNLIMITED = 10**15
 
 
@@ -49,7 +51,10 @@ class PassLedger:
             no budget (to show what one costs).
         burst: most credits (passes) the pool may hold.
         tenant_cap: most passes one tenant may draw beyond what its own requests put into the pool;
-            ``None`` for no cap.
+            ``None`` for no cap. Of more than ``TENANTS`` without a request in flight the oldest are
+            forgotten, savings before debts: a saver then may draw no more than the cap, and (only where
+            half of ``TENANTS`` later ones are in debt too) a debtor may draw the cap once more. The budget
+            (I1) does not depend on it.
 
     Raises:
         ValueError: for a budget below 1 or a negative cap.
@@ -235,6 +240,8 @@ class PassLedger:
             self._admitted -= 1
         else:
             self._flow_in(account.tenant, account.own * CREDIT)
+        if len(self._tenant_balance) > TENANTS + len(self._accounts):
+            self._forget_tenants()
 
     def _account(self, request_id: str) -> _Account:
         try:
@@ -252,9 +259,23 @@ class PassLedger:
     def _charge_tenant(self, tenant: str, amount: int) -> None:
         if self.tenant_cap is None:
             return
-        balance = self._tenant_balance.get(tenant, 0) + amount
+        # Taken out and put back in: so the dictionary is in the order of the last charge.
+        balance = self._tenant_balance.pop(tenant, 0) + amount
         # What a tenant put in is forgotten above the cap on the pool itself: no one saves without end.
-        self._tenant_balance[tenant] = min(balance, self.burst * CREDIT)
+        balance = min(balance, self.burst * CREDIT)
+        if balance:
+            self._tenant_balance[tenant] = balance
+
+    def _forget_tenants(self) -> None:
+        """Drop idle tenants down to half of ``TENANTS``, so that it is seldom done: savings before debts,
+        since a forgotten debt would let its tenant draw again, each from the oldest on. One in flight stays:
+        what it has reserved may still come back.
+        """
+        busy = {account.tenant for account in self._accounts.values()}
+        idle = [tenant for tenant in self._tenant_balance if tenant not in busy]
+        idle.sort(key=lambda tenant: self._tenant_balance[tenant] < 0)  # stable: by age among their like
+        for tenant in idle[: len(idle) - TENANTS // 2]:
+            del self._tenant_balance[tenant]
 
     def _flow_in(self, tenant: str, amount: int) -> None:
         if not amount:

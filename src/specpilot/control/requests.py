@@ -77,18 +77,24 @@ class OpenCycle:
         Raises:
             ValueError: if it has not begun, or for impossible counts.
         """
+        where = f"outcomes[{index}]"
         if not self.begun:
-            raise ValueError(
-                f"outcomes[{index}].cycle_id: {outcome.cycle_id} has not begun; call begin first"
-            )
+            raise ValueError(f"{where}.cycle_id: {outcome.cycle_id} has not begun; call begin first")
         if not 0 <= outcome.accepted <= outcome.proposed:
             raise ValueError(
-                f"outcomes[{index}].accepted: {outcome.accepted} exceeds proposed={outcome.proposed}"
+                f"{where}.accepted: {outcome.accepted} is not in 0…{outcome.proposed} (proposed); count the "
+                "drafted tokens of the main chain that were accepted, not the target's own"
             )
         if not 0 <= outcome.side_accepted <= outcome.side_proposed:
             raise ValueError(
-                f"outcomes[{index}].side_accepted: {outcome.side_accepted} exceeds "
-                f"side_proposed={outcome.side_proposed}"
+                f"{where}.side_accepted: {outcome.side_accepted} is not in 0…{outcome.side_proposed} "
+                "(side_proposed); count the accepted nodes beside the main chain"
+            )
+        most = outcome.accepted + outcome.side_accepted + 1
+        if not 0 <= outcome.emitted <= most:
+            raise ValueError(
+                f"{where}.emitted: {outcome.emitted} is not in 0…{most} (the accepted and the target's own; "
+                "a chunk of the prompt has none); count the tokens that were appended"
             )
 
     def close(self, outcome: CycleOutcome) -> None:

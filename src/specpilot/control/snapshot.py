@@ -2,17 +2,18 @@
 
 The estimators form a small graph (contexts share a calibration, tables share a parent), so objects are
 numbered and written once, as JSON: nothing is executed on reading, unlike a pickle. Reading is strict: a
-snapshot of another version, with an unknown class, a missing attribute or a value of another type is refused
-as a whole. Clocks, open requests and the ledger are left out: a new process has its own.
+snapshot of another version, with an unknown class, a missing attribute or a value of another type or length
+is refused as a whole, and so is one whose parts do not fit each other. Clocks, open requests and the ledger
+are left out: a new process has its own.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin
 
 from specpilot.control.acceptance import AcceptanceModel, Change, HazardTable
 from specpilot.control.branching import Branches, Forks, Yields
@@ -28,6 +29,9 @@ from specpilot.control.health import Backoff, Breaker, Fallback, Trials
 from specpilot.control.latency import DeadlineTracker, TimePrice
 
 VERSION = 9
+MOST = 1e300
+"""Largest number that is taken: all that is learned stays far below."""
+AFRESH = "start without this snapshot"
 
 BLANK: dict[str, Callable[[], object]] = {
     "AcceptanceModel": lambda: AcceptanceModel(0.5, 0.5, 1.0, 2),
@@ -65,6 +69,35 @@ TRANSIENT = {
 }
 """Attributes that are not carried over: a clock's or ledger's reading, and what is derived from the rest."""
 
+CONTENTS: dict[str, dict[str, Any]] = {
+    "AcceptanceModel": {
+        "_pooled": dict[str, HazardTable],
+        "_tables": dict[tuple[str, int], HazardTable],
+        "_changes": dict[tuple[str, int], Change],
+    },
+    "Calibration": {"_buckets": dict[int, Offset]},
+    "Change": {"recent": deque[list[tuple[int, float, float]]]},
+    "HazardTable": {
+        "parent": HazardTable | None,
+        "accepted": list[float],
+        "reached": list[float],
+        "squares": list[float],
+        "_hazards": list[float],
+    },
+    "PassPrice": {"_recent": deque[tuple[float, int]], "_sorted": list[float]},
+}
+"""What the attributes hold of which a blank says nothing, being empty; the others are as long as in a blank.
+"""
+
+PARTS: dict[str, Any] = {
+    "breakers": dict[str, Breaker],
+    "calibrations": dict[str, Calibration],
+    "contexts": dict[tuple[str, int], Context],
+    "difficulty": dict[str, Difficulty],
+    "ranks": dict[str, Calibration],
+}
+"""What those parts hold that are no estimators by themselves."""
+
 
 class _Writer:
     def __init__(self) -> None:
@@ -96,32 +129,34 @@ class _Reader:
         self._objects = [self._blank(index, record) for index, record in enumerate(records)]
         for index, record in enumerate(records):
             self._fill(index, record["attributes"])
+        for target in self._objects:
+            _check_whole(target)
 
     def read(self, value: Any, where: str) -> Any:
-        if value is None or isinstance(value, bool | int | str):
+        if value is None or isinstance(value, bool | str):
             return value
-        if isinstance(value, float):
-            if not math.isfinite(value):
-                raise ValueError(f"snapshot: {where}={value} is not finite; start without this snapshot")
+        if isinstance(value, int | float):
+            if not abs(value) <= MOST:  # a larger integer has no float, in whose place it may stand
+                raise ValueError(f"snapshot: {where} is not finite or beyond ±{MOST:g}; {AFRESH}")
             return value
         if isinstance(value, dict) and len(value) == 1:
             ((kind, content),) = value.items()
             if kind == "object" and isinstance(content, int) and 0 <= content < len(self._objects):
                 return self._objects[content]
             if kind == "dict" and isinstance(content, list):
-                return {self.read(key, where): self.read(item, where) for key, item in content}
+                pairs = [self.read({"tuple": pair}, where) for pair in content]
+                if all(len(pair) == 2 for pair in pairs):
+                    return dict(pairs)
             if kind in ("list", "tuple", "deque") and isinstance(content, list):
                 items = [self.read(item, where) for item in content]
                 return {"list": items, "tuple": tuple(items), "deque": deque(items)}[kind]
-        raise ValueError(f"snapshot: {where} holds {str(value)[:60]!r}; start without this snapshot")
+        raise ValueError(f"snapshot: {where} holds {str(value)[:60]!r}; {AFRESH}")
 
     def _blank(self, index: int, record: Any) -> object:
         try:
             return BLANK[record["class"]]()
         except (KeyError, TypeError):
-            raise ValueError(
-                f"snapshot: objects[{index}] is of no known class; start without this snapshot"
-            ) from None
+            raise ValueError(f"snapshot: objects[{index}] is of no known class; {AFRESH}") from None
 
     def _fill(self, index: int, attributes: Mapping[str, Any]) -> None:
         target = self._objects[index]
@@ -135,12 +170,16 @@ class _Reader:
             )
         for key, raw in attributes.items():
             value = self.read(raw, f"{name}.{key}")
-            if before[key] is not None and not _alike(before[key], value):
+            held = before[key]
+            wanted = CONTENTS.get(name, {}).get(key)
+            if wanted is not None:
+                _require(wanted, value, f"{name}.{key}")
+            elif not _alike(held, value):
+                size = f" of {len(held)}" if isinstance(held, list | tuple | deque | dict) else ""
                 raise ValueError(
                     f"snapshot: {name}.{key}={str(value)[:60]!r} is not of type "
-                    f"{type(before[key]).__name__}; start without this snapshot"
+                    f"{type(held).__name__}{size} as in this version; {AFRESH}"
                 )
-            held = before[key]
             if isinstance(value, deque) and isinstance(held, deque):
                 value = deque(value, held.maxlen)
             setattr(target, key, value)
@@ -154,9 +193,56 @@ def _attributes(value: object) -> dict[str, object]:
 
 
 def _alike(before: object, value: object) -> bool:
-    if isinstance(before, float):
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(before) is type(value)
+    """Whether a value may stand where a blank has this one: of its type, and all that it holds too."""
+    if isinstance(before, list | tuple | deque) and type(before) is type(value):
+        assert isinstance(value, list | tuple | deque)
+        return len(before) == len(value) and all(map(_alike, before, value))
+    return _fits(type(before), value)
+
+
+def _fits(wanted: Any, value: object) -> bool:
+    """Whether a value is what a type such as ``dict[str, list[float]]`` says; an int may be a float."""
+    kind, inner = get_origin(wanted) or wanted, get_args(wanted)
+    if kind is UnionType:
+        return any(_fits(one, value) for one in inner)
+    if kind is float:
+        return type(value) in (int, float)
+    if type(value) is not kind:
+        return False
+    if isinstance(value, tuple):
+        return len(value) == len(inner) and all(map(_fits, inner, value))
+    if isinstance(value, dict):
+        return all(_fits(inner[0], key) and _fits(inner[1], item) for key, item in value.items())
+    if isinstance(value, list | deque):
+        return all(_fits(inner[0], item) for item in value)
+    return True
+
+
+def _require(wanted: Any, value: object, where: str) -> None:
+    if not _fits(wanted, value):
+        raise ValueError(f"snapshot: {where}={str(value)[:60]!r} is not {_name(wanted)}; {AFRESH}")
+
+
+def _name(wanted: Any) -> str:
+    return wanted.__name__ if isinstance(wanted, type) and not get_args(wanted) else str(wanted)
+
+
+def _check_whole(target: object) -> None:
+    """Whether an object's attributes, each right by itself, fit each other: its methods count on that."""
+    if isinstance(target, HazardTable):
+        lengths = {len(target.accepted), len(target.reached), len(target.squares)}
+        whole = len(lengths) == 1 and (target.parent is None or target.parent.parent is None)
+        what = "accepted, reached and squares as long as each other, and a parent without a parent"
+    elif isinstance(target, AcceptanceModel):
+        whole = target._tables.keys() == target._changes.keys()
+        what = "_tables and _changes of the same contexts"
+    elif isinstance(target, PassPrice):
+        whole = target._sorted == sorted(bid for bid, _ in target._recent)
+        what = "in _sorted the bids of _recent"
+    else:
+        return
+    if not whole:
+        raise ValueError(f"snapshot: {type(target).__name__} has not {what}; {AFRESH}")
 
 
 def dump(parts: Mapping[str, object], constants: Mapping[str, object]) -> bytes:
@@ -182,10 +268,12 @@ def load(data: bytes, constants: Mapping[str, object]) -> dict[str, Any]:
         document = json.loads(data)
         version, parts, objects = document["version"], document["parts"], document["objects"]
         written = document["constants"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"snapshot: not readable ({error!r}); start without it") from None
     if version != VERSION:
         raise ValueError(f"snapshot: version {version!r} is not {VERSION}; start without it")
+    if not isinstance(written, dict):
+        raise ValueError(f"snapshot: constants={str(written)[:60]!r} is not an object; {AFRESH}")
     for name, value in constants.items():
         if written.get(name) != value:
             raise ValueError(
@@ -194,9 +282,12 @@ def load(data: bytes, constants: Mapping[str, object]) -> dict[str, Any]:
             )
     try:
         reader = _Reader(objects)
-        return {name: reader.read(part, name) for name, part in parts.items()}
+        found = {name: reader.read(part, name) for name, part in parts.items()}
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"snapshot: malformed ({error!r}); start without it") from None
+    for name in found.keys() & PARTS:
+        _require(PARTS[name], found[name], name)
+    return found
 
 
 def check_kinds(expected: Mapping[str, object], parts: Mapping[str, object]) -> None:

@@ -27,7 +27,7 @@ from specpilot.serving.words import has_word, whole_words
 class Run:
     """One request under way: its text as it comes, then its answer.
 
-    ``ended`` of a cancelled run need not be awaited: its end is accounted for all the same.
+    ``answer`` of a cancelled run need not be awaited: its end is accounted for all the same.
     """
 
     def __init__(self, request_id: str, ask: Ask, cancel: Callable[[], None]) -> None:

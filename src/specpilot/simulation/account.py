@@ -49,7 +49,7 @@ class Histogram:
 
 @dataclass(slots=True)
 class Account:
-    """Sums over the requests of a run; fill it through :meth:`finished` and :meth:`refuse`."""
+    """Sums over the requests of a run; fill it through :meth:`finish` and :meth:`refuse`."""
 
     slo_ms: float
     arrivals: int = 0

@@ -29,7 +29,7 @@ from specpilot.simulation.costs import EngineCosts
 from specpilot.simulation.drive import request_info
 from specpilot.simulation.observed import ObservedController
 from specpilot.simulation.oracle import Oracle
-from specpilot.simulation.policies import make_planner, replay_policy
+from specpilot.simulation.policies import make_planner, policy_config, replay_policy
 from specpilot.simulation.replay import ReplayRequest, TraceExecutor
 from specpilot.simulation.scenarios import Scenario, flat, scenario
 
@@ -165,6 +165,7 @@ class _Live(LoopObserver):
 def run_replica(simulation: Simulation, policy: str, replica: int) -> Account:
     """Simulate one replica under one policy."""
     one = simulation.build()
+    one = replace(one, config=policy_config(policy, one.config))
     account = Account(one.config.slo_p95_ms)
     live = _Live(account)
     controller = ObservedController(one.config, keep_requests=False)

@@ -51,6 +51,15 @@ def check_policy(name: str, names: Sequence[str] = POLICY_NAMES) -> str:
     return name
 
 
+def policy_config(name: str, config: ControllerConfig) -> ControllerConfig:
+    """The promises that a policy runs under: some policies are specpilot itself with another setting."""
+    if name == "specpilot-chain":
+        return replace(config, max_nodes=0, lookup_depth=0)
+    if name == GIVING_WAY:
+        return replace(config, give_way=True)
+    return config
+
+
 def make_planner(name: str, requests: Sequence[ReplayRequest]) -> Planner | None:
     """A fresh planner; ``None`` stands for the controller's own (``specpilot``).
 
@@ -96,11 +105,7 @@ def replay_policy(
     """
     if not requests:
         raise ValueError("requests: there are none; give at least one trace")
-    config = config or ControllerConfig()
-    if name == "specpilot-chain":
-        config = replace(config, max_nodes=0, lookup_depth=0)
-    if name == GIVING_WAY:
-        config = replace(config, give_way=True)
+    config = policy_config(name, config or ControllerConfig())
     if name == "oracle-tree":
         requests = [replace(request, trace=_any_choice(request.trace)) for request in requests]
     if name in ("specpilot", GIVING_WAY) and config.max_nodes:

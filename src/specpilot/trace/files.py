@@ -11,6 +11,7 @@ import gzip
 import io
 import json
 import math
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -98,7 +99,7 @@ class TraceReader:
             while True:
                 try:
                     raw = next(iterator, None)
-                except (EOFError, OSError, ValueError, _zstd_error()) as error:
+                except (EOFError, OSError, ValueError, zlib.error, _zstd_error()) as error:
                     if self._cut(f"the compressed data ends early or is damaged ({error})"):
                         return
                     raise
