@@ -70,8 +70,10 @@ def run(
     else:
         pair = ("target", "draft", "engine", "seed")
         refuse(context, "together with --url, where a server is audited and no pair of models", *pair)
-    screen = console(json_target)
     texts = _prompts(prompts, limit)
+    # A trace is judged in a moment, the pair in minutes: what is wrong with its file shows before the work.
+    recorded = [] if trace is None else audit_trace(trace)
+    screen = console(json_target)
     with progress(screen) as bar:
         task = bar.add_task("auditing", total=5)
 
@@ -82,8 +84,7 @@ def run(
             checks = _local(target, draft, engine, texts, max_tokens, samples, seed, advance)
         else:
             checks = _served(url, reference, model, texts, max_tokens, samples, advance)
-    if trace is not None:
-        checks += audit_trace(trace)
+    checks += recorded
     answer = verdict(checks)
     for check in checks:
         shown = {"pass": "[green]pass[/]", "fail": "[bold red]fail[/]"}.get(check.status, check.status)
