@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specpilot.cli.inputs import check_file, check_text
 from specpilot.cli.options import DraftOption, TargetOption, refuse
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 
@@ -70,6 +71,8 @@ def run(
     else:
         pair = ("target", "draft", "engine", "seed")
         refuse(context, "together with --url, where a server is audited and no pair of models", *pair)
+    check_text("prompts", prompts)
+    check_file("trace", trace)
     texts = _prompts(prompts, limit)
     # A trace is judged in a moment, the pair in minutes: what is wrong with its file shows before the work.
     recorded = [] if trace is None else audit_trace(trace)

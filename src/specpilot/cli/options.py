@@ -37,6 +37,8 @@ VerifyTokenMsOption = Annotated[
     float | None,
     typer.Option("--verify-token-ms", help="Time of each further token in a pass.", show_default=False),
 ]
+COSTS_WANTED = "the engine's costs, as `specpilot record --costs` writes them"
+"""What ``--cost`` reads."""
 
 
 def refuse(context: typer.Context, where: str, *names: str) -> None:

@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
+from specpilot.cli.inputs import check_text, reading
 from specpilot.cli.options import (
+    COSTS_WANTED,
     CostOption,
     DraftMsOption,
     MaxNodesOption,
@@ -133,9 +135,12 @@ def run(
         max_nodes=max_nodes,
     )
     if arrivals is not None:
+        check_text("arrivals", arrivals)
         # Reads the whole file once: what is wrong with it shows before the work.
         requests = min(requests, sum(1 for _ in read_arrivals(arrivals)))
     given = cost is not None or any(value is not None for value in (draft_ms, verify_ms, verify_token_ms))
+    with reading("cost", cost, COSTS_WANTED):
+        costs = costs_from(cost, draft_ms, verify_ms, verify_token_ms) if given else None
     spec = Simulation(
         scenario=scenario,
         requests=requests,
@@ -145,7 +150,7 @@ def run(
         arrivals=arrivals,
         speed=speed,
         config=config,
-        costs=costs_from(cost, draft_ms, verify_ms, verify_token_ms) if given else None,
+        costs=costs,
         drift=tuple(_numbers(drift, "drift", ",")),
         prompts=_counts(prompts, "prompts"),
         max_tokens=max_tokens,
