@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import count
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
@@ -179,6 +179,20 @@ class Pair:
             ContextLimitError: for a prompt that does not fit (a ValueError).
             ValueError: for any other bad argument; the message says what to do.
         """
+        for name, value in (
+            ("max_tokens", max_tokens),
+            ("top_k", top_k),
+            ("seed", seed),
+            ("max_draft", max_draft),
+        ):
+            if not _is_number(value, Integral) and (value is not None or name in ("max_tokens", "top_k")):
+                raise ValueError(f"{name}: {value!r} is not a whole number; give one")
+        for name, given in (("temperature", temperature), ("top_p", top_p), ("slo_ms", slo_ms)):
+            if not _is_number(given, Real) and (given is not None or name != "slo_ms"):
+                raise ValueError(f"{name}: {given!r} is not a number; give one")
+        stops = (stop,) if isinstance(stop, str) else stop
+        if not isinstance(stops, Sequence) or not all(isinstance(text, str) for text in stops):
+            raise ValueError(f"stop: {stop!r} is not a string or a list of strings; leave it out for none")
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         for index, token in enumerate(tokens):
             if not isinstance(token, Integral) or not 0 <= token < self.target.vocab_size:
@@ -201,7 +215,7 @@ class Pair:
             max_tokens,
             params=params,
             eos_token_ids=self.target.eos_token_ids,
-            stop=(stop,) if isinstance(stop, str) else stop,
+            stop=stops,
             detokenizer=self.tokenizer,
             session_id=session_id,
             rule=make_rule(params, sampled=self._drafter != "lookup"),
@@ -249,6 +263,11 @@ class Pair:
             e2e_ms=0.0 if summary is None else summary.e2e_ms,
             reason=request.error or admission.reason or watch.reason,
         )
+
+
+def _is_number(value: object, kind: type[Integral] | type[Real]) -> bool:
+    """Whether it is one; True and False are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 class _Watch(LoopObserver):
