@@ -56,3 +56,23 @@ def test_a_wrong_trace_is_refused_before_the_audit(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(audit, "_local", begin)
     assert "this is an agreement trace" in refused("audit", "--trace", AGREEMENT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("serve", "--cache-mb", "-1"), "cache_mb: -1 is not ≥ 0; use 0 to keep nothing"),
+        (("serve", "--tenant-pool-cap", "-1"), "tenant_pool_cap: -1 is not ≥ 0; leave it out for no cap"),
+        (("serve", "--lookup-depth", "-1"), "lookup_depth: -1 is not 0…256; use 0 for none"),
+        (("serve", "--max-nodes", "8", "--lookup-depth", "16"), "max_nodes is 8; give --max-nodes 32"),
+        (("demo", "--max-nodes", "8", "--lookup-depth", "16"), "max_nodes is 8; give --max-nodes 32"),
+        (("replay", AGREEMENT, "--lookup-depth", "5"), "max_nodes is 0; give --max-nodes 32"),
+        (("audit", "--url", "foo"), "url: 'foo' is not an address; write http://host:port"),
+        (("audit", "--url", "http://h:1", "--reference", "h:2"), "reference: 'h:2' is not an address"),
+        (("complete", "a", "--seed", "5"), "--seed: given at temperature 0"),
+        (("complete", "a", "--drafter", "lookup", "--max-nodes", "24"), "--max-nodes: given together with"),
+        (("simulate", "--processes", "8", "--replicas", "1"), "--processes: given with 1 of --replicas"),
+    ],
+)
+def test_what_to_do(arguments: tuple[str, ...], message: str, refused: Refused) -> None:
+    assert message in refused(*arguments)

@@ -70,6 +70,9 @@ def run(
         refuse(context, "without --url, and only servers have it", "reference", "model")
     else:
         pair = ("target", "draft", "engine", "seed")
+        for name, address in (("url", url), ("reference", reference)):
+            if address is not None and not address.startswith(("http://", "https://")):
+                raise ValueError(f"{name}: {address!r} is not an address; write http://host:port")
         refuse(context, "together with --url, where a server is audited and no pair of models", *pair)
     check_text("prompts", prompts)
     check_file("trace", trace)

@@ -125,6 +125,10 @@ def run(
         refuse(context, "together with --arrivals, which has times and prompt lengths of its own", *replaced)
     if processes < 1:
         raise ValueError(f"processes: {processes} is not ≥ 1; use 1 for this process alone")
+    if processes > 1 and replicas <= BATCH:
+        refuse(
+            context, f"with {replicas} of --replicas, where one process takes {BATCH} at a time", "processes"
+        )
     if rate is None and not 0.0 < load < math.inf:
         raise ValueError(f"load: {load} is not > 0 and finite; 0.5 is typical, above 1 is overload")
     config = find(scenario).config
