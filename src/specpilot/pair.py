@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from specpilot.models.tokenizer import Tokenizer
 
 ENGINES = ("onnx", "transformers")
+ROLES = ("target", "draft")
 DRAFTERS = ("model", "lookup", "both")
 """A draft model, the text so far (prompt lookup), or both in one tree."""
 DRAFT_TIMEOUT_MS = 2_000.0
@@ -316,8 +318,8 @@ def load_pair(
         raise ValueError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}; onnx is the default")
     from specpilot.models.tokenizer import check_same_vocabulary
 
-    places = [place(target, "target"), place(draft, "draft")]
-    tokenizers = [_tokenizer(place, engine) for place in places]
+    places = [place(given, role) for given, role in zip((target, draft), ROLES, strict=True)]
+    tokenizers = [_tokenizer(place, engine, role) for place, role in zip(places, ROLES, strict=True)]
     check_same_vocabulary(*tokenizers)
     models = [_model(place, engine, threads) for place in places]
     if models[0].vocab_size != models[1].vocab_size:
@@ -352,15 +354,29 @@ def place(given: str | Path | None, role: str) -> str:
     return str(resources.files("specpilot").joinpath("bundled", role))
 
 
-def _tokenizer(place: str, engine: str) -> Tokenizer:
+def _tokenizer(place: str, engine: str, role: str) -> Tokenizer:
     from specpilot.models.tokenizer import Tokenizer
 
     if engine == "transformers" and not Path(place).exists():
         from transformers.utils import cached_file
 
-        return Tokenizer(cached_file(place, "tokenizer.json"))
+        log = logging.getLogger("huggingface_hub")
+        level = log.level
+        log.setLevel(logging.ERROR)  # its retries: what they come to is said once, below
+        try:
+            return Tokenizer(cached_file(place, "tokenizer.json"))
+        except OSError as error:
+            why = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{role}: {place!r} is no local folder and not to be had from the hub ({why}); name a "
+                "folder, or check the id and the connection"
+            ) from None
+        finally:
+            log.setLevel(level)
     if not Path(place).exists():
-        raise ValueError(f"{place}: there is no such folder; name one, or a hub id with engine transformers")
+        raise ValueError(
+            f"{role}: {place}: there is no such folder; name one, or a hub id with engine transformers"
+        )
     return Tokenizer(place)
 
 

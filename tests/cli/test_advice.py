@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -76,3 +77,16 @@ def test_a_wrong_trace_is_refused_before_the_audit(monkeypatch: pytest.MonkeyPat
 )
 def test_what_to_do(arguments: tuple[str, ...], message: str, refused: Refused) -> None:
     assert message in refused(*arguments)
+
+
+def test_a_model_that_the_hub_does_not_give(monkeypatch: pytest.MonkeyPatch, refused: Refused) -> None:
+    hub = pytest.importorskip("transformers.utils")
+
+    def fail(*_: object) -> None:
+        logging.getLogger("huggingface_hub.utils").warning("Retrying in 1s")
+        raise OSError("We couldn't connect to the hub.\nCheck your connection")
+
+    monkeypatch.setattr(hub, "cached_file", fail)
+    error = refused("complete", "a", "--target", "org/model", "--engine", "transformers")
+    assert error.startswith("specpilot: target: 'org/model' is no local folder")
+    assert error.endswith("name a folder, or check the id and the connection\n")
