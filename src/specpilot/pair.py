@@ -6,11 +6,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
 from itertools import count
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from specpilot.models.tokenizer import Tokenizer
 
 ENGINES = ("onnx", "transformers")
+ROLES = ("target", "draft")
 DRAFTERS = ("model", "lookup", "both")
 """A draft model, the text so far (prompt lookup), or both in one tree."""
 DRAFT_TIMEOUT_MS = 2_000.0
@@ -179,6 +181,20 @@ class Pair:
             ContextLimitError: for a prompt that does not fit (a ValueError).
             ValueError: for any other bad argument; the message says what to do.
         """
+        for name, value in (
+            ("max_tokens", max_tokens),
+            ("top_k", top_k),
+            ("seed", seed),
+            ("max_draft", max_draft),
+        ):
+            if not _is_number(value, Integral) and (value is not None or name in ("max_tokens", "top_k")):
+                raise ValueError(f"{name}: {value!r} is not a whole number; give one")
+        for name, given in (("temperature", temperature), ("top_p", top_p), ("slo_ms", slo_ms)):
+            if not _is_number(given, Real) and (given is not None or name != "slo_ms"):
+                raise ValueError(f"{name}: {given!r} is not a number; give one")
+        stops = (stop,) if isinstance(stop, str) else stop
+        if not isinstance(stops, Sequence) or not all(isinstance(text, str) for text in stops):
+            raise ValueError(f"stop: {stop!r} is not a string or a list of strings; leave it out for none")
         tokens = self.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt
         for index, token in enumerate(tokens):
             if not isinstance(token, Integral) or not 0 <= token < self.target.vocab_size:
@@ -201,7 +217,7 @@ class Pair:
             max_tokens,
             params=params,
             eos_token_ids=self.target.eos_token_ids,
-            stop=(stop,) if isinstance(stop, str) else stop,
+            stop=stops,
             detokenizer=self.tokenizer,
             session_id=session_id,
             rule=make_rule(params, sampled=self._drafter != "lookup"),
@@ -251,6 +267,11 @@ class Pair:
         )
 
 
+def _is_number(value: object, kind: type[Integral] | type[Real]) -> bool:
+    """Whether it is one; True and False are none."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 class _Watch(LoopObserver):
     """Remembers how the one request of its loop ended."""
 
@@ -297,8 +318,8 @@ def load_pair(
         raise ValueError(f"engine: {engine!r} is not one of {', '.join(ENGINES)}; onnx is the default")
     from specpilot.models.tokenizer import check_same_vocabulary
 
-    places = [place(target, "target"), place(draft, "draft")]
-    tokenizers = [_tokenizer(place, engine) for place in places]
+    places = [place(given, role) for given, role in zip((target, draft), ROLES, strict=True)]
+    tokenizers = [_tokenizer(place, engine, role) for place, role in zip(places, ROLES, strict=True)]
     check_same_vocabulary(*tokenizers)
     models = [_model(place, engine, threads) for place in places]
     if models[0].vocab_size != models[1].vocab_size:
@@ -333,15 +354,29 @@ def place(given: str | Path | None, role: str) -> str:
     return str(resources.files("specpilot").joinpath("bundled", role))
 
 
-def _tokenizer(place: str, engine: str) -> Tokenizer:
+def _tokenizer(place: str, engine: str, role: str) -> Tokenizer:
     from specpilot.models.tokenizer import Tokenizer
 
     if engine == "transformers" and not Path(place).exists():
         from transformers.utils import cached_file
 
-        return Tokenizer(cached_file(place, "tokenizer.json"))
+        log = logging.getLogger("huggingface_hub")
+        level = log.level
+        log.setLevel(logging.ERROR)  # its retries: what they come to is said once, below
+        try:
+            return Tokenizer(cached_file(place, "tokenizer.json"))
+        except OSError as error:
+            why = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{role}: {place!r} is no local folder and not to be had from the hub ({why}); name a "
+                "folder, or check the id and the connection"
+            ) from None
+        finally:
+            log.setLevel(level)
     if not Path(place).exists():
-        raise ValueError(f"{place}: there is no such folder; name one, or a hub id with engine transformers")
+        raise ValueError(
+            f"{role}: {place}: there is no such folder; name one, or a hub id with engine transformers"
+        )
     return Tokenizer(place)
 
 

@@ -311,10 +311,15 @@ def test_unlimited_budget_ends_by_length() -> None:
         ({"slo_p95_ms": 0.0}, "slo_p95_ms"),
         ({"max_draft": 33}, "max_draft: 33 is not 0…32"),
         ({"probe_max": 1}, "probe_max"),
+        ({"pass_budget": "2"}, "pass_budget: '2' is not a number"),
+        ({"max_draft": 2.5}, "max_draft: 2.5 is not a whole number"),
+        ({"max_batch": True}, "max_batch: True is not a whole number"),
+        ({"give_way": 1}, "give_way: 1 is not True or False"),
+        ({"max_nodes": 8, "lookup_depth": 9}, "max_nodes is 8; give --max-nodes 32"),
         ({"discount": 1.0}, "discount"),
     ],
 )
-def test_bad_configuration(changes: dict[str, float], message: str) -> None:
+def test_bad_configuration(changes: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ControllerConfig(**changes)  # type: ignore[arg-type]
 

@@ -135,6 +135,10 @@ def test_prompts_that_do_not_fit() -> None:
         ({"top_p": 2.0}, "top_p"),
         ({"stop": [""]}, "stop"),
         ({"max_draft": -1}, "max_draft"),
+        ({"max_draft": 2.5}, "max_draft: 2.5 is not a whole number"),
+        ({"seed": 1.5}, "seed: 1.5 is not a whole number"),
+        ({"stop": 5}, "stop: 5 is not a string"),
+        ({"top_p": "1"}, "top_p: '1' is not a number"),
         ({"slo_ms": 0.0}, "slo_ms"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specpilot.cli.inputs import check_file, check_text
 from specpilot.cli.options import DraftOption, TargetOption, refuse
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 
@@ -69,9 +70,16 @@ def run(
         refuse(context, "without --url, and only servers have it", "reference", "model")
     else:
         pair = ("target", "draft", "engine", "seed")
+        for name, address in (("url", url), ("reference", reference)):
+            if address is not None and not address.startswith(("http://", "https://")):
+                raise ValueError(f"{name}: {address!r} is not an address; write http://host:port")
         refuse(context, "together with --url, where a server is audited and no pair of models", *pair)
-    screen = console(json_target)
+    check_text("prompts", prompts)
+    check_file("trace", trace)
     texts = _prompts(prompts, limit)
+    # A trace is judged in a moment, the pair in minutes: what is wrong with its file shows before the work.
+    recorded = [] if trace is None else audit_trace(trace)
+    screen = console(json_target)
     with progress(screen) as bar:
         task = bar.add_task("auditing", total=5)
 
@@ -82,8 +90,7 @@ def run(
             checks = _local(target, draft, engine, texts, max_tokens, samples, seed, advance)
         else:
             checks = _served(url, reference, model, texts, max_tokens, samples, advance)
-    if trace is not None:
-        checks += audit_trace(trace)
+    checks += recorded
     answer = verdict(checks)
     for check in checks:
         shown = {"pass": "[green]pass[/]", "fail": "[bold red]fail[/]"}.get(check.status, check.status)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specpilot.cli.options import DraftOption, MaxNodesOption, TargetOption
+from specpilot.cli.options import DraftOption, MaxNodesOption, TargetOption, refuse
 from specpilot.cli.output import JsonOption, check_writable, console, write_json
 from specpilot.control import ControllerConfig, StopCause
 
@@ -22,6 +22,7 @@ DEFAULTS = ControllerConfig()
 
 
 def run(
+    context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="The text to continue.", show_default=False)],
     max_tokens: Annotated[int, typer.Option(help="Most output tokens.")] = 24,
     drafter: Annotated[
@@ -52,6 +53,10 @@ def run(
     from specpilot.pair import load_pair
 
     check_writable(json_target)
+    if temperature == 0.0:
+        refuse(context, "at temperature 0, where nothing is drawn", "seed")
+    if drafter == "lookup":
+        refuse(context, "together with --drafter lookup, which proposes chains", "max_nodes")
     screen = console(json_target)
     config = ControllerConfig(pass_budget=pass_budget, slo_p95_ms=slo_p95_ms, max_nodes=max_nodes)
     pair = load_pair(target, draft, engine, config=config, drafter=drafter)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from specpilot.cli.options import LookupDepthOption, MaxNodesOption
+from specpilot.cli.options import LookupDepthOption, MaxNodesOption, given
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 from specpilot.control import ControllerConfig
 from specpilot.demo.runner import DemoConfig, run_demo
@@ -17,6 +17,7 @@ DEFAULTS = DemoConfig()
 
 
 def run(
+    context: typer.Context,
     requests: Annotated[
         int, typer.Option(help="Live requests under each of the two policies.")
     ] = DEFAULTS.requests,
@@ -57,7 +58,7 @@ def run(
         slo_p95_ms=slo_p95_ms,
         pass_budget=pass_budget,
         max_nodes=max_nodes,
-        lookup_depth=min(lookup_depth, max_nodes),
+        lookup_depth=lookup_depth if given(context, "lookup_depth") else min(lookup_depth, max_nodes),
     )
     config = DemoConfig(requests=requests, seed=seed, load=load, max_tokens=max_tokens, promises=promises)
     screen = console(json_target)

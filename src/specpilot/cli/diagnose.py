@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from specpilot.cli.inputs import check_file
 from specpilot.cli.options import refuse
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 
@@ -75,6 +76,8 @@ def run(
     check_writable(json_target, report)
     if before is not None and len(traces) != 1:
         raise ValueError(f"before: given with {len(traces)} traces; compare one trace with one earlier trace")
+    for name, path in (("before", before), *(("trace", path) for path in traces)):
+        check_file(name, path)
     screen = console(json_target)
     draft: CausalLM | None = None
     if not (rescore or pair_target is not None or pair_draft is not None):

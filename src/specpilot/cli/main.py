@@ -77,6 +77,8 @@ def _extra(module: str | None) -> str:
     package = (module or "").split(".")[0]
     if package in ("pyarrow", "zstandard"):
         return "trace"
+    if package in ("torch", "transformers"):
+        return "transformers"
     if package in ("scipy", "openai"):
         return "demo,audit"
     return "demo,server" if package in serving else "demo"

@@ -37,6 +37,14 @@ VerifyTokenMsOption = Annotated[
     float | None,
     typer.Option("--verify-token-ms", help="Time of each further token in a pass.", show_default=False),
 ]
+COSTS_WANTED = "the engine's costs, as `specpilot record --costs` writes them"
+"""What ``--cost`` reads."""
+
+
+def given(context: typer.Context, name: str) -> bool:
+    """Whether the option of this parameter stands on the command line."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def refuse(context: typer.Context, where: str, *names: str) -> None:
@@ -50,11 +58,11 @@ def refuse(context: typer.Context, where: str, *names: str) -> None:
     Raises:
         ValueError: naming those that are given.
     """
-    useless = []
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if parameter.name in names and source is not None and source.name == "COMMANDLINE":
-            useless.append(parameter.opts[0])
+    useless = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name in names and given(context, parameter.name)
+    ]
     if useless:
         listed = ", ".join(useless)
         raise ValueError(f"{listed}: given {where}; leave {'it' if len(useless) == 1 else 'them'} out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,6 +74,16 @@ def check_writable(*targets: str | Path | None) -> None:
             raise ValueError(f"{target}: the folder {path.parent} does not exist; create it first")
         if path.is_dir():
             raise ValueError(f"{target}: this is a folder; name a file in it")
+
+
+def check_suffix(name: str, path: Path, allowed: Sequence[str]) -> None:
+    """Refuse a file to write whose name says that it is of another kind.
+
+    Raises:
+        ValueError: if the name ends in none of ``allowed``.
+    """
+    if path.suffix not in allowed:
+        raise ValueError(f"{name}: {path.name!r} does not end in {', '.join(allowed)}; give it such a name")
 
 
 def _finite(value: Any) -> Any:

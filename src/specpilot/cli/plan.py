@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from specpilot.cli.options import CostOption, DraftMsOption, VerifyMsOption, VerifyTokenMsOption, refuse
+from specpilot.cli.inputs import check_text, reading
+from specpilot.cli.options import (
+    COSTS_WANTED,
+    CostOption,
+    DraftMsOption,
+    VerifyMsOption,
+    VerifyTokenMsOption,
+    refuse,
+)
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 from specpilot.control import ControllerConfig
 
@@ -149,7 +157,9 @@ def run(
         refuse(context, "together with a trace, which has prompt lengths of its own", "prompt_tokens")
     if not region:
         refuse(context, "together with --no-map, which leaves the map out", *MAP)
-    costs = costs_from(cost, draft_ms, verify_ms, verify_token_ms)
+    check_text("trace", trace)
+    with reading("cost", cost, COSTS_WANTED):
+        costs = costs_from(cost, draft_ms, verify_ms, verify_token_ms)
     if acceptance is None:
         assert trace is not None
         traces = read_agreement(trace)
@@ -215,7 +225,8 @@ def _roles(
     if not (settings.load >= 0.0 and math.isfinite(settings.load)):
         raise ValueError(f"load: {settings.load} is not ≥ 0; 0.4 is typical, 0 leaves the load out")
     mean = sum(prompts) // len(prompts)
-    candidates = read_models(path)
+    with reading("models", path, "a TOML file of candidate models, [[models]] tables"):
+        candidates = read_models(path)
     roles = rank_roles(
         candidates,
         pass_budget=config.pass_budget,

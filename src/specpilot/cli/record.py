@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from specpilot.cli.inputs import check_text
 from specpilot.cli.options import DraftOption, TargetOption
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 
@@ -55,6 +56,7 @@ def run(
         raise ValueError(f"costs: {costs}: trace and costs cannot go to one file; name another one")
     if limit is not None and limit < 1:
         raise ValueError(f"limit: {limit} is not ≥ 1; give a count, or leave it out")
+    check_text("prompts", prompts)
     wanted = read_prompts(prompts)[:limit]
     screen = console(json_target)
     with progress(screen) as bar:

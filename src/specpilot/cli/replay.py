@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from specpilot.cli.inputs import check_text, reading
 from specpilot.cli.options import (
+    COSTS_WANTED,
     CostOption,
     DraftMsOption,
     LookupDepthOption,
@@ -76,7 +78,9 @@ def run(
     if no_ledger:
         refuse(context, "together with --no-ledger, which has no budget", "pass_budget")
     check_writable(json_target)
-    costs = costs_from(cost, draft_ms, verify_ms, verify_token_ms)
+    check_text("trace", trace)
+    with reading("cost", cost, COSTS_WANTED):
+        costs = costs_from(cost, draft_ms, verify_ms, verify_token_ms)
     # Every pass yields a token, so that a budget of max_tokens never binds.
     config = ControllerConfig(
         pass_budget=float(max(1, max_tokens)) if no_ledger else pass_budget,

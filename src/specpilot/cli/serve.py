@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from specpilot.cli.options import DraftOption, LookupDepthOption, MaxNodesOption, TargetOption
+from specpilot.cli.options import DraftOption, LookupDepthOption, MaxNodesOption, TargetOption, given
 from specpilot.control import ControllerConfig
 from specpilot.control.config import TREE_LOOKUP, TREE_NODES, Mode
 
@@ -16,6 +16,7 @@ DEFAULTS = ControllerConfig()
 
 
 def run(
+    context: typer.Context,
     target: TargetOption = None,
     draft: DraftOption = None,
     engine: Annotated[str, typer.Option(help="onnx or transformers.")] = "onnx",
@@ -82,13 +83,15 @@ def run(
     check_writable(snapshot, trace)
     if mode not in tuple(Mode):
         raise ValueError(f"mode: {mode!r} is not off, shadow or on; use one of them")
+    if cache_mb < 0:
+        raise ValueError(f"cache_mb: {cache_mb} is not ≥ 0; use 0 to keep nothing")
     promises = ControllerConfig(
         pass_budget=pass_budget,
         slo_p95_ms=slo_p95_ms,
         mode=Mode(mode),
         tenant_pool_cap=tenant_pool_cap,
         max_nodes=max_nodes,
-        lookup_depth=min(lookup_depth, max_nodes),
+        lookup_depth=lookup_depth if given(context, "lookup_depth") else min(lookup_depth, max_nodes),
         give_way=give_way,
     )
     config = ServerConfig(

@@ -9,7 +9,9 @@ from typing import Annotated
 
 import typer
 
+from specpilot.cli.inputs import check_text, reading
 from specpilot.cli.options import (
+    COSTS_WANTED,
     CostOption,
     DraftMsOption,
     MaxNodesOption,
@@ -123,6 +125,10 @@ def run(
         refuse(context, "together with --arrivals, which has times and prompt lengths of its own", *replaced)
     if processes < 1:
         raise ValueError(f"processes: {processes} is not ≥ 1; use 1 for this process alone")
+    if processes > 1 and replicas <= BATCH:
+        refuse(
+            context, f"with {replicas} of --replicas, where one process takes {BATCH} at a time", "processes"
+        )
     if rate is None and not 0.0 < load < math.inf:
         raise ValueError(f"load: {load} is not > 0 and finite; 0.5 is typical, above 1 is overload")
     config = find(scenario).config
@@ -133,9 +139,12 @@ def run(
         max_nodes=max_nodes,
     )
     if arrivals is not None:
+        check_text("arrivals", arrivals)
         # Reads the whole file once: what is wrong with it shows before the work.
         requests = min(requests, sum(1 for _ in read_arrivals(arrivals)))
     given = cost is not None or any(value is not None for value in (draft_ms, verify_ms, verify_token_ms))
+    with reading("cost", cost, COSTS_WANTED):
+        costs = costs_from(cost, draft_ms, verify_ms, verify_token_ms) if given else None
     spec = Simulation(
         scenario=scenario,
         requests=requests,
@@ -145,7 +154,7 @@ def run(
         arrivals=arrivals,
         speed=speed,
         config=config,
-        costs=costs_from(cost, draft_ms, verify_ms, verify_token_ms) if given else None,
+        costs=costs,
         drift=tuple(_numbers(drift, "drift", ",")),
         prompts=_counts(prompts, "prompts"),
         max_tokens=max_tokens,

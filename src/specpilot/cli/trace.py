@@ -7,8 +7,11 @@ from typing import Annotated, Any
 
 import typer
 
-from specpilot.cli.output import JsonOption, check_writable, console, write_json
+from specpilot.cli.inputs import check_file, check_text
+from specpilot.cli.output import JsonOption, check_suffix, check_writable, console, write_json
 
+PARQUET = (".parquet",)
+TRACES = (".jsonl", ".gz", ".zst")
 app = typer.Typer(help="Check and convert traces.", no_args_is_help=True)
 
 TraceArgument = Annotated[
@@ -39,6 +42,7 @@ def validate_command(
     from specpilot.trace.replay import replay_decisions
     from specpilot.trace.validate import validate
 
+    check_file("trace", trace)
     check_writable(json_target)
     found = validate(trace, partial=partial)
     screen = console(json_target)
@@ -97,7 +101,10 @@ def export_command(
     from specpilot.trace.parquet import export_parquet
 
     second = requests or cycles.with_name(f"{cycles.stem}-requests{cycles.suffix}")
+    check_file("trace", trace)
     check_writable(cycles, second)
+    check_suffix("cycles", cycles, PARQUET)
+    check_suffix("requests", second, PARQUET)
     if second == cycles:
         raise ValueError(f"{second}: both tables cannot go to one file; name another one")
     count = export_parquet(trace, cycles, second, partial=partial)
@@ -121,10 +128,23 @@ def import_command(
 ) -> None:
     """Make a trace of another system's log, and say what such a log cannot tell."""
     from specpilot.trace.files import write_trace
-    from specpilot.trace.foreign import read_log
+    from specpilot.trace.foreign import KINDS, read_log
 
+    check_text("log", log)
     check_writable(trace, json_target)
-    found = read_log(log, kind)
+    check_suffix("trace", trace, TRACES)
+    if kind not in KINDS:
+        raise ValueError(
+            f"format: {kind!r} is not one of {', '.join(KINDS)}; steps reads CSV (a name in .csv) "
+            "and JSON Lines"
+        )
+    try:
+        found = read_log(log, kind)
+    except ValueError as error:
+        other = next((name for name in KINDS if name != kind and _reads(log, name)), None)
+        if other is None:
+            raise
+        raise ValueError(f"{error}; this is a log of another format: give --format {other}") from None
     write_trace(trace, found.header, found.records)
     screen = console(json_target)
     screen.print(f"{trace}: {found.cycles} cycles of {found.requests} requests.", soft_wrap=True)
@@ -133,3 +153,14 @@ def import_command(
         soft_wrap=True,
     )
     write_json(json_target, {"requests": found.requests, "cycles": found.cycles, "lacks": list(found.lacks)})
+
+
+def _reads(log: Path, kind: str) -> bool:
+    """Whether a log is one of this kind."""
+    from specpilot.trace.foreign import read_log
+
+    try:
+        read_log(log, kind)
+    except ValueError:
+        return False
+    return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 from enum import StrEnum
+from numbers import Integral, Real
 
 
 class Mode(StrEnum):
@@ -96,6 +97,8 @@ class ControllerConfig:
     sure of one pass, not of ⌊B⌋ (I2)."""
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            self._check_type(item.name, str(item.type))
         self._require(
             "pass_budget", self.pass_budget >= 1.0, "≥ 1", "a request needs at least one target pass"
         )
@@ -119,19 +122,32 @@ class ControllerConfig:
         self._require("static_draft", 0 <= self.static_draft <= 32, "0…32", "4 is typical")
         self._require("max_batch", self.max_batch >= 1, "≥ 1", "use 1 for one request at a time")
         self._require("max_nodes", 0 <= self.max_nodes <= 256, "0…256", "use 0 for chains; 64 is typical")
+        self._require("lookup_depth", 0 <= self.lookup_depth <= 256, "0…256", "use 0 for none; 24 is typical")
         self._require(
             "lookup_depth",
-            0 <= self.lookup_depth <= self.max_nodes,
+            self.lookup_depth <= self.max_nodes,
             "0…max_nodes",
-            "looked-up text needs nodes",
+            f"max_nodes is {self.max_nodes}; give --max-nodes {max(32, self.lookup_depth)}",
         )
         if self.tenant_pool_cap is not None:
-            self._require("tenant_pool_cap", self.tenant_pool_cap >= 0, "≥ 0", "use None for no cap")
+            self._require("tenant_pool_cap", self.tenant_pool_cap >= 0, "≥ 0", "leave it out for no cap")
 
     def constants(self, planner: str) -> dict[str, object]:
         """What is learned depends on: the planner's name and all fields but the :data:`PROMISES`."""
         values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in PROMISES}
         return {"planner": planner, **values}
+
+    def _check_type(self, name: str, kind: str) -> None:
+        """Refuse a value of another type than the field's; numpy's numbers are numbers, True is none."""
+        value = getattr(self, name)
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if kind.startswith("int"):
+            ok = (number and isinstance(value, Integral)) or (value is None and kind.endswith("None"))
+            self._require(name, ok, "a whole number", "give a count")
+        elif kind == "float":
+            self._require(name, number, "a number", "give one")
+        elif kind == "bool":
+            self._require(name, isinstance(value, bool), "True or False", "give one of the two")
 
     def _require(self, name: str, ok: bool, allowed: str, remedy: str) -> None:
         if not ok:

@@ -1,0 +1,70 @@
+"""Files that a command is given: what is wrong with them is said with the option's name and a remedy."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
+"""First bytes of compressed files."""
+
+
+def check_file(name: str, path: Path | None) -> None:
+    """Refuse a file that is not there.
+
+    Args:
+        name: the option or argument.
+        path: what it was given; None: nothing.
+
+    Raises:
+        ValueError: if there is no such file, or it is a folder.
+    """
+    if path is not None and not path.exists():
+        raise ValueError(f"{name}: {path}: there is no such file; correct the path")
+    if path is not None and path.is_dir():
+        raise ValueError(f"{name}: {path}: this is a folder; name a file in it")
+
+
+def check_text(name: str, path: Path | None) -> None:
+    """Refuse a file that is not there or compressed, where text is wanted.
+
+    Raises:
+        ValueError: saying what the file is.
+    """
+    check_file(name, path)
+    if path is None:
+        return
+    with path.open("rb") as file:
+        start = file.read(4)
+    method = next((method for magic, method in COMPRESSED.items() if start.startswith(magic)), None)
+    if method == "gzip" and _is_trace(path):
+        raise ValueError(f"{name}: {path.name}: this is a trace of cycles; read it with `specpilot diagnose`")
+    if method is not None:
+        raise ValueError(f"{name}: {path.name}: the file is compressed ({method}); unpack it first")
+
+
+@contextmanager
+def reading(name: str, path: Path | None, wanted: str) -> Iterator[None]:
+    """Around the reading of an option's text file: errors name the option and the kind of file wanted.
+
+    Raises:
+        ValueError: if the file cannot be read or is of another kind.
+    """
+    check_text(name, path)
+    try:
+        yield
+    except ValueError as error:
+        if path is None:
+            raise
+        raise ValueError(f"{name}: {error} (wanted: {wanted})") from None
+
+
+def _is_trace(path: Path) -> bool:
+    from specpilot.trace.files import is_trace
+
+    try:
+        return is_trace(path)
+    except (OSError, zlib.error):
+        return False
