@@ -27,7 +27,7 @@ TREE_TRIALS = (8, 64)
 
 Key = tuple[int, int, int, int, int, int, int, int, int, int]
 """What a decision depends on: (ceiling on τ, tokens wanted, later passes, 10 · log θ, tokens not cached by
-target, by draft, 2 · shift, tokens matched by looked-up text, tokens of others in the pass, requests in
+target, by draft, 4 · shift, tokens matched by looked-up text, tokens of others in the pass, requests in
 it)."""
 
 

@@ -172,8 +172,11 @@ class Knowledge:
             context.forget_decisions()
             self._hurry_probes(source)
             return True
-        if asked.probing and self.acceptance.rising(source, bucket):
-            context.fallback.hurry()
+        if asked.probing:
+            # All that is learnt in fallback: what was decided without it does not stand.
+            context.forget_decisions()
+            if self.acceptance.rising(source, bucket):
+                context.fallback.hurry()
         return False
 
     def learn_branches(self, context: Context, outcome: CycleOutcome, *, failed: bool) -> None:

@@ -278,17 +278,17 @@ class OptimalPlanner:
     def _key(self, view: CycleView, context: Context, theta: float, *, keep: bool = True) -> Key:
         """What a decision depends on, its ceiling on τ first, the price of time on its grid.
 
-        Prices are on a grid of a tenth, widths of a fifth and shifts of half a logit, so that requests alike
-        share the few decisions that a context has just made.
+        Prices are on a grid of a tenth, widths of a fifth and shifts of a quarter of a logit, so that
+        requests alike share the few decisions that a context has just made.
         """
         known = self.knowledge
         posterior = known.posteriors.get(view.request_id)
-        # How much easier this request is than others so far: logit units, two to one.
-        shift = round(known.shift(context, posterior) * 2.0) if posterior else 0
+        # How much easier this request is than others so far: logit units, four to one.
+        shift = round(known.shift(context, posterior) * 4.0) if posterior else 0
         ceiling, own = view.max_draft, view.own_passes
         if not ample_time(self._cost, view):
             hazards = known.hazards(context, ceiling, keep=keep)
-            ceiling, own = shared_draft(view, survival(hazards, shift / 2.0))
+            ceiling, own = shared_draft(view, survival(hazards, shift / 4.0))
         later = own if view.from_pool else own - 1
         remaining = view.remaining_tokens
         price = round(log(theta) * 10.0) if theta > 0.0 else NO_PRICE

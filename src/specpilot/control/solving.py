@@ -60,12 +60,12 @@ def decide(known: Inputs, key: Key) -> Decision:
     chain. So what it is worth is the better of two forecasts, a tree's and a chain's that stops where it is
     unsure.
     """
-    ceiling, _, _, price, width, _, halves, matched, beside, sharing = key
+    ceiling, _, _, price, width, _, quarters, matched, beside, sharing = key
     theta = exp(price / 10.0) if price > NO_PRICE else 0.0
     context, cost, nodes = known.context, known.cost, known.max_nodes
     by_node = cost.verify_run_ms(width, max(ceiling, nodes), beside, sharing)
     hazards = known.hazards
-    shift = halves / 2.0
+    shift = quarters / 4.0
     levels = by_node[: ceiling + 1]
     if not nodes:  # chains alone
         survive = survival(hazards, shift)
@@ -124,7 +124,7 @@ def _solve(
     pass's time by the depth of the block, in ms. Drafting costs ``start_ms`` and ``step_ms`` for each step.
     ``stops``: the block's stops are valued (a chain's).
     """
-    ceiling, wanted, later, _, _, behind, halves, _, _, sharing = key
+    ceiling, wanted, later, _, _, behind, quarters, _, _, sharing = key
     cost = known.cost
     # θ · cost of the pass over the context alone, then of each further draft position. Drafting at all
     # needs the draft's own prefill, once for all passes still to come.
@@ -142,7 +142,7 @@ def _solve(
     tau, value, plain = best_length(survive, worth, costs)
     depth = max(tau, 1)  # one adverse decision is not yet fallback
     if known.context.has_confidence and tau < ceiling:
-        easy = survival(hazards, halves / 2.0 + EASY_SHIFT)
+        easy = survival(hazards, quarters / 4.0 + EASY_SHIFT)
         depth = max(depth, best_length(easy, worth, costs)[0])
     keep_at, draft_at = thresholds(hazards, worth, costs, verify, theta, depth)
     if stops and theta > 0.0 and known.context.has_confidence:
