@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from live_server import UNHURRIED, Gated, Running, Serve, scripted, scripted_pai
 from prometheus_client.parser import text_string_to_metric_families
 
 from specpilot.control import ControllerConfig
+from specpilot.pair import load_pair
 from specpilot.serving.answers import Ask
 from specpilot.serving.config import Keys, ServerConfig
 from specpilot.trace import CycleRecord, read_trace
@@ -37,6 +39,32 @@ def ends(seen: dict[str, float]) -> float:
     return sum(
         seen[f"specpilot_requests_total{{outcome={name}}}"] for name in ("finished", "cancelled", "failed")
     )
+
+
+def test_a_trees_side_nodes_are_counted(serve: Serve) -> None:
+    """An emitted token is an accepted one or the one that its pass adds; details and sums say the same."""
+    run = serve(load_pair(drafter="both"), promises=replace(UNHURRIED, max_nodes=32, lookup_depth=8))
+    blocks = []
+    for text in (
+        "You can apply for a permit if",
+        "The agency will",
+        "Our office is open on",
+        "Please fill in",
+    ):
+        body = {"prompt": text, "continuation": False, "speculation": {"explain": True}}
+        blocks += [run.post(body).json["specpilot"] for _ in range(4)]
+    for block in blocks:
+        assert block["accepted_draft_tokens"] == block["verified_tokens"] - block["target_passes"]
+        details = block["cycle_details"]
+        assert block["accepted_draft_tokens"] == sum(cycle["accepted"] for cycle in details)
+        assert block["drafted_tokens"] == sum(cycle["proposed"] for cycle in details)
+    seen = scrape(run)
+    by_position = sum(
+        seen[f"specpilot_accepted_tokens_at_position_total{{position={n}}}"] for n in range(1, 33)
+    )
+    accepted = sum(block["accepted_draft_tokens"] for block in blocks)
+    assert seen["specpilot_accepted_tokens_total"] == accepted > by_position
+    assert seen["specpilot_draft_tokens_total"] == sum(block["drafted_tokens"] for block in blocks)
 
 
 def test_metrics_add_up(serve: Serve) -> None:

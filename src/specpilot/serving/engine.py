@@ -257,8 +257,8 @@ class Engine(LoopObserver):
     ) -> None:
         """Tells the listener what is verified; passed on."""
         job = self._jobs[info.request_id]
-        job.accepted += outcome.accepted
-        job.drafted += outcome.proposed
+        job.accepted += outcome.accepted + outcome.side_accepted
+        job.drafted += outcome.proposed + outcome.side_proposed
         job.engine_s += end_s - start_s
         if job.first_cycle_s is None:
             job.first_cycle_s = start_s

@@ -54,7 +54,9 @@ class Metrics(LoopObserver):
         registry = self.registry
         ProcessCollector(registry=registry)  # resident memory, CPU time, open files; on Linux
         self._drafted = PrometheusCounter(
-            "specpilot_draft_tokens", "Draft tokens that were sent to verification", registry=registry
+            "specpilot_draft_tokens",
+            "Draft tokens that were sent to verification, a tree's side nodes included",
+            registry=registry,
         )
         self._accepted = PrometheusCounter(
             "specpilot_accepted_tokens", "Draft tokens that the target accepted", registry=registry
@@ -65,10 +67,10 @@ class Metrics(LoopObserver):
             registry=registry,
         )
         self._drafted_at = _by_position(
-            "specpilot_draft_tokens_at_position", "Draft tokens sent to verification", registry
+            "specpilot_draft_tokens_at_position", "The draft's first choices sent to verification", registry
         )
         self._accepted_at = _by_position(
-            "specpilot_accepted_tokens_at_position", "Draft tokens accepted", registry
+            "specpilot_accepted_tokens_at_position", "The draft's first choices accepted", registry
         )
         self._length = Histogram(
             "specpilot_draft_length",
@@ -135,8 +137,8 @@ class Metrics(LoopObserver):
     ) -> None:
         """Counts one request's cycle."""
         proposed = min(outcome.proposed, POSITIONS)
-        self._drafted.inc(outcome.proposed)
-        self._accepted.inc(outcome.accepted)
+        self._drafted.inc(outcome.proposed + outcome.side_proposed)
+        self._accepted.inc(outcome.accepted + outcome.side_accepted)
         self._emitted.inc(outcome.emitted)
         for child in self._drafted_at[:proposed]:
             child.inc()
