@@ -82,6 +82,16 @@ def test_the_output_ends_inside_a_tree() -> None:
     assert done.accepted + done.side_accepted <= 2
 
 
+def test_nothing_is_drafted_behind_the_end() -> None:
+    """As live: the draft's EOS ends its path, whatever else the tree tries."""
+    trace = replace(_cut(3), agree=(1, 1, 1), rank=(0, 0, 0), ended="eos")
+    done = executor(trace).run([plan(8, 8, TreeRule(width=1, branching=False))])[0]
+    assert (done.drafted, done.proposed, done.accepted, done.emitted) == (3, 3, 3, 3)
+    assert done.ended is StopCause.EOS
+    cut = replace(trace, ended=None)
+    assert executor(cut).run([plan(8, 8, TreeRule(width=1, branching=False))])[0].drafted > 3
+
+
 def _cut(length: int) -> AgreementTrace:
     return AgreementTrace(
         "t", 10, (1,) * length, (0.9,) * length, (0,) * length, shares=((0.5,) * 4,) * length,

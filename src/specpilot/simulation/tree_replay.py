@@ -19,6 +19,8 @@ from specpilot.trace.agreement import AgreementTrace
 
 RIGHT = 0
 """Stands for the target's own token, whatever it is; other candidates get numbers of their own."""
+END = -1
+"""Stands for it where it is the EOS with which the output ends: nothing is proposed after it."""
 
 
 @dataclass(slots=True)
@@ -53,7 +55,7 @@ class _Tree:
     numbers: int = RIGHT
 
     def look_up(self, right: int, confidence: float, count: int) -> None:
-        tokens = [RIGHT if place < right else self._number() for place in range(count)]
+        tokens = [self._right(place) if place < right else self._number() for place in range(count)]
         self.growth.look_up(tokens, confidence)
         self._note(0)
 
@@ -71,9 +73,17 @@ class _Tree:
         first = len(self.growth.nodes)
         self.growth.expand(
             index,
-            [(RIGHT if rank == right else self._number(), share) for rank, share in enumerate(shares)],
+            [
+                (self._right(depth) if rank == right else self._number(), share)
+                for rank, share in enumerate(shares)
+            ],
         )
         self._note(first)
+
+    def _right(self, depth: int) -> int:
+        """The target's own token so far behind the start."""
+        last = self.start + depth == len(self.trace.agree) - 1
+        return END if last and self.trace.ended == "eos" else RIGHT
 
     def _number(self) -> int:
         self.numbers += 1
@@ -83,7 +93,7 @@ class _Tree:
         """Which of the nodes from this one on are on the true continuation."""
         nodes = self.growth.nodes
         for index in range(first, len(nodes)):
-            if nodes[index].token == RIGHT and nodes[index].parent in self.on_path:
+            if nodes[index].token in (RIGHT, END) and nodes[index].parent in self.on_path:
                 self.on_path.add(index)
 
 
@@ -108,7 +118,7 @@ def replay_tree(
     rule = plan.tree
     if rule is None or trace.shares is None or trace.rank is None or trace.confidence is None:
         raise ValueError("trace: no shares or ranks for a tree; record it with this version")
-    growth = Growth(rule, plan.stop, plan.max_draft, plan.max_nodes)
+    growth = Growth(rule, plan.stop, plan.max_draft, plan.max_nodes, frozenset({END}))
     tree = _Tree(trace, start, growth)
     result = TreeCycle()
     plan.stop.start()
