@@ -19,7 +19,7 @@ LEARNING_BLOCKS = 32
 DECISION_CYCLES = 64
 """Cycles of a context for which a decision is kept, at most: estimates that rest on tens of observations
 hardly move in between, and a change of phase throws decisions away at once. One that rests on few is kept for
-about half as many cycles as there were blocks."""
+a quarter as many cycles as there were blocks."""
 RULE_CYCLES = 8
 """Cycles after which it is, later on."""
 TREE_TRIALS = (8, 64)
@@ -75,7 +75,7 @@ class Context:
 
     def keep(self, decision: Decision) -> Decision:
         """Note until when a decision just made is kept."""
-        decision.until = self.age + min(DECISION_CYCLES, 4 + self.blocks // 2)
+        decision.until = self.age + min(DECISION_CYCLES, 1 + self.blocks // 4)
         return decision
 
     def grow_older(self) -> None:
