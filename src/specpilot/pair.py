@@ -17,7 +17,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 from specpilot.control import BatchPlan, Controller, ControllerConfig, RequestSummary, StopCause
-from specpilot.control.config import TREE_LOOKUP, TREE_NODES
+from specpilot.control.config import TREE_LOOKUP, TREE_NODES, is_number
 from specpilot.control.types import RequestInfo
 from specpilot.decoding.acceptance import make_rule
 from specpilot.decoding.caches import CacheStore
@@ -181,17 +181,13 @@ class Pair:
             ContextLimitError: for a prompt that does not fit (a ValueError).
             ValueError: for any other bad argument; the message says what to do.
         """
-        for name, value in (
-            ("max_tokens", max_tokens),
-            ("top_k", top_k),
-            ("seed", seed),
-            ("max_draft", max_draft),
-        ):
-            if not _is_number(value, Integral) and (value is not None or name in ("max_tokens", "top_k")):
-                raise ValueError(f"{name}: {value!r} is not a whole number; give one")
-        for name, given in (("temperature", temperature), ("top_p", top_p), ("slo_ms", slo_ms)):
-            if not _is_number(given, Real) and (given is not None or name != "slo_ms"):
-                raise ValueError(f"{name}: {given!r} is not a number; give one")
+        counts = {"max_tokens": max_tokens, "top_k": top_k, "seed": seed, "max_draft": max_draft}
+        for name, whole in counts.items():
+            if not (is_number(whole, Integral) or (whole is None and name in ("seed", "max_draft"))):
+                raise ValueError(f"{name}: {whole!r} is not a whole number; give one")
+        for name, number in {"temperature": temperature, "top_p": top_p, "slo_ms": slo_ms}.items():
+            if not (is_number(number, Real) or (number is None and name == "slo_ms")):
+                raise ValueError(f"{name}: {number!r} is not a number; give one")
         stops = (stop,) if isinstance(stop, str) else stop
         if not isinstance(stops, Sequence) or not all(isinstance(text, str) for text in stops):
             raise ValueError(f"stop: {stop!r} is not a string or a list of strings; leave it out for none")
@@ -265,11 +261,6 @@ class Pair:
             e2e_ms=0.0 if summary is None else summary.e2e_ms,
             reason=request.error or admission.reason or watch.reason,
         )
-
-
-def _is_number(value: object, kind: type[Integral] | type[Real]) -> bool:
-    """Whether it is one; True and False are none."""
-    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 class _Watch(LoopObserver):

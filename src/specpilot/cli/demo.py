@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from specpilot.cli.options import LookupDepthOption, MaxNodesOption, given
+from specpilot.cli.options import LookupDepthOption, MaxNodesOption, depth_within
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 from specpilot.control import ControllerConfig
 from specpilot.demo.runner import DemoConfig, run_demo
@@ -58,7 +58,7 @@ def run(
         slo_p95_ms=slo_p95_ms,
         pass_budget=pass_budget,
         max_nodes=max_nodes,
-        lookup_depth=lookup_depth if given(context, "lookup_depth") else min(lookup_depth, max_nodes),
+        lookup_depth=depth_within(context, lookup_depth, max_nodes),
     )
     config = DemoConfig(requests=requests, seed=seed, load=load, max_tokens=max_tokens, promises=promises)
     screen = console(json_target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,10 +35,12 @@ def check_text(name: str, path: Path | None) -> None:
     check_file(name, path)
     if path is None:
         return
+    from specpilot.trace.files import is_trace
+
     with path.open("rb") as file:
         start = file.read(4)
     method = next((method for magic, method in COMPRESSED.items() if start.startswith(magic)), None)
-    if method == "gzip" and _is_trace(path):
+    if method == "gzip" and is_trace(path):
         raise ValueError(f"{name}: {path.name}: this is a trace of cycles; read it with `specpilot diagnose`")
     if method is not None:
         raise ValueError(f"{name}: {path.name}: the file is compressed ({method}); unpack it first")
@@ -59,12 +60,3 @@ def reading(name: str, path: Path | None, wanted: str) -> Iterator[None]:
         if path is None:
             raise
         raise ValueError(f"{name}: {error} (wanted: {wanted})") from None
-
-
-def _is_trace(path: Path) -> bool:
-    from specpilot.trace.files import is_trace
-
-    try:
-        return is_trace(path)
-    except (OSError, zlib.error):
-        return False

@@ -47,6 +47,11 @@ def given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
+def depth_within(context: typer.Context, lookup_depth: int, max_nodes: int) -> int:
+    """``--lookup-depth`` as it was given, or of its default what ``--max-nodes`` has room for."""
+    return lookup_depth if given(context, "lookup_depth") else min(lookup_depth, max_nodes)
+
+
 def refuse(context: typer.Context, where: str, *names: str) -> None:
     """Refuse options that are given where they cannot have an effect.
 

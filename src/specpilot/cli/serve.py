@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from specpilot.cli.options import DraftOption, LookupDepthOption, MaxNodesOption, TargetOption, given
+from specpilot.cli.options import DraftOption, LookupDepthOption, MaxNodesOption, TargetOption, depth_within
 from specpilot.control import ControllerConfig
 from specpilot.control.config import TREE_LOOKUP, TREE_NODES, Mode
 
@@ -91,7 +91,7 @@ def run(
         mode=Mode(mode),
         tenant_pool_cap=tenant_pool_cap,
         max_nodes=max_nodes,
-        lookup_depth=lookup_depth if given(context, "lookup_depth") else min(lookup_depth, max_nodes),
+        lookup_depth=depth_within(context, lookup_depth, max_nodes),
         give_way=give_way,
     )
     config = ServerConfig(

@@ -133,16 +133,11 @@ def import_command(
     check_text("log", log)
     check_writable(trace, json_target)
     check_suffix("trace", trace, TRACES)
-    if kind not in KINDS:
-        raise ValueError(
-            f"format: {kind!r} is not one of {', '.join(KINDS)}; steps reads CSV (a name in .csv) "
-            "and JSON Lines"
-        )
     try:
         found = read_log(log, kind)
     except ValueError as error:
         other = next((name for name in KINDS if name != kind and _reads(log, name)), None)
-        if other is None:
+        if other is None or kind not in KINDS:
             raise
         raise ValueError(f"{error}; this is a log of another format: give --format {other}") from None
     write_trace(trace, found.header, found.records)

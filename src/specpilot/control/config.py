@@ -8,6 +8,11 @@ from enum import StrEnum
 from numbers import Integral, Real
 
 
+def is_number(value: object, kind: type[Integral] | type[Real]) -> bool:
+    """Whether it is one of this kind; numpy's numbers are, True and False are not."""
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 class Mode(StrEnum):
     """Who chooses τ. The pass ledger and the deadlines hold in all three."""
 
@@ -138,14 +143,13 @@ class ControllerConfig:
         return {"planner": planner, **values}
 
     def _check_type(self, name: str, kind: str) -> None:
-        """Refuse a value of another type than the field's; numpy's numbers are numbers, True is none."""
+        """Refuse a value of another type than the field's."""
         value = getattr(self, name)
-        number = isinstance(value, Real) and not isinstance(value, bool)
         if kind.startswith("int"):
-            ok = (number and isinstance(value, Integral)) or (value is None and kind.endswith("None"))
+            ok = is_number(value, Integral) or (value is None and kind.endswith("None"))
             self._require(name, ok, "a whole number", "give a count")
         elif kind == "float":
-            self._require(name, number, "a number", "give one")
+            self._require(name, is_number(value, Real), "a number", "give one")
         elif kind == "bool":
             self._require(name, isinstance(value, bool), "True or False", "give one of the two")
 

@@ -293,7 +293,6 @@ class OptimalPlanner:
         remaining = view.remaining_tokens
         price = round(log(theta) * 10.0) if theta > 0.0 else NO_PRICE
         width, behind = grid(view.new_context_tokens), grid(view.draft_behind_tokens)
-        reach = max(ceiling, view.max_lookup) + 1
         wanted = 0
         if later >= remaining:
             # A pass for each token: only time is scarce, and what lies beyond two blocks changes nothing.
@@ -301,8 +300,7 @@ class OptimalPlanner:
             # what is decided for many tokens holds for few, cut to their number.
             if ceiling == remaining - 1:
                 ceiling = self._config.max_draft
-                reach = max(ceiling, view.max_lookup) + 1
-            wanted = later = coarse(2 * reach + 1)
+            wanted = later = coarse(2 * (max(ceiling, view.max_lookup) + 1) + 1)
             price = price // 5 * 5
             behind = behind if behind > CAUGHT_UP else 1
         elif later > 0:
@@ -313,8 +311,7 @@ class OptimalPlanner:
                 if may_end:
                     ceiling = min(remaining - 1, self._config.max_draft)
                     remaining = ceiling + 1
-                reach = max(ceiling, view.max_lookup) + 1
-            wanted = min(remaining, (later + 1) * reach + 1)
+            wanted = min(remaining, (later + 1) * (max(ceiling, view.max_lookup) + 1) + 1)
             if later > LATER_PASSES:
                 # Tokens are as scarce in so many passes as in all of them.
                 wanted = max(round(wanted * (LATER_PASSES + 1) / (later + 1)), LATER_PASSES, ceiling) + 1

@@ -197,7 +197,7 @@ def is_trace(path: Path) -> bool:
     try:
         with _open_read(path) as file:
             return lines.parse_object(next(iter(file), b"")).get("kind") == "trace"
-    except (ValueError, EOFError):
+    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error, _zstd_error()):
         return False
 
 

@@ -94,7 +94,10 @@ def read_log(path: Path, kind: str) -> Imported:
         OSError: if it cannot be read.
     """
     if kind not in KINDS:
-        raise ValueError(f"format: {kind!r} is not one of {', '.join(KINDS)}")
+        raise ValueError(
+            f"format: {kind!r} is not one of {', '.join(KINDS)}; steps reads CSV (a name in .csv) "
+            "and JSON Lines"
+        )
     told: set[str] = set()
     if kind == "vllm":
         groups = enumerate(lines.read_lines(path, _vllm_request), 1)
