@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from specpilot.trace.cycles import COUNTS, NUMBERS, CycleRecord
+from specpilot.trace.cycles import CycleEvidence, CycleRecord, LedgerState
 from specpilot.trace.files import TraceReader
 from specpilot.trace.requests import AdmitRecord, EndRecord
 from specpilot.trace.schema import VERSION, TraceHeader, from_json
@@ -14,15 +17,27 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 CHUNK = 20_000
-_TEXTS = ("request", "binding", "note", "ended", "draft_fault", "drafter", "status", "own")
-_LISTS = ("confidences", "overlaps", "proposal_q", "sampled")
-_WHOLE_LISTS = ("accepted_at", "verdicts", "emitted_verdicts", "proposed_ids", "emitted_ids", "prompt_ids")
+
+
+def _names(record: type[Any], **renamed: str) -> dict[str, str]:
+    """A record's fields and their columns' names; those that are records themselves are left out."""
+    names = (field.name for field in fields(record))
+    return {name: renamed.get(name, name) for name in names if name not in ("ledger", "evidence")}
+
+
+CYCLE_NAMES = _names(CycleRecord)
+LEDGER_NAMES = {name: f"ledger_{name}" for name in _names(LedgerState)}
+EVIDENCE_NAMES = _names(CycleEvidence)
+ADMIT_NAMES = _names(AdmitRecord, call="admit_call", time_s="admit_s")
+END_NAMES = _names(EndRecord, call="end_call", time_s="end_s")
 
 
 def export_parquet(path: Path, cycles_path: Path, requests_path: Path, *, partial: bool = False) -> int:
     """Write a trace's cycles and requests as two Parquet files; returns the number of cycles.
 
-    The requests' table holds one row per arrival: what was asked, and, where it has ended, its account.
+    Both have a column for every field of the trace's records. A cycle's ledger is spread over columns
+    ``ledger_*``, and its evidence stands beside the other columns. The requests' table holds one row per
+    arrival: what was asked, and, where it has ended, its account.
     Nothing is left behind if the trace turns out to be broken.
 
     Raises:
@@ -54,14 +69,12 @@ def export_parquet(path: Path, cycles_path: Path, requests_path: Path, *, partia
                         writer.write_table(pa.Table.from_pylist(rows, schema))
                         rows.clear()
                 elif isinstance(record, AdmitRecord):
-                    row = {name: getattr(record, name) for name in _ADMIT}
+                    row = _row(record, ADMIT_NAMES)
                     requests.append(row)
                     if record.admitted:
                         open_rows[record.request] = row
                 elif isinstance(record, EndRecord):
-                    open_rows.pop(record.request, {}).update(
-                        {name: getattr(record, name) for name in _END} | {"end_s": record.time_s}
-                    )
+                    open_rows.pop(record.request, {}).update(_row(record, END_NAMES))
             writer.write_table(pa.Table.from_pylist(rows, schema))
         pq.write_table(pa.Table.from_pylist(requests, _request_schema()), requests_path, compression="zstd")
     except BaseException:
@@ -71,70 +84,48 @@ def export_parquet(path: Path, cycles_path: Path, requests_path: Path, *, partia
     return count
 
 
-_ADMIT = (
-    "request",
-    "arrival_s",
-    "prompt_tokens",
-    "max_tokens",
-    "cached_tokens",
-    "slo_ms",
-    "drafter",
-    "acceptance",
-    "tenant",
-    "admitted",
-    "deadline_s",
-    "reason",
-)
-_END = ("cause", "emitted_tokens", "target_passes", "pool_passes", "cycles", "e2e_ms", "met_slo")
+def _row(record: object, names: Mapping[str, str]) -> dict[str, Any]:
+    return {column: getattr(record, name) for name, column in names.items()}
 
 
 def _cycle_row(record: CycleRecord) -> dict[str, Any]:
-    row: dict[str, Any] = {name: getattr(record, name) for name in (*COUNTS, *NUMBERS, *_TEXTS)}
-    row |= {
-        "from_pool": record.from_pool,
-        "shadow_draft": record.shadow_draft,
-        "begin_call": record.begin_call,
-        "ledger_admitted": record.ledger.admitted,
-        "ledger_passes_started": record.ledger.passes_started,
-        "ledger_pool": record.ledger.pool,
-        "numbers": list(record.numbers.items()),
-        "confidences": record.confidences,
-    }
-    for name in ("temperature", "own_id", *_LISTS[1:], *_WHOLE_LISTS):
-        row[name] = getattr(record.evidence, name)
-    return row
+    return (
+        _row(record, CYCLE_NAMES)
+        | {"own": record.own, "numbers": list(record.numbers.items())}
+        | _row(record.ledger, LEDGER_NAMES)
+        | _row(record.evidence, EVIDENCE_NAMES)
+    )
 
 
 def _cycle_schema() -> pa.Schema:
     import pyarrow as pa
 
-    types: dict[str, Any] = {name: pa.int64() for name in COUNTS}
-    types |= {name: pa.float64() for name in NUMBERS}
-    types |= {name: pa.string() for name in _TEXTS}
-    types |= {name: pa.list_(pa.float64()) for name in _LISTS}
-    types |= {name: pa.list_(pa.int64()) for name in _WHOLE_LISTS}
-    types |= {
-        "from_pool": pa.bool_(),
-        "shadow_draft": pa.int64(),
-        "begin_call": pa.int64(),
-        "ledger_admitted": pa.int64(),
-        "ledger_passes_started": pa.int64(),
-        "ledger_pool": pa.float64(),
-        "numbers": pa.map_(pa.string(), pa.float64()),
-        "temperature": pa.float64(),
-        "own_id": pa.int64(),
-    }
+    types = _types(CycleRecord, CYCLE_NAMES) | {"own": pa.string()}
+    types |= _types(LedgerState, LEDGER_NAMES) | _types(CycleEvidence, EVIDENCE_NAMES)
     return pa.schema(list(types.items()))
 
 
 def _request_schema() -> pa.Schema:
     import pyarrow as pa
 
-    types: dict[str, Any] = {
-        name: pa.string() for name in ("request", "drafter", "acceptance", "tenant", "reason", "cause")
-    }
-    types |= {name: pa.float64() for name in ("arrival_s", "slo_ms", "deadline_s", "end_s", "e2e_ms")}
-    types |= {name: pa.bool_() for name in ("admitted", "met_slo")}
-    counts = ("emitted_tokens", "target_passes", "pool_passes", "cycles")
-    types |= {name: pa.int64() for name in ("prompt_tokens", "max_tokens", "cached_tokens", *counts)}
+    types = _types(AdmitRecord, ADMIT_NAMES) | _types(EndRecord, END_NAMES)
     return pa.schema(list(types.items()))
+
+
+def _types(record: type[Any], names: Mapping[str, str]) -> dict[str, Any]:
+    hints = get_type_hints(record)
+    return {column: _type(hints[name]) for name, column in names.items()}
+
+
+def _type(hint: Any) -> Any:
+    """The column's type for a field's."""
+    import pyarrow as pa
+
+    if isinstance(hint, UnionType):  # every column may hold null
+        (hint,) = (part for part in get_args(hint) if part is not type(None))
+    if get_origin(hint) is tuple:
+        return pa.list_(_type(get_args(hint)[0]))
+    if get_origin(hint) is Mapping:
+        return pa.map_(*map(_type, get_args(hint)))
+    known = {bool: pa.bool_(), int: pa.int64(), float: pa.float64()}
+    return known.get(hint, pa.string())  # names: text, or an enumeration of strings
