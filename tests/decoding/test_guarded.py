@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,24 @@ def test_a_good_draft_passes_untouched() -> None:
     assert GuardedDrafter(Fake(lambda: [GOOD]), None, VOCAB).propose([item()]) == [GOOD]
 
 
+NAN: Any = float("nan")
+
+
+def tree(**changed: Any) -> list[Draft]:
+    """Two choices beside each other, changed."""
+    draft = Draft(
+        Block((3, 4), (-1, -1)), (0.5,), main=1, ranks=(1, 2), shares=(0.5, 0.25), steps=1, side_worth=0.25
+    )
+    return [replace(draft, **changed)]
+
+
+@pytest.mark.parametrize(
+    "good", [tree(), tree(ranks=(1, 0)), tree(ranks=(0, 0)), tree(looked_up=((3,), 0.5))]
+)
+def test_a_good_tree_passes_untouched(good: list[Draft]) -> None:
+    assert GuardedDrafter(Fake(lambda: good), None, VOCAB).propose([item()]) == good
+
+
 BAD: dict[str, tuple[Any, str]] = {
     "too few": ([], "malformed: 0 drafts for 1 requests"),
     "not drafts": ([None], "malformed"),
@@ -74,6 +92,18 @@ BAD: dict[str, tuple[Any, str]] = {
     "time negative": ([Draft(Block.chain([1]), (0.5,), draft_ms=-50.0)], "malformed: times"),
     "main": ([Draft(Block.chain([1, 2]), (0.5, 0.5), main=5)], "malformed: main 5"),
     "ranks": ([Draft(Block.chain([1, 2]), (0.5, 0.5), ranks=(1,))], "malformed: 1 ranks"),
+    "a rank below 0": (tree(ranks=(1, -1)), "malformed: rank -1"),
+    "a rank that is none": (tree(ranks=(1, float("nan"))), "malformed: rank nan"),
+    "a rank between two": (tree(ranks=(1, 1.5)), "malformed: rank 1.5"),
+    "a rank beyond the vocabulary": (tree(ranks=(1, VOCAB + 1)), "malformed: rank 13"),
+    "one rank twice": (tree(ranks=(1, 1)), "malformed: rank 1 twice"),
+    "a share above 1": (tree(shares=(0.5, 1.5)), "malformed: share 1.5"),
+    "a share that is none": (tree(shares=(0.5, float("nan"))), "malformed: share nan"),
+    "side worth": (tree(side_worth=float("nan")), "malformed: side_worth nan"),
+    "looked up": (tree(looked_up=((3,), 2.0)), "malformed: confidence 2.0 of looked-up text"),
+    "looked up without confidence": (tree(looked_up=(3,)), "malformed: ValueError"),
+    "prefill": ([Draft(Block.chain([1]), (0.5,), prefill_tokens=-1)], "malformed: -1 prefill tokens"),
+    "steps that are no number": ([Draft(Block.chain([1]), (0.5,), steps=NAN)], "malformed: nan steps"),
     "steps": ([Draft(Block.chain([1]), (0.5,), steps=-1)], "malformed: -1 steps"),
     "tokens with fault": ([Draft(Block.chain([1]), fault="x")], "malformed: tokens proposed"),
 }

@@ -183,10 +183,32 @@ class GuardedDrafter:
             return f"times {draft.draft_ms} and {draft.prefill_ms} are not finite and ≥ 0"
         if draft.main is not None and not 0 <= draft.main <= len(block):
             return f"main {draft.main} is not in 0…{len(block)}"
+        if not draft.prefill_tokens >= 0:
+            return f"{draft.prefill_tokens} prefill tokens are not ≥ 0"
+        if draft.looked_up is not None:
+            _, confidence = draft.looked_up
+            if not 0.0 <= confidence <= 1.0:
+                return f"confidence {confidence} of looked-up text is not in 0…1"
+        return self._tree_problem(draft)
+
+    def _tree_problem(self, draft: Draft) -> str | None:
+        block = draft.block
         if draft.ranks and not len(draft.ranks) == len(draft.shares) == len(block):
             return f"{len(draft.ranks)} ranks and {len(draft.shares)} shares for {len(block)} tokens"
-        if draft.steps is not None and draft.steps < 0:
+        taken = set()
+        for parent, rank in zip(block.parents, draft.ranks, strict=False):
+            if not 0 <= rank <= self._vocab_size or rank != int(rank):
+                return f"rank {rank} is not a whole number in 0…{self._vocab_size}"
+            if rank and (parent, rank) in taken:
+                return f"rank {rank} twice among the choices after one token"
+            taken.add((parent, rank))
+        for share in draft.shares:
+            if not 0.0 <= share <= 1.0 + 1e-6:
+                return f"share {share} is not in 0…1"
+        if draft.steps is not None and not draft.steps >= 0:
             return f"{draft.steps} steps are not ≥ 0"
+        if draft.side_worth is not None and not 0.0 <= draft.side_worth < math.inf:
+            return f"side_worth {draft.side_worth} is not finite and ≥ 0"
         return None
 
 
