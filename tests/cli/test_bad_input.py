@@ -3,14 +3,30 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 
 from specpilot import __version__
+from specpilot.cli import audit, complete, demo, plan, record, replay, serve, simulate
 from specpilot.cli.main import main
 from specpilot.cli.output import write_json
 from specpilot.cli.record import read_prompts
+
+COMMANDS = {
+    module.__name__.rsplit(".", 1)[1]: module.run
+    for module in (audit, complete, demo, plan, record, replay, serve, simulate)
+}
+
+
+def number_options(function: Callable[..., None]) -> Iterator[tuple[str, str]]:
+    """(option, ``whole`` or ``real``) of a command's numbers."""
+    for name, hint in get_type_hints(function).items():
+        kinds = {hint, *get_args(hint)} & {int, float}
+        if kinds:
+            yield "--" + name.replace("_", "-"), "whole" if int in kinds else "real"
 
 
 def status(*arguments: str) -> int:
@@ -95,3 +111,24 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
         [sys.executable, "-m", "specpilot", "--version"], capture_output=True, text=True, check=True
     )
     assert done.stdout == f"specpilot {__version__}\n"
+
+
+NUMBER_OPTIONS = [
+    (command, option, kind)
+    for command, function in COMMANDS.items()
+    for option, kind in number_options(function)
+]
+
+
+@pytest.mark.parametrize(("command", "option", "kind"), NUMBER_OPTIONS)
+def test_a_number_that_is_none_is_named_with_its_remedy(
+    command: str, option: str, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argument = {"complete": ["text"], "record": ["x.jsonl"], "replay": ["x.jsonl"]}.get(command, [])
+    for value in ("abc", "") if kind == "real" else ("abc", "", "1.5"):
+        assert status(command, *argument, option, value) == 2
+        error = " ".join(capsys.readouterr().err.translate(dict.fromkeys(map(ord, "│╭╮╰╯─"), " ")).split())
+        assert (
+            f"Invalid value for '{option}': {value!r} is not a {'whole ' * (kind == 'whole')}number" in error
+        )
+        assert "; write it in digits, e.g. " in error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from specpilot.cli.inputs import check_file, check_text
-from specpilot.cli.options import DraftOption, TargetOption, refuse
+from specpilot.cli.options import DraftOption, TargetOption, refuse, whole
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ def run(
         Path | None,
         typer.Option(help="JSON Lines with a prompt each. Default: the demonstration's.", show_default=False),
     ] = None,
-    limit: Annotated[int, typer.Option(help="Most prompts for greedy equality.")] = 24,
-    samples: Annotated[int, typer.Option(help="Sampled outputs per prompt and setting.")] = 300,
-    max_tokens: Annotated[int, typer.Option(help="Output tokens of each greedy output.")] = 24,
-    seed: Annotated[int, typer.Option(help="Of sampling, for a local pair.")] = 1,
+    limit: Annotated[int, whole("≥ 1", "24", help="Most prompts for greedy equality.")] = 24,
+    samples: Annotated[int, whole("≥ 1", "300", help="Sampled outputs per prompt and setting.")] = 300,
+    max_tokens: Annotated[int, whole("≥ 1", "24", help="Output tokens of each greedy output.")] = 24,
+    seed: Annotated[int, whole("≥ 0", "1", help="Of sampling, for a local pair.")] = 1,
     json_target: JsonOption = None,
 ) -> None:
     """Is the output right? Greedy equality, distribution, stop and EOS, seeds, vocabulary, emission rules.

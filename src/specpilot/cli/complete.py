@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specpilot.cli.options import DraftOption, MaxNodesOption, TargetOption, refuse
+from specpilot.cli.options import DraftOption, MaxNodesOption, TargetOption, real, refuse, whole
 from specpilot.cli.output import JsonOption, check_writable, console, write_json
 from specpilot.control import ControllerConfig, StopCause
 
@@ -24,7 +24,7 @@ DEFAULTS = ControllerConfig()
 def run(
     context: typer.Context,
     prompt: Annotated[str, typer.Argument(help="The text to continue.", show_default=False)],
-    max_tokens: Annotated[int, typer.Option(help="Most output tokens.")] = 24,
+    max_tokens: Annotated[int, whole("≥ 1", "24", help="Most output tokens.")] = 24,
     drafter: Annotated[
         str,
         typer.Option(
@@ -35,12 +35,12 @@ def run(
     explain: Annotated[
         bool, typer.Option("--explain", help="Show each cycle: proposed, accepted, own token, τ, reason.")
     ] = False,
-    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    temperature: Annotated[float, real("≥ 0", "0.7", help="0 is greedy.")] = 0.0,
     seed: Annotated[
-        int | None, typer.Option(help="Same prompt and seed, same text.", show_default=False)
+        int | None, whole("", "1", help="Same prompt and seed, same text.", show_default=False)
     ] = None,
-    slo_p95_ms: Annotated[float, typer.Option(help="End-to-end latency SLO.")] = DEFAULTS.slo_p95_ms,
-    pass_budget: Annotated[float, typer.Option(help="Target passes per request.")] = DEFAULTS.pass_budget,
+    slo_p95_ms: Annotated[float, real("> 0", "250", help="End-to-end latency SLO.")] = DEFAULTS.slo_p95_ms,
+    pass_budget: Annotated[float, real("≥ 1", "2", help="Target passes per request.")] = DEFAULTS.pass_budget,
     target: TargetOption = None,
     draft: DraftOption = None,
     engine: Annotated[str, typer.Option(help="onnx or transformers.")] = "onnx",

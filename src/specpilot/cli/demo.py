@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from specpilot.cli.options import LookupDepthOption, MaxNodesOption, depth_within
+from specpilot.cli.options import LookupDepthOption, MaxNodesOption, depth_within, real, whole
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 from specpilot.control import ControllerConfig
 from specpilot.demo.runner import DemoConfig, run_demo
@@ -19,16 +19,20 @@ DEFAULTS = DemoConfig()
 def run(
     context: typer.Context,
     requests: Annotated[
-        int, typer.Option(help="Live requests under each of the two policies.")
+        int, whole("≥ 1", "400", help="Live requests under each of the two policies.")
     ] = DEFAULTS.requests,
-    seed: Annotated[int, typer.Option(help="Seed of the mixture and the arrivals.")] = DEFAULTS.seed,
-    load: Annotated[float, typer.Option(help="Arrival rate ÷ measured capacity.")] = DEFAULTS.load,
+    seed: Annotated[int, whole("", "1", help="Seed of the mixture and the arrivals.")] = DEFAULTS.seed,
+    load: Annotated[
+        float, real("in (0, 1)", "0.4", help="Arrival rate ÷ measured capacity.")
+    ] = DEFAULTS.load,
     max_tokens: Annotated[
-        int, typer.Option(help="Most output tokens of a suggestion.")
+        int, whole("≥ 1", "24", help="Most output tokens of a suggestion.")
     ] = DEFAULTS.max_tokens,
-    slo_p95_ms: Annotated[float, typer.Option(help="End-to-end latency SLO.")] = DEFAULTS.promises.slo_p95_ms,
+    slo_p95_ms: Annotated[
+        float, real("> 0", "250", help="End-to-end latency SLO.")
+    ] = DEFAULTS.promises.slo_p95_ms,
     pass_budget: Annotated[
-        float, typer.Option(help="Target passes per request, on average.")
+        float, real("≥ 1", "2", help="Target passes per request, on average.")
     ] = DEFAULTS.promises.pass_budget,
     max_nodes: MaxNodesOption = DEFAULTS.promises.max_nodes,
     lookup_depth: LookupDepthOption = DEFAULTS.promises.lookup_depth,

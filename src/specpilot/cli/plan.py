@@ -16,7 +16,9 @@ from specpilot.cli.options import (
     DraftMsOption,
     VerifyMsOption,
     VerifyTokenMsOption,
+    real,
     refuse,
+    whole,
 )
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 from specpilot.control import ControllerConfig
@@ -78,21 +80,23 @@ def run(
             help="TOML file of candidate models: which should draft, which verify.", show_default=False
         ),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Most output tokens per request.")] = 24,
+    max_tokens: Annotated[int, whole("≥ 1", "24", help="Most output tokens per request.")] = 24,
     load: Annotated[
         float,
-        typer.Option(
+        real(
+            "≥ 0",
+            "0.4",
             help="Arrivals ÷ capacity; 0: closed loop, one client. "
-            "With --models: capacity of the cast that is best when idle; 0: idle only."
+            "With --models: capacity of the cast that is best when idle; 0: idle only.",
         ),
     ] = 0.4,
     rate: Annotated[
-        float | None, typer.Option(help="Arrivals a second, instead of --load.", show_default=False)
+        float | None, real("> 0", "5", help="Arrivals a second, instead of --load.", show_default=False)
     ] = None,
-    requests: Annotated[int, typer.Option(help="Requests to replay.")] = 400,
-    seed: Annotated[int, typer.Option(help="Seed of arrivals and of drawn bits.")] = 1,
-    slo_p95_ms: Annotated[float, typer.Option(help="End-to-end latency SLO.")] = DEFAULTS.slo_p95_ms,
-    pass_budget: Annotated[float, typer.Option(help="Target passes per request.")] = DEFAULTS.pass_budget,
+    requests: Annotated[int, whole("≥ 1", "400", help="Requests to replay.")] = 400,
+    seed: Annotated[int, whole("", "1", help="Seed of arrivals and of drawn bits.")] = 1,
+    slo_p95_ms: Annotated[float, real("> 0", "250", help="End-to-end latency SLO.")] = DEFAULTS.slo_p95_ms,
+    pass_budget: Annotated[float, real("≥ 1", "2", help="Target passes per request.")] = DEFAULTS.pass_budget,
     sensitivity: Annotated[bool, typer.Option(help="Also show what changes would do.")] = True,
     region: Annotated[
         bool, typer.Option("--map/--no-map", help="Also map tokens, τ and what binds over budget × SLO.")

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from specpilot.cli.inputs import check_text
-from specpilot.cli.options import DraftOption, TargetOption
+from specpilot.cli.options import DraftOption, TargetOption, whole
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 
 SERVED = 16
@@ -30,9 +30,9 @@ def run(
         Path | None,
         typer.Option(help="Also measure the engine, and write its costs here.", show_default=False),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Most output tokens per prompt.")] = 24,
+    max_tokens: Annotated[int, whole("≥ 1", "24", help="Most output tokens per prompt.")] = 24,
     limit: Annotated[
-        int | None, typer.Option(help="Only the first so many prompts.", show_default=False)
+        int | None, whole("≥ 1", "24", help="Only the first so many prompts.", show_default=False)
     ] = None,
     target: TargetOption = None,
     draft: DraftOption = None,

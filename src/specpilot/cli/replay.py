@@ -16,7 +16,9 @@ from specpilot.cli.options import (
     MaxNodesOption,
     VerifyMsOption,
     VerifyTokenMsOption,
+    real,
     refuse,
+    whole,
 )
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 from specpilot.control import ControllerConfig
@@ -42,15 +44,15 @@ def run(
     verify_token_ms: VerifyTokenMsOption = None,
     requests: Annotated[
         int | None,
-        typer.Option(help="Requests to replay. Default: each of the trace once.", show_default=False),
+        whole("≥ 1", "400", help="Requests to replay. Default: each of the trace once.", show_default=False),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Most output tokens per request.")] = 24,
+    max_tokens: Annotated[int, whole("≥ 1", "24", help="Most output tokens per request.")] = 24,
     load: Annotated[
-        float, typer.Option(help="Arrival rate ÷ capacity of specpilot; 0: closed loop, one client.")
+        float, real("≥ 0", "0.4", help="Arrival rate ÷ capacity of specpilot; 0: closed loop, one client.")
     ] = 0.4,
-    seed: Annotated[int, typer.Option(help="Seed of the arrivals and of unknown bits.")] = 1,
-    slo_p95_ms: Annotated[float, typer.Option(help="End-to-end latency SLO.")] = DEFAULTS.slo_p95_ms,
-    pass_budget: Annotated[float, typer.Option(help="Target passes per request.")] = DEFAULTS.pass_budget,
+    seed: Annotated[int, whole("", "1", help="Seed of the arrivals and of unknown bits.")] = 1,
+    slo_p95_ms: Annotated[float, real("> 0", "250", help="End-to-end latency SLO.")] = DEFAULTS.slo_p95_ms,
+    pass_budget: Annotated[float, real("≥ 1", "2", help="Target passes per request.")] = DEFAULTS.pass_budget,
     max_nodes: MaxNodesOption = DEFAULTS.max_nodes,
     lookup_depth: LookupDepthOption = DEFAULTS.lookup_depth,
     no_ledger: Annotated[

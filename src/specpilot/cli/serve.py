@@ -8,7 +8,15 @@ from typing import Annotated
 
 import typer
 
-from specpilot.cli.options import DraftOption, LookupDepthOption, MaxNodesOption, TargetOption, depth_within
+from specpilot.cli.options import (
+    DraftOption,
+    LookupDepthOption,
+    MaxNodesOption,
+    TargetOption,
+    depth_within,
+    real,
+    whole,
+)
 from specpilot.control import ControllerConfig
 from specpilot.control.config import TREE_LOOKUP, TREE_NODES, Mode
 
@@ -20,31 +28,31 @@ def run(
     target: TargetOption = None,
     draft: DraftOption = None,
     engine: Annotated[str, typer.Option(help="onnx or transformers.")] = "onnx",
-    slo_p95_ms: Annotated[float, typer.Option(help="End-to-end latency SLO.")] = DEFAULTS.slo_p95_ms,
-    pass_budget: Annotated[float, typer.Option(help="Target passes per request.")] = DEFAULTS.pass_budget,
+    slo_p95_ms: Annotated[float, real("> 0", "250", help="End-to-end latency SLO.")] = DEFAULTS.slo_p95_ms,
+    pass_budget: Annotated[float, real("≥ 1", "2", help="Target passes per request.")] = DEFAULTS.pass_budget,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    port: Annotated[int, whole("in 0…65535", "8000", help="Port to listen on; 0 takes a free one.")] = 8000,
     mode: Annotated[
         str,
         typer.Option(help="Who chooses the draft length: off, shadow or on; can be switched while running."),
     ] = "on",
     model_name: Annotated[str, typer.Option(help="The name that clients give as model.")] = "specpilot",
-    threads: Annotated[int, typer.Option(help="ONNX Runtime's threads for a pass.")] = 1,
-    max_batch: Annotated[int, typer.Option(help="Most requests in one target pass.")] = 4,
-    max_outstanding: Annotated[int, typer.Option(help="Most requests in flight.")] = 64,
+    threads: Annotated[int, whole("≥ 1", "1", help="ONNX Runtime's threads for a pass.")] = 1,
+    max_batch: Annotated[int, whole("≥ 1", "4", help="Most requests in one target pass.")] = 4,
+    max_outstanding: Annotated[int, whole("≥ 1", "64", help="Most requests in flight.")] = 64,
     max_prompt_tokens: Annotated[
-        int | None, typer.Option(help="Longest prompt. Default: the context.", show_default=False)
+        int | None, whole("≥ 1", "400", help="Longest prompt. Default: the context.", show_default=False)
     ] = None,
     max_tenant_outstanding: Annotated[
-        int | None, typer.Option(help="Most requests in flight for each tenant.", show_default=False)
+        int | None, whole("≥ 1", "8", help="Most requests in flight for each tenant.", show_default=False)
     ] = None,
     tenant_pool_cap: Annotated[
-        int | None, typer.Option(help="Most pool passes a tenant may draw.", show_default=False)
+        int | None, whole("≥ 0", "100", help="Most pool passes a tenant may draw.", show_default=False)
     ] = None,
     continuation_tokens: Annotated[
-        int, typer.Option(help="Most tokens in the continuation cache; 0: off.")
+        int, whole("≥ 0", "1000000", help="Most tokens in the continuation cache; 0: off.")
     ] = 1_000_000,
-    cache_mb: Annotated[int, typer.Option(help="Most MiB of KV caches kept per model.")] = 256,
+    cache_mb: Annotated[int, whole("≥ 0", "256", help="Most MiB of KV caches kept per model.")] = 256,
     max_nodes: MaxNodesOption = TREE_NODES,
     lookup_depth: LookupDepthOption = TREE_LOOKUP,
     give_way: Annotated[
@@ -55,7 +63,7 @@ def run(
             "the time of those who wait: a request is then sure of one pass only.",
         ),
     ] = False,
-    draft_timeout_ms: Annotated[float, typer.Option(help="After this a draft counts as hung.")] = 100.0,
+    draft_timeout_ms: Annotated[float, real("> 0", "100", help="After this a draft counts as hung.")] = 100.0,
     snapshot: Annotated[
         Path | None, typer.Option(help="File for the learned state between runs.", show_default=False)
     ] = None,

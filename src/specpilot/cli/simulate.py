@@ -17,7 +17,9 @@ from specpilot.cli.options import (
     MaxNodesOption,
     VerifyMsOption,
     VerifyTokenMsOption,
+    real,
     refuse,
+    whole,
 )
 from specpilot.cli.output import JsonOption, check_writable, console, progress, write_json
 from specpilot.control import ControllerConfig
@@ -50,20 +52,24 @@ def run(
         ),
     ] = None,
     speed: Annotated[
-        float, typer.Option(help="How much faster than recorded the CSV's requests come.")
+        float, real("> 0", "10", help="How much faster than recorded the CSV's requests come.")
     ] = 1.0,
-    requests: Annotated[int, typer.Option(help="Requests in all, or lines of the CSV at most.")] = 2000,
-    replicas: Annotated[int, typer.Option(help="Engines, each with a controller of its own.")] = 1,
+    requests: Annotated[
+        int, whole("≥ 1", "400", help="Requests in all, or lines of the CSV at most.")
+    ] = 2000,
+    replicas: Annotated[int, whole("≥ 1", "4", help="Engines, each with a controller of its own.")] = 1,
     load: Annotated[
-        float, typer.Option(help="Generated arrivals ÷ capacity under specpilot; above 1: overload.")
+        float, real("> 0", "0.4", help="Generated arrivals ÷ capacity under specpilot; above 1: overload.")
     ] = 0.5,
     rate: Annotated[
         float | None,
-        typer.Option(help="Generated arrivals per second in all, in place of --load.", show_default=False),
+        real(
+            "> 0", "5", help="Generated arrivals per second in all, in place of --load.", show_default=False
+        ),
     ] = None,
     burst: Annotated[
         float | None,
-        typer.Option(help="A quarter of the requests come this many times as fast.", show_default=False),
+        real("≥ 1", "4", help="A quarter of the requests come this many times as fast.", show_default=False),
     ] = None,
     drift: Annotated[
         str | None,
@@ -82,22 +88,22 @@ def run(
             help="Part of the run in which the draft fails, as shares: 0.4-0.5.", show_default=False
         ),
     ] = None,
-    max_tokens: Annotated[int, typer.Option(help="Most output tokens per request.")] = 24,
+    max_tokens: Annotated[int, whole("≥ 1", "24", help="Most output tokens per request.")] = 24,
     cost: CostOption = None,
     draft_ms: DraftMsOption = None,
     verify_ms: VerifyMsOption = None,
     verify_token_ms: VerifyTokenMsOption = None,
     slo_p95_ms: Annotated[
         float | None,
-        typer.Option(help="End-to-end latency SLO; default: the scenario's.", show_default=False),
+        real("> 0", "250", help="End-to-end latency SLO; default: the scenario's.", show_default=False),
     ] = None,
     pass_budget: Annotated[
         float | None,
-        typer.Option(help="Target passes per request; default: the scenario's.", show_default=False),
+        real("≥ 1", "2", help="Target passes per request; default: the scenario's.", show_default=False),
     ] = None,
     max_nodes: MaxNodesOption = 0,
-    processes: Annotated[int, typer.Option(help="Processes for the replicas.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 1,
+    processes: Annotated[int, whole("≥ 1", "2", help="Processes for the replicas.")] = 1,
+    seed: Annotated[int, whole("", "1", help="Seed of everything that is drawn.")] = 1,
     json_target: JsonOption = None,
 ) -> None:
     """Simulate policies on synthetic or real arrivals: drift, context mix, replicas, overload, faults.
