@@ -17,7 +17,7 @@ from specpilot.trace.cycles import CycleRecord, LedgerState
 
 def result(name: str, source: str, ms: float = 100.0, tokens: int = 8) -> PolicyResult:
     records = [
-        RequestRecord(f"r{i}", float(i), i + ms / 1000, 250.0, StopCause.EOS, 10, tokens, target_passes=2)
+        RequestRecord(f"r{i}", float(i), i + ms / 1000, 250.0, StopCause.EOS, tokens, target_passes=2)
         for i in range(40)
     ]
     return summarise(name, source, records, CycleTotals(), budget_violations=0)

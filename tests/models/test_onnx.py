@@ -123,9 +123,8 @@ def test_threads_may_share_a_model(write_llama: WriteLlama) -> None:
         assert max(pool.map(work, range(4))) < 1e-4
 
 
-@pytest.mark.parametrize("spin", [False, True])
-def test_two_threads(spin: bool, write_llama: WriteLlama) -> None:
-    model = OnnxCausalLM(write_llama(), threads=2, spin=spin)
+def test_two_threads(write_llama: WriteLlama) -> None:
+    model = OnnxCausalLM(write_llama(), threads=2)
     check_tree(model)
     check_batch(model)
 

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from specpilot.models.base import common_prefix
-from specpilot.models.sessions import CacheStats, CacheStore
+from specpilot.models.sessions import PER_SESSION, CacheStats, CacheStore
 
-MAX_BYTES, MIN_SHARED, PER_SESSION = 100, 3, 2
+MAX_BYTES, MIN_SHARED = 100, 3
 
 
 class FakeCache:
@@ -36,7 +36,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.store = CacheStore(MAX_BYTES, min_shared=MIN_SHARED, per_session=PER_SESSION)
+        self.store = CacheStore(MAX_BYTES, min_shared=MIN_SHARED)
         self.held: list[tuple[str, FakeCache]] = []
         self.hits = self.misses = self.evictions = 0
 
@@ -69,11 +69,6 @@ class StoreMachine(RuleBasedStateMachine):
         assert found is next(cache for count, cache in shared if count == most)
         self.held = [entry for entry in self.held if entry[1] is not found]  # invisible until released
         self.hits += 1
-
-    @rule(session=SESSIONS)
-    def forget(self, session: str) -> None:
-        self.store.forget(session)
-        self.held = [entry for entry in self.held if entry[0] != session]
 
     @invariant()
     def agrees(self) -> None:
@@ -117,7 +112,6 @@ def test_sessions_that_are_gone_leave_nothing_behind() -> None:
     [
         ({"max_bytes": -1}, "max_bytes: -1"),
         ({"max_bytes": 1, "min_shared": 0}, "min_shared: 0"),
-        ({"max_bytes": 1, "per_session": 0}, "per_session: 0"),
     ],
 )
 def test_values_out_of_range(arguments: dict[str, int], message: str) -> None:

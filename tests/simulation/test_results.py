@@ -48,8 +48,8 @@ def test_a_run_by_hand() -> None:
         record("gone", 900.0, StopCause.CANCELLED, tokens=1, target_passes=1),
     ]
     totals = CycleTotals()
-    totals.add(planned=8, drafted=8, proposed=7, accepted=5, emitted=6)
-    totals.add(planned=0, drafted=0, proposed=0, accepted=0, emitted=1)
+    totals.add(drafted=8, proposed=7, accepted=5)
+    totals.add(drafted=0, proposed=0, accepted=0)
     result = summarise("specpilot", "replay", records, totals, budget_violations=0, duration_s=2.0)
     assert (result.arrivals, result.requests, result.refused, result.empty) == (6, 5, 1, 1)
     assert result.verified_tokens == 20

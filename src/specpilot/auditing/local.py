@@ -29,6 +29,8 @@ from specpilot.trace.agreement import NEAR_TIE_MARGIN
 
 GREEDY_DRAFTS: tuple[int | None, ...] = (None, 1, 4, 12)
 """Draft lengths of the greedy check: the policy's own, and fixed ones."""
+SAMPLED_PROMPTS, SEEDED_PROMPTS = 2, 4
+"""So many of the prompts are sampled, to compare distributions and to compare runs of one seed."""
 
 
 class LocalSubject:
@@ -168,7 +170,6 @@ def audit_pair(
     *,
     max_tokens: int = 24,
     samples: int = 400,
-    sampled_prompts: int = 2,
     advance: Callable[[str], None] = lambda name: None,
 ) -> list[Check]:
     """All checks of a pair; greedy equality first.
@@ -178,7 +179,6 @@ def audit_pair(
         prompts: at least one.
         max_tokens: of each greedy output.
         samples: per prompt and sampling setting, at first; more where these leave a suspicion.
-        sampled_prompts: how many of the prompts are sampled.
         advance: called with each check's name before it.
 
     Raises:
@@ -192,10 +192,10 @@ def audit_pair(
     makers: dict[str, Callable[[], Check]] = {
         "greedy_equality": lambda: _greedy(subject, plain, max_tokens),
         "stop_and_eos": lambda: _ends(subject, plain, max_tokens),
-        "seeds": lambda: _seeds(subject, prompts[: max(4, sampled_prompts)]),
-        "distribution": lambda: check_distribution(subject, prompts, sampled_prompts, samples),
+        "seeds": lambda: _seeds(subject, prompts[:SEEDED_PROMPTS]),
+        "distribution": lambda: check_distribution(subject, prompts, SAMPLED_PROMPTS, samples),
         "coupled_distribution": lambda: check_distribution(
-            subject, prompts, sampled_prompts, samples, coupled=True
+            subject, prompts, SAMPLED_PROMPTS, samples, coupled=True
         ),
     }
     checks = []

@@ -171,14 +171,13 @@ class _Request:
             self.cycles.clear()
 
 
-def rescore(path: Path, draft: CausalLM, *, partial: bool = False, limit: int = MOST_REQUESTS) -> Rescored:
+def rescore(path: Path, draft: CausalLM, *, partial: bool = False) -> Rescored:
     """Run the requests of a trace through the draft model, one fresh pass each.
 
     Args:
         path: the trace.
         draft: the draft model that the engine ran.
         partial: accept a trace that was cut.
-        limit: most requests.
 
     Raises:
         ValueError: if the trace has no request that can be re-scored, or tokens that the model does not have.
@@ -197,7 +196,7 @@ def rescore(path: Path, draft: CausalLM, *, partial: bool = False, limit: int = 
                 # A trace that was cut may lack the admission: then nothing is known of the cache.
                 requests[name] = _Request(cached.pop(name, None) == 0)
             taken += not requests[name].cycles
-            requests[name].add(record, taken <= limit)
+            requests[name].add(record, taken <= MOST_REQUESTS)
             taken -= not requests[name].cycles
     usable = [request for request in requests.values() if request.whole]
     if not usable:

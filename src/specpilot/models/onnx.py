@@ -43,9 +43,6 @@ class OnnxCausalLM:
         threads: ONNX Runtime's threads for one pass, ≥ 1.
         name: by default the folder's.
         batching: whether several items share a pass, at the price of the weights' memory once more.
-        spin: whether threads wait actively for work during a pass. Measured with two threads on the bundled
-            target, one token: 30 % faster than one thread on two idle cores, but up to twice as slow where
-            another process wants a core; without it two threads are no faster than one.
 
     Raises:
         ValueError: if the folder holds no model that the engine can run; the message says what to do.
@@ -58,7 +55,6 @@ class OnnxCausalLM:
         *,
         name: str | None = None,
         batching: bool = True,
-        spin: bool = False,
     ) -> None:
         if threads < 1:
             raise ValueError(f"threads: {threads} is not ≥ 1; 1 gives the steadiest times")
@@ -70,12 +66,12 @@ class OnnxCausalLM:
         self._name = name or path.resolve().name
         # One row more than the context, see _layout.
         self._shape = CacheShape(config.layers, config.kv_heads, config.head_dim, config.context_limit + 1)
-        self._session = open_session(path, config, threads, spin, 1)
+        self._session = open_session(path, config, threads, 1)
         # Shared reading pays for an idle slot's arithmetic; a small model has only the arithmetic.
         self._fewest = 2 if read_index(path).elements * 4 >= _STREAMED_BYTES else BATCH_SLOTS
         self._batch: OnnxBatch | None = None
         if batching:
-            session = open_session(path, config, threads, spin, BATCH_SLOTS)
+            session = open_session(path, config, threads, BATCH_SLOTS)
             self._batch = OnnxBatch(session, self._shape, BATCH_SLOTS, config.vocab_size)
         self._indices = np.arange(config.context_limit, dtype=np.int64)
         self._zeros: FloatArray = np.zeros(config.context_limit, dtype=np.float32)

@@ -17,6 +17,9 @@ from threading import Lock
 
 from specpilot.models.base import KVCache, common_prefix
 
+PER_SESSION = 2
+"""Most caches kept for one session: they serve a user with two documents open."""
+
 
 @dataclass(frozen=True, slots=True)
 class CacheStats:
@@ -47,22 +50,18 @@ class CacheStore:
         max_bytes: most bytes held, as the caches count themselves (allocated); 0 keeps nothing.
         min_shared: fewest common prefix tokens for which a cache is handed out, ≥ 1. Below, it stays: a
             caller would drop nearly all its rows.
-        per_session: most caches kept for one session, ≥ 1; two serve a user with two documents open.
 
     Raises:
         ValueError: for a value out of range.
     """
 
-    def __init__(self, max_bytes: int, *, min_shared: int = 16, per_session: int = 2) -> None:
+    def __init__(self, max_bytes: int, *, min_shared: int = 16) -> None:
         if max_bytes < 0:
             raise ValueError(f"max_bytes: {max_bytes} is not ≥ 0; 0 keeps nothing")
         if min_shared < 1:
             raise ValueError(f"min_shared: {min_shared} is not ≥ 1; a cache that shares nothing is of no use")
-        if per_session < 1:
-            raise ValueError(f"per_session: {per_session} is not ≥ 1; use max_bytes=0 to keep nothing")
         self._max_bytes = max_bytes
         self._min_shared = min_shared
-        self._per_session = per_session
         self._entries: OrderedDict[int, _Entry] = OrderedDict()  # by the cache's id, oldest first
         self._sessions: dict[str, list[int]] = {}  # the same, by session
         self._bytes = 0
@@ -111,16 +110,10 @@ class CacheStore:
             self._sessions.setdefault(session_id, []).append(id(cache))
             self._bytes += nbytes
             own = self._sessions[session_id]
-            while len(own) > self._per_session:
+            while len(own) > PER_SESSION:
                 self._evict(own[0])
             while self._bytes > self._max_bytes:
                 self._evict(next(iter(self._entries)))
-
-    def forget(self, session_id: str) -> None:
-        """Drop what is held of a session, if anything (its user has left, or wants it gone)."""
-        with self._lock:
-            for key in list(self._sessions.get(session_id, ())):
-                self._remove(key)
 
     @property
     def stats(self) -> CacheStats:

@@ -157,10 +157,9 @@ class EmaTiers(Rule):
 
     name = "ema-tiers"
     TIERS = (1, 3, 5, 7)
+    DOWN_HYSTERESIS, UP_HYSTERESIS = -0.25, 0.0
 
-    def __init__(self, down_hysteresis: float = -0.25, up_hysteresis: float = 0.0) -> None:
-        self.down_hysteresis = down_hysteresis
-        self.up_hysteresis = up_hysteresis
+    def __init__(self) -> None:
         self.tier = 1
         self.ema = float(self.TIERS[self.tier])
         self.cycles = 0
@@ -175,9 +174,9 @@ class EmaTiers(Rule):
         self.cycles += 1
         if self.cycles < 10 or (self.cycles - 10) % 5:
             return
-        if self.tier and self.ema <= self.TIERS[self.tier - 1] - 0.5 + self.down_hysteresis:
+        if self.tier and self.ema <= self.TIERS[self.tier - 1] - 0.5 + self.DOWN_HYSTERESIS:
             self.tier -= 1
-        elif self.tier + 1 < len(self.TIERS) and self.ema > self.TIERS[self.tier] - 0.5 + self.up_hysteresis:
+        elif self.tier + 1 < len(self.TIERS) and self.ema > self.TIERS[self.tier] - 0.5 + self.UP_HYSTERESIS:
             self.tier += 1
 
 

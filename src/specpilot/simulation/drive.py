@@ -93,17 +93,15 @@ def request_record(request: ReplayRequest, controller: ObservedController) -> Re
     slo_ms = controller.config.slo_p95_ms
     trace = request.trace
     if summary is None:
-        return RequestRecord(request_id, arrival_s, arrival_s, slo_ms, None, trace.prompt_tokens)
+        return RequestRecord(request_id, arrival_s, arrival_s, slo_ms, None)
     return RequestRecord(
         request_id=request_id,
         arrival_s=arrival_s,
         end_s=arrival_s + summary.e2e_ms / 1000.0,
         slo_ms=slo_ms,
         cause=summary.cause,
-        prompt_tokens=trace.prompt_tokens,
         emitted_tokens=summary.emitted_tokens,
         loop_tokens=trace.loop_tokens(summary.emitted_tokens),
         near_ties=trace.near_ties(summary.emitted_tokens),
         target_passes=summary.target_passes,
-        label=trace.label or "",
     )

@@ -102,10 +102,8 @@ class ObservedController(Controller):
         """Learn, and record."""
         super().observe(outcomes, now=now)
         for outcome in outcomes:
-            plan = self._plans.pop(outcome.cycle_id)
-            self.totals.add(
-                plan.max_draft, outcome.drafted, outcome.proposed, outcome.accepted, outcome.emitted
-            )
+            del self._plans[outcome.cycle_id]
+            self.totals.add(outcome.drafted, outcome.proposed, outcome.accepted)
         if self.recorder is not None:
             self.recorder.observed(outcomes, now)
 

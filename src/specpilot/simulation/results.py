@@ -31,12 +31,10 @@ class RequestRecord:
     end_s: float
     slo_ms: float
     cause: StopCause | None
-    prompt_tokens: int = 0
     emitted_tokens: int = 0
     loop_tokens: int = 0
     near_ties: int = 0
     target_passes: int = 0
-    label: str = ""
 
     @property
     def e2e_ms(self) -> float:
@@ -59,18 +57,14 @@ class CycleTotals:
     drafted: int = 0
     proposed: int = 0
     accepted: int = 0
-    emitted: int = 0
-    planned_draft: int = 0
 
-    def add(self, planned: int, drafted: int, proposed: int, accepted: int, emitted: int) -> None:
+    def add(self, drafted: int, proposed: int, accepted: int) -> None:
         """Count one cycle."""
         self.cycles += 1
         self.plain_cycles += proposed == 0
         self.drafted += drafted
         self.proposed += proposed
         self.accepted += accepted
-        self.emitted += emitted
-        self.planned_draft += planned
 
 
 @dataclass(frozen=True, slots=True)

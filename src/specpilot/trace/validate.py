@@ -36,7 +36,6 @@ class _Life:
     line: int
     cycles: int = 0
     emitted: int = 0
-    wanted: int = 0
 
 
 def validate(path: Path, *, partial: bool = False) -> Validated:
@@ -79,7 +78,7 @@ def _check(
                 "used once at a time"
             )
         else:
-            lives[record.request] = _Life(line, wanted=record.max_tokens)
+            lives[record.request] = _Life(line)
     elif isinstance(record, CycleRecord):
         _check_cycle(record, _life(lives, record.request), seen)
         result.cycles += 1
