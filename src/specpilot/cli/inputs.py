@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+N = TypeVar("N", int, float)
 COMPRESSED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 """First bytes of compressed files."""
 
@@ -60,3 +62,23 @@ def reading(name: str, path: Path | None, wanted: str) -> Iterator[None]:
         if path is None:
             raise
         raise ValueError(f"{name}: {error} (wanted: {wanted})") from None
+
+
+def numbers(name: str, text: str, kind: Callable[[str], N], example: str, separator: str = ",") -> list[N]:
+    """The numbers in a list such as 0.75,0.25.
+
+    Args:
+        name: the option.
+        text: what it was given.
+        kind: ``int`` or ``float``.
+        example: a list that could be written instead.
+        separator: what stands between the numbers.
+
+    Raises:
+        ValueError: if something in the list is no such number.
+    """
+    try:
+        return [kind(part) for part in text.split(separator)]
+    except ValueError:
+        what = "whole numbers" if kind is int else "numbers"
+        raise ValueError(f"{name}: {text!r} is not a list of {what}; write e.g. {example}") from None

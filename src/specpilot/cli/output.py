@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,7 +52,9 @@ def write_json(target: str | None, result: Mapping[str, Any]) -> None:
     """
     if target is None:
         return
-    text = json.dumps(_finite(result), indent=1) + "\n"
+    from specpilot.trace.lines import finite
+
+    text = json.dumps(finite(result), indent=1) + "\n"
     if target == "-":
         sys.stdout.write(text)
     else:
@@ -84,14 +85,3 @@ def check_suffix(name: str, path: Path, allowed: Sequence[str]) -> None:
     """
     if path.suffix not in allowed:
         raise ValueError(f"{name}: {path.name!r} does not end in {', '.join(allowed)}; give it such a name")
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: an unlimited budget becomes null."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

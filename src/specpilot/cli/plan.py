@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from specpilot.cli.inputs import check_text, reading
+from specpilot.cli.inputs import check_text, numbers, reading
 from specpilot.cli.options import (
     COSTS_WANTED,
     CostOption,
@@ -24,18 +24,15 @@ from specpilot.cli.output import JsonOption, check_writable, console, progress, 
 from specpilot.control import ControllerConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from rich.console import Console
 
     from specpilot.sizing.roles import Role
     from specpilot.sizing.roles_load import LoadedRole
 
-N = TypeVar("N", int, float)
 DEFAULTS = ControllerConfig()
 INFEASIBLE = 1
-LISTS = {"map_budgets": "1,2,4", "map_slos_ms": "150,250"}
-"""Examples for the options that take a list of other numbers than probabilities."""
 PICTURES = (".svg", ".png", ".pdf")
 MAP = ("map_budgets", "map_slos_ms")
 """The options of the map's axes."""
@@ -127,9 +124,9 @@ def run(
         if value < 1:
             raise ValueError(f"{name}: {value} is not ≥ 1; give a count")
     screen = console(json_target)
-    prompts = _numbers("prompt_tokens", prompt_tokens, int)
-    budgets = None if map_budgets is None else _numbers("map_budgets", map_budgets, float)
-    slos_ms = None if map_slos_ms is None else _numbers("map_slos_ms", map_slos_ms, float)
+    prompts = numbers("prompt_tokens", prompt_tokens, int, "64,200")
+    budgets = None if map_budgets is None else numbers("map_budgets", map_budgets, float, "1,2,4")
+    slos_ms = None if map_slos_ms is None else numbers("map_slos_ms", map_slos_ms, float, "150,250")
     if rate is not None:
         refuse(context, "together with --rate, which replaces it", "load")
     if models is not None:
@@ -169,7 +166,7 @@ def run(
         traces = read_agreement(trace)
         origin = f"{trace.name}: {len(traces)} recorded requests, replayed exactly"
     else:
-        hazards = _numbers("acceptance", acceptance, float)
+        hazards = numbers("acceptance", acceptance, float, "0.8,0.7")
         traces = from_numbers(hazards, prompts, max_tokens, count=requests, seed=seed)
         origin = "acceptance given by position; agreement drawn from it and replayed"
     with progress(screen) as bar:
@@ -200,16 +197,6 @@ def run(
     write_json(json_target, plan.to_json() | {"seed": seed, "notes": notes})
     if not plan.feasible:
         raise typer.Exit(INFEASIBLE)
-
-
-def _numbers(name: str, text: str, kind: Callable[[str], N]) -> list[N]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError:
-        what, example = (
-            ("whole numbers", "64,200") if kind is int else ("numbers", LISTS.get(name, "0.8,0.7"))
-        )
-        raise ValueError(f"{name}: {text!r} is not a list of {what}; write e.g. {example}") from None
 
 
 def _roles(

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -112,37 +112,21 @@ def read_prompts(path: Path | None) -> list[tuple[str, str | None, str]]:
         from specpilot.demo.workload import bundled_prompts
 
         return [(prompt.key, prompt.label, prompt.text) for prompt in bundled_prompts()]
-    from specpilot.trace.lines import text_of
+    from specpilot.trace.lines import read_numbered
 
-    found: list[tuple[str, str | None, str]] = []
     names: set[str] = set()
-    with text_of(path):
-        text = path.read_text(encoding="utf-8")
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path.name}, line {number}: not JSON ({error.msg}); write one object a line"
-            ) from None
-        if not isinstance(record, dict) or not isinstance(record.get("prompt"), str) or not record["prompt"]:
-            raise ValueError(f'{path.name}, line {number}: prompt: there is no text; write {{"prompt": "…"}}')
-        label = record.get("label")
+
+    def prompt(number: int, record: Mapping[str, Any]) -> tuple[str, str | None, str]:
+        text, label = record.get("prompt"), record.get("label")
+        if not isinstance(text, str) or not text:
+            raise ValueError('prompt: there is no text; write {"prompt": "…"}')
         name = str(record.get("request", f"line-{number}"))
         if name in names:
-            raise ValueError(
-                f"{path.name}, line {number}: request: {name!r} occurs twice; names must be unique"
-            )
+            raise ValueError(f"request: {name!r} occurs twice; names must be unique")
         names.add(name)
-        found.append(
-            (
-                name,
-                None if label is None else str(label),
-                record["prompt"],
-            )
-        )
+        return name, None if label is None else str(label), text
+
+    found = list(read_numbered(path, prompt))
     if not found:
         raise ValueError(f"{path.name}: no prompts; write one JSON object a line")
     return found

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from specpilot.cli.inputs import check_text, reading
+from specpilot.cli.inputs import check_text, numbers, reading
 from specpilot.cli.options import (
     COSTS_WANTED,
     CostOption,
@@ -161,8 +161,8 @@ def run(
         speed=speed,
         config=config,
         costs=costs,
-        drift=tuple(_numbers(drift, "drift", ",")),
-        prompts=_counts(prompts, "prompts"),
+        drift=() if drift is None else tuple(numbers("drift", drift, float, "0.75,0.25,0.75")),
+        prompts=() if prompts is None else tuple(numbers("prompts", prompts, int, "20,100,300")),
         max_tokens=max_tokens,
         burst=burst,
         outage=_span(outage),
@@ -205,32 +205,6 @@ def run(
         raise typer.Exit(1)
 
 
-def _numbers(text: str | None, name: str, separator: str) -> list[float]:
-    """The numbers in a list such as 0.75,0.25.
-
-    Raises:
-        ValueError: if something in it is none.
-    """
-    if text is None:
-        return []
-    try:
-        return [float(part) for part in text.split(separator)]
-    except ValueError:
-        raise ValueError(f"{name}: {text!r} is not a list of numbers; join them with {separator!r}") from None
-
-
-def _counts(text: str | None, name: str) -> tuple[int, ...]:
-    """The whole numbers in a list such as 20,100,300.
-
-    Raises:
-        ValueError: if something in it is none.
-    """
-    try:
-        return () if text is None else tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"{name}: {text!r} is not a list of whole numbers; write e.g. 20,100,300") from None
-
-
 def _span(text: str | None) -> tuple[float, float] | None:
     """Two shares such as 0.4-0.5.
 
@@ -239,7 +213,7 @@ def _span(text: str | None) -> tuple[float, float] | None:
     """
     if text is None:
         return None
-    values = _numbers(text, "outage", "-")
+    values = numbers("outage", text, float, "0.4-0.5", "-")
     if len(values) != 2:
         raise ValueError(f"outage: {text!r} is not two shares; write 0.4-0.5 for the fifth tenth of the run")
     return values[0], values[1]

@@ -10,6 +10,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from specpilot.control.contexts import bucket_of
+from specpilot.sizing.workload import BUCKETS
 from specpilot.trace.cycles import CycleRecord
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ INK, MUTED, GRID = "#1f2933", "#616e7c", "#e4e7eb"
 COLOURS = ("#0b6bcb", "#c2510a", "#2f855a", "#7b3fa0")
 """Told apart by people who do not see red and green alike; lines differ in style too."""
 STYLES = ("-", "--", "-.", ":")
-BUCKETS = ((0, 64, "≤ 64"), (65, 256, "65–256"), (257, 512, "257–512"), (513, 10**9, "> 512"))
 
 
 def draft_length(cycles: Sequence[CycleRecord]) -> str:
@@ -39,8 +40,8 @@ def acceptance(cycles: Sequence[CycleRecord]) -> str:
     """P(accepted | reached) by position in the block, one line per prompt-length bucket."""
     figure, axes = new_axes("Acceptance by position", "position in the block", "accepted ÷ reached")
     seen: set[int] = set()
-    for index, (low, high, name) in enumerate(BUCKETS):
-        chosen = [cycle for cycle in cycles if low <= cycle.prompt_tokens <= high]
+    for index, name in enumerate(BUCKETS):
+        chosen = [cycle for cycle in cycles if bucket_of(cycle.prompt_tokens) == index]
         positions, rates = acceptance_by_position(chosen)
         seen |= set(positions)
         if positions:

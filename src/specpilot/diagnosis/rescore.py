@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from specpilot.binomial import binomial
 from specpilot.models.base import CausalLM, ForwardItem
 from specpilot.trace.cycles import OBSERVED
 from specpilot.trace.files import TraceReader
@@ -127,16 +128,7 @@ def odds_of_at_most(seen: int, cycles: int, share: float = SHARE) -> float:
     """
     if seen >= cycles:
         return 1.0
-    return math.fsum(
-        math.exp(
-            math.lgamma(cycles + 1)
-            - math.lgamma(count + 1)
-            - math.lgamma(cycles - count + 1)
-            + count * math.log(share)
-            + (cycles - count) * math.log1p(-share)
-        )
-        for count in range(seen + 1)
-    )
+    return math.fsum(binomial(count, cycles, share) for count in range(seen + 1))
 
 
 def cycles_needed(seen: int) -> int:

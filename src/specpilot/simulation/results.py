@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from specpilot.binomial import binomial
 from specpilot.control.types import StopCause
 
 
@@ -228,7 +229,7 @@ def quantile_interval_of(
     for k in range(start, min(count, math.ceil(count * share + spread)) + 1):
         if cumulated <= tail:
             low = k  # P(K < k) ≤ tail: the k-th smallest is low enough
-        cumulated += _binomial(k, count, share)
+        cumulated += binomial(k, count, share)
         if cumulated >= 1.0 - tail:
             high = k + 1
             break
@@ -248,9 +249,3 @@ def best_of(results: Iterable[PolicyResult]) -> PolicyResult:
         raise ValueError("results: there are none to choose from; run at least one policy")
     eligible = [result for result in candidates if result.slo_attainment >= 0.95] or candidates
     return max(eligible, key=lambda result: result.goodput_tokens_per_s)
-
-
-def _binomial(k: int, count: int, share: float) -> float:
-    """P(K = k) for K ~ Binomial(count, share), 0 < share < 1."""
-    log = math.lgamma(count + 1) - math.lgamma(k + 1) - math.lgamma(count - k + 1)
-    return math.exp(log + k * math.log(share) + (count - k) * math.log1p(-share))

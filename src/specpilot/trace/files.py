@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -49,7 +48,7 @@ class TraceWriter:
         try:
             line = _ENCODE(content)
         except ValueError:  # JSON has no infinity; null stands for it
-            line = _ENCODE(_finite(content))
+            line = _ENCODE(lines.finite(content))
         self._file.write(line.encode() + b"\n")
         self._lines += 1
 
@@ -249,13 +248,3 @@ def _zstd_error() -> type[Exception]:
         return EOFError
     error: type[Exception] = zstandard.ZstdError
     return error
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return value

@@ -26,13 +26,23 @@ def read_lines(path: Path, parse: Callable[[Mapping[str, Any]], Record]) -> Iter
         ValueError: with the file's name and the line's number, for anything that is not a record.
         OSError: if the file cannot be read.
     """
+    return read_numbered(path, lambda _, record: parse(record))
+
+
+def read_numbered(path: Path, parse: Callable[[int, Mapping[str, Any]], Record]) -> Iterator[Record]:
+    """As :func:`read_lines`; ``parse`` is also given the line's number, from 1.
+
+    Raises:
+        ValueError: with the file's name and the line's number, for anything that is not a record.
+        OSError: if the file cannot be read.
+    """
     # Bytes: a line that is no text is then an error of that line, as any other.
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
             try:
-                yield parse(parse_object(line))
+                yield parse(number, parse_object(line))
             except ValueError as error:
                 raise ValueError(f"{path.name}, line {number}: {error}") from None
 
@@ -56,6 +66,17 @@ def write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> int:
             file.write(json.dumps(record, separators=(",", ":"), allow_nan=False) + "\n")
             count += 1
     return count
+
+
+def finite(value: Any) -> Any:
+    """The same value for JSON, which has no infinity: a number that is unlimited, or none, becomes null."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
 
 
 def check_version(record: Mapping[str, Any], version: int, what: str) -> None:
