@@ -34,15 +34,14 @@ prefill.
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from specpilot.atomic import replace_file
 from specpilot.models.llama_config import LlamaConfig, read_config
 from specpilot.models.onnx_writer import CONTRIB, GraphWriter
 from specpilot.models.safetensors_index import TensorIndex, read_index
@@ -87,21 +86,9 @@ def export_onnx(folder: Path) -> Path:
     if read_index(folder).folder != folder.resolve():
         raise ValueError(f"{folder}: its weights are links into another folder; export that one, or a copy")
     for slots, file in FILE_NAMES.items():
-        _write(build_graph(folder, slots), folder / file)
+        # As a whole: another process that opens the folder must never load half a graph.
+        replace_file(folder / file, build_graph(folder, slots), mode=0o644)
     return folder / FILE_NAMES[1]
-
-
-def _write(graph: bytes, path: Path) -> None:
-    """Write aside and rename, so that another process never loads half a file."""
-    handle, aside = tempfile.mkstemp(prefix=path.name, dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(graph)
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
-    except BaseException:
-        os.unlink(aside)
-        raise
 
 
 class _Builder:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from pathlib import Path
 
+from specpilot.atomic import replace_file
 from specpilot.control import Controller
 from specpilot.control.curves import KNOTS
 from specpilot.models.base import CausalLM
@@ -50,17 +49,7 @@ class SnapshotFile:
         with engine.lock:
             data = engine.controller.snapshot()
         try:
-            with tempfile.NamedTemporaryFile(
-                dir=self._path.parent, prefix=self._path.name, delete=False
-            ) as file:
-                try:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-                    os.replace(file.name, self._path)
-                except BaseException:
-                    os.unlink(file.name)
-                    raise
+            replace_file(self._path, data)
         except OSError as error:
             LOG.error("snapshot %s cannot be written (%s)", self._path, error)
             return False
