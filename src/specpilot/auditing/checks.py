@@ -13,6 +13,9 @@ STATUSES = ("pass", "fail", "near_tie", "skipped")
 class Check:
     """One check: ``pass``, ``fail``, ``near_tie`` (differs, but only where the target hardly preferred its
     token) or ``skipped`` (could not be made; ``detail`` says why).
+
+    Raises:
+        ValueError: for another status.
     """
 
     name: str
@@ -37,7 +40,9 @@ class Subject(Protocol):
     """The system that is audited."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What it is called in the checks' details."""
+        ...
 
     def complete(
         self,

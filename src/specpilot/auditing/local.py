@@ -44,9 +44,11 @@ class LocalSubject:
         target: the model alone, for the reference, its context limit and its EOS tokens.
         draft: the draft model alone: what faults of sampling would emit depends on it.
         tokenizer: text to tokens and back.
+        encode: a prompt's text to the tokens that the models are fed, special ones included.
         rng: of sampling without a seed; the same state gives the same audit.
         make_request: how requests are made (for engines under test).
         clock: seconds; the loop's.
+        name: what it is called in messages.
         nodes: of the token trees that coupled samples are drawn with; 0: chains (models without trees).
     """
 

@@ -159,6 +159,13 @@ class Coupled:
 
     The noise comes from the counter-based generator Philox, read as raw words: these are stable across
     numpy versions, platforms and processes.
+
+    Args:
+        params: temperature, top-k, top-p and seed.
+        seed: in place of the one in ``params``.
+
+    Raises:
+        ValueError: if there is no seed in either.
     """
 
     name: AcceptanceName = "coupled"

@@ -39,6 +39,9 @@ class StaticController:
         depth: τ, or a function of (request id, cycle index from 0).
         stop: makes each cycle's stop rule; default: one that never stops.
         nodes: most nodes of a block, which is then a token tree; None: chains.
+
+    Raises:
+        ValueError: if ``nodes`` is below 1.
     """
 
     def __init__(
@@ -58,7 +61,11 @@ class StaticController:
         self._next = 1
 
     def admit(self, request: RequestInfo, *, now: float) -> Admission:
-        """Everything is admitted; the deadline is the arrival, so that the first come is served first."""
+        """Everything is admitted; the deadline is the arrival, so that the first come is served first.
+
+        Raises:
+            ValueError: if the id is in flight.
+        """
         if request.request_id in self._requests:
             raise ValueError(f"request_id: {request.request_id!r} is in flight; ids are used once at a time")
         arrival = now if request.arrival_s is None else request.arrival_s
@@ -66,7 +73,11 @@ class StaticController:
         return Admission(True, arrival)
 
     def plan(self, request_ids: Sequence[str], *, now: float) -> BatchPlan:
-        """A cycle for every request that has not ended."""
+        """A cycle for every request that has not ended.
+
+        Raises:
+            ValueError: for a request that was not admitted, or that has a cycle open.
+        """
         cycles: list[CyclePlan] = []
         stops: list[PlannedStop] = []
         for request_id in request_ids:

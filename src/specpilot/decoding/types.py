@@ -77,6 +77,10 @@ class SamplingParams:
 
     ``temperature == 0`` is greedy. With a ``seed`` sampling is *coupled*: the same prompt and seed
     give the same text whatever τ was. ``top_k == 0`` and ``top_p == 1`` are off.
+
+    Raises:
+        ValueError: for a temperature that is not ≥ 0 and finite, a ``top_k`` below 0, or a ``top_p`` outside
+            (0, 1].
     """
 
     temperature: float = 0.0

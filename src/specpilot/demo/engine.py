@@ -31,16 +31,24 @@ class Engine(Protocol):
     """A loaded pair, as the demonstration uses it."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What the report calls it."""
+        ...
 
     @property
-    def target(self) -> CausalLM: ...
+    def target(self) -> CausalLM:
+        """The model whose output is wanted."""
+        ...
 
     @property
-    def draft(self) -> CausalLM: ...
+    def draft(self) -> CausalLM:
+        """The model that proposes; of the same vocabulary."""
+        ...
 
     @property
-    def encode(self) -> Callable[[str], Sequence[int]]: ...
+    def encode(self) -> Callable[[str], Sequence[int]]:
+        """From a prompt's text to token ids."""
+        ...
 
     def executor(self, requests: Mapping[str, LiveRequest]) -> LiveExecutor:
         """An executor that serves these requests greedily."""

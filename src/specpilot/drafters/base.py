@@ -41,10 +41,14 @@ class Drafter(Protocol):
     """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What it is called in messages and reports."""
+        ...
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Proposed token ids are below it; it must be the target's."""
+        ...
 
     def open(self, request_id: str, prompt: Sequence[int], session_id: str | None = None) -> int:
         """Take up a request; returns how many prompt tokens need no draft prefill."""

@@ -122,6 +122,9 @@ class LookupDrafter:
         least_match: shorter matches propose nothing.
         memory: text of ended requests, looked up where the request's own text has no longer match.
         clock: seconds, monotonic.
+
+    Raises:
+        ValueError: if ``least_match`` is below 1.
     """
 
     name = "lookup"

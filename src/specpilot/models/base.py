@@ -69,10 +69,14 @@ class CausalLM(Protocol):
     """A causal language model on some engine."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What it is called in messages and reports."""
+        ...
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Token ids are below it; as wide are the logits."""
+        ...
 
     @property
     def context_limit(self) -> int:
@@ -80,7 +84,9 @@ class CausalLM(Protocol):
         ...
 
     @property
-    def eos_token_ids(self) -> frozenset[int]: ...
+    def eos_token_ids(self) -> frozenset[int]:
+        """Tokens that end an output; may be empty."""
+        ...
 
     def new_cache(self) -> KVCache:
         """An empty cache for one sequence."""

@@ -94,7 +94,13 @@ class TransformersCausalLM:
         return TorchCache(self)
 
     def forward(self, items: Sequence[ForwardItem]) -> list[FloatArray]:
-        """See :meth:`specpilot.models.base.CausalLM.forward`."""
+        """See :meth:`specpilot.models.base.CausalLM.forward`.
+
+        Raises:
+            ContextLimitError: if an item would exceed ``context_limit``.
+            ValueError: for another model's cache, one cache twice, an empty item, a token id outside the
+                vocabulary, or a bad parent.
+        """
         check_distinct(items)
         checked: list[tuple[ForwardItem, TorchCache, bool]] = []
         for item in items:

@@ -34,7 +34,11 @@ class Histogram:
         self.count += other.count
 
     def at_rank(self, rank: int) -> float:
-        """The middle of the bin that holds the value of this rank (from 1)."""
+        """The middle of the bin that holds the value of this rank (from 1).
+
+        Raises:
+            ValueError: if fewer values were counted.
+        """
         seen = 0
         for place in sorted(self.bins):
             seen += self.bins[place]

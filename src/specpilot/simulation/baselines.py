@@ -63,7 +63,11 @@ class Rule:
 
 
 class Static(Rule):
-    """Always the same τ (vLLM's ``num_speculative_tokens``, at one batch size)."""
+    """Always the same τ (vLLM's ``num_speculative_tokens``, at one batch size).
+
+    Raises:
+        ValueError: for a τ outside 0…16.
+    """
 
     def __init__(self, tau: int) -> None:
         if not 0 <= tau <= MAX_STATIC:

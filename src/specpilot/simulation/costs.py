@@ -62,6 +62,9 @@ class EngineCosts:
     beyond that; ``draft_forward`` a draft pass over many tokens (prefill, its step included); ``verify`` maps
     the width of a target pass (new tokens: block, or prompt and block) to a table by cached context; ``host``
     is a cycle's time outside the models. ``engine`` says what was measured.
+
+    Raises:
+        ValueError: if there are no widths or they do not ascend, or for a negative or infinite time.
     """
 
     draft_step: Table

@@ -114,6 +114,9 @@ def replay_tree(
         left: tokens that may still be emitted.
         costs: the engine's times.
         times_ms: (the draft's prefill, one draft step).
+
+    Raises:
+        ValueError: if the plan has no tree rule, or the trace no confidences, ranks or shares.
     """
     rule = plan.tree
     if rule is None or trace.shares is None or trace.rank is None or trace.confidence is None:

@@ -23,7 +23,14 @@ ROLES = ("any", "draft", "target")
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A candidate. Times in ms: a pass over one token, each further token of a block, each prompt token."""
+    """A candidate. Times in ms: a pass over one token, each further token of a block, each prompt token.
+
+    ``quality`` is on whatever scale the file uses, higher is better; ``role`` is one of :data:`ROLES`.
+
+    Raises:
+        ValueError: naming the model and the field, for a value that is no number, a time out of range, or an
+            unknown role.
+    """
 
     name: str
     pass_ms: float

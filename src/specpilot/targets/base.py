@@ -33,16 +33,24 @@ class Target(Protocol):
     """Verifies a batch of blocks in one forward pass."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What it is called in messages and reports."""
+        ...
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Token ids are below it; as wide are the logits."""
+        ...
 
     @property
-    def eos_token_ids(self) -> frozenset[int]: ...
+    def eos_token_ids(self) -> frozenset[int]:
+        """Tokens that end an output; may be empty."""
+        ...
 
     @property
-    def capabilities(self) -> TargetCapabilities: ...
+    def capabilities(self) -> TargetCapabilities:
+        """Whether it verifies trees, and how much a pass and a context can hold."""
+        ...
 
     def open(self, request_id: str, prompt: Sequence[int], session_id: str | None = None) -> int:
         """Take up a request; returns how many prompt tokens need no prefill (session reuse)."""

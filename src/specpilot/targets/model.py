@@ -22,6 +22,9 @@ class ModelTarget:
         store: where sessions' caches are kept between requests.
         max_batch: most requests in a pass.
         clock: seconds, monotonic.
+
+    Raises:
+        ValueError: if ``max_batch`` is below 1.
     """
 
     def __init__(

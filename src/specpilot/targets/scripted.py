@@ -39,7 +39,11 @@ class ScriptedCache:
         return 16 * len(self.tokens)
 
     def truncate(self, length: int) -> None:
-        """Roll back to the first ``length`` rows."""
+        """Roll back to the first ``length`` rows.
+
+        Raises:
+            ValueError: if there are not so many.
+        """
         if not 0 <= length <= len(self.tokens):
             raise ValueError(
                 f"length: {length} is not in 0…{len(self.tokens)}; a cache cannot grow by truncation"
@@ -47,7 +51,11 @@ class ScriptedCache:
         del self.tokens[length:], self.values[length:]
 
     def keep_path(self, length: int, rows: Sequence[int]) -> None:
-        """Keep the first ``length`` rows, then ``rows``."""
+        """Keep the first ``length`` rows, then ``rows``.
+
+        Raises:
+            ValueError: unless ``rows`` ascend, behind the first ``length``, among those held.
+        """
         if any(not length <= row < len(self.tokens) for row in rows) or list(rows) != sorted(set(rows)):
             raise ValueError(f"rows: {list(rows)} are not ascending in {length}…{len(self.tokens) - 1}")
         self.tokens[length:] = [self.tokens[row] for row in rows]

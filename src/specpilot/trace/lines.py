@@ -1,7 +1,9 @@
 """JSON Lines with checked fields: what the trace formats share.
 
 A reader of a file that somebody else wrote must say *where* it is wrong, so every error names the
-file, the line, the field, its value, the allowed range and the remedy.
+file, the line, the field, its value, the allowed range and the remedy. Every function here that is given a
+``record`` and a ``field`` raises such a ``ValueError`` for a value that it does not describe; the reader adds
+file and line.
 """
 
 from __future__ import annotations
@@ -49,7 +51,11 @@ def read_numbered(path: Path, parse: Callable[[int, Mapping[str, Any]], Record])
 
 @contextmanager
 def text_of(path: Path) -> Iterator[None]:
-    """Around the reading of a whole text file or table: what is no text is an error that names the file."""
+    """Around the reading of a whole text file or table.
+
+    Raises:
+        ValueError: naming the file, if it is no text, or no table.
+    """
     try:
         yield
     except UnicodeDecodeError:

@@ -48,7 +48,11 @@ class TraceHeader:
 
     @classmethod
     def from_json(cls, record: Mapping[str, Any]) -> TraceHeader:
-        """Read a header line."""
+        """Read a header line.
+
+        Raises:
+            ValueError: for another version, or a file of another kind, which the message then names.
+        """
         if "kind" not in record and "agree" in record:
             raise ValueError(
                 "agree: this is an agreement trace, which holds no cycles; read it with `specpilot replay` "
