@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -150,7 +151,8 @@ def test_passes_never_exceed_the_budget_whatever_the_engine_does(
     """Random arrivals, skipped schedulings, prompt chunks, ends and cancellations; passes counted here."""
     draw = random.Random(seed)
     flight = pilot(pass_budget=budget)
-    running: dict[str, int] = {}  # prompt tokens left
+    running: dict[str, int] = {}  # the prompt's passes left
+    wanted: dict[str, int] = {}
     used: dict[str, int] = {}
     number = 0
     for now in range(1, steps + 1):
@@ -159,7 +161,7 @@ def test_passes_never_exceed_the_budget_whatever_the_engine_does(
             chunks = draw.choice([1, 1, 2])
             name = f"r{number}"
             if flight.admit(info(name, prefill_passes=chunks - 1), now=now / 100) == "":
-                running[name], used[name] = chunks, 0
+                running[name], used[name], wanted[name] = chunks, 0, 24
         asked = [name for name in running if draw.random() < 0.9]
         for stop in flight.plan(asked, now=now / 100):
             flight.finish(stop.request_id, stop.cause, now=now / 100)
@@ -177,10 +179,15 @@ def test_passes_never_exceed_the_budget_whatever_the_engine_does(
             if running[name] > 0:
                 done.append(Pass(name, 20, 0, 0, 0, 0, prefill=True, drafting=False))
             else:
-                done.append(verified(name, limit, accepted))
+                emitted = min(accepted + 1, wanted[name])
+                wanted[name] -= emitted
+                done.append(replace(verified(name, limit, accepted), emitted=emitted))
         flight.observe(done, TIMES, 4, now=(now + 1) / 100)
         for name in list(running):
-            if draw.random() < 0.1:
+            if not wanted[name]:
+                flight.finish(name, StopCause.MAX_TOKENS, now=(now + 1) / 100)
+                del running[name]
+            elif draw.random() < 0.1:
                 cause = draw.choice([StopCause.EOS, StopCause.CANCELLED])
                 flight.finish(name, cause, now=(now + 1) / 100)
                 del running[name]
