@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -129,10 +129,10 @@ def _size(path: Path, config: Mapping[str, Any], name: str, default: int | None 
         return default
     if not _whole(value) or value < 1:
         raise ValueError(f"{path}: {name}: {value!r} is not a whole number ≥ 1; {_AGAIN}")
-    return int(value)
+    return value
 
 
-def _whole(value: Any) -> bool:
+def _whole(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 

@@ -12,7 +12,7 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 _ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4}
 _MOST_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -147,7 +147,7 @@ def _place(path: Path, name: str, entry: Any, start: int, held: int) -> TensorPl
     return TensorPlace(path.name, dtype, tuple(shape), start + begin, end - begin)
 
 
-def _counts(value: Any) -> bool:
+def _counts(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(
         isinstance(part, int) and not isinstance(part, bool) and part >= 0 for part in value
     )
