@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.control.driving import cut
 
 from specpilot.control import Controller, ControllerConfig, CycleOutcome, CyclePlan, RequestInfo, StopCause
 from specpilot.control.config import Mode
@@ -569,30 +570,37 @@ def test_asking_for_a_draft_length_changes_no_plan_where_requests_share_passes()
     """
     asked, silent = (Controller(ControllerConfig(pass_budget=4.0, slo_p95_ms=1e9)) for _ in range(2))
     rng = random.Random(1)
-    live: list[str] = []
+    live: dict[str, int] = {}  # and the tokens that it still wants
     for step in range(200):
         now = 0.02 * step
         while len(live) < 3:
-            live.append(f"{step}-{len(live)}")
-            info = RequestInfo(live[-1], rng.choice((30, 900)), 24, prefill_drafts=False)
+            name = f"{step}-{len(live)}"
+            live[name] = 24
+            info = RequestInfo(name, rng.choice((30, 900)), 24, prefill_drafts=False)
             for controller in (asked, silent):
                 controller.admit(info, now=now)
-        answer, same = (controller.plan(live, now=now) for controller in (asked, silent))
+        answer, same = (controller.plan(list(live), now=now) for controller in (asked, silent))
         assert answer == same
         plans = answer.cycles
         good = 0.9 if step // 100 else 0.5
-        right = {plan.cycle_id: sum(rng.random() < good for _ in range(plan.max_draft)) for plan in plans}
+        done = []
+        over = {stop.request_id: stop.cause for stop in answer.stops}
+        for plan in plans:
+            right = sum(rng.random() < good for _ in range(plan.max_draft))
+            left = live[plan.request_id]
+            done.append(cut(outcome(plan, plan.max_draft, right, batch_size=3), left))
+            live[plan.request_id] -= done[-1].emitted
+            if done[-1].ended is not None:
+                over[plan.request_id] = done[-1].ended
         for controller in (asked, silent):
             controller.begin([plan.cycle_id for plan in plans], now=now)
             if controller is asked:
                 controller.expected_draft([plan.request_id for plan in plans], now=now)
-            controller.observe(
-                [outcome(plan, plan.max_draft, right[plan.cycle_id], batch_size=3) for plan in plans], now=now
-            )
-            for stop in answer.stops:
-                controller.finish(stop.request_id, stop.cause, now=now)
-        for stop in answer.stops:
-            live.remove(stop.request_id)
+            controller.observe(done, now=now)
+            for name, cause in over.items():
+                controller.finish(name, cause, now=now)
+        for name in over:
+            del live[name]
     assert asked.snapshot() == silent.snapshot()
 
 
@@ -767,4 +775,21 @@ def test_impossible_counts_are_refused(counts: dict[str, Any], message: str) -> 
     controller.begin([plan.cycle_id], now=0.0)
     outcome = CycleOutcome(plan.cycle_id, drafted=4, proposed=4, accepted=2, emitted=3)
     with pytest.raises(ValueError, match=message):
-        controller.observe([replace(outcome, **counts)], now=0.1)
+        controller.observe([replace(outcome, **counts)], now=0.1)  # type: ignore[arg-type]
+
+
+def test_more_than_a_request_still_wants_is_refused() -> None:
+    controller = Controller()
+    controller.admit(RequestInfo("a", 20, 8), now=0.0)
+    for emitted in (5, 3):
+        (plan,) = controller.plan(["a"], now=0.0).cycles
+        controller.begin([plan.cycle_id], now=0.0)
+        outcome = CycleOutcome(plan.cycle_id, drafted=8, proposed=8, accepted=8, emitted=9)
+        if emitted == 3:
+            outcome = replace(outcome, emitted=4)
+        with pytest.raises(
+            ValueError, match=r"outcomes\[0\]\.emitted: \d is not in 0…(8|3) .*; end the output"
+        ):
+            controller.observe([outcome], now=0.1)
+        controller.observe([replace(outcome, emitted=emitted)], now=0.1)
+    assert controller.finish("a", StopCause.MAX_TOKENS, now=0.2).emitted_tokens == 8

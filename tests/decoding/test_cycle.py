@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,13 +18,15 @@ from specpilot.decoding.cycle import LiveExecutor
 from specpilot.decoding.loop import duration_ms
 from specpilot.decoding.request import DecodingRequest
 from specpilot.decoding.text import StopStrings
-from specpilot.decoding.types import Acceptance, Block, Draft
+from specpilot.decoding.types import Acceptance, Block, Draft, Verification
 from specpilot.drafters.base import Drafter, DraftItem
 from specpilot.drafters.model import ModelDrafter
 from specpilot.models.base import FloatArray, ForwardItem, KVCache
+from specpilot.targets.base import VerifyItem
 from specpilot.targets.model import ModelTarget
 from specpilot.targets.scripted import ScriptedLM
 from specpilot.testing import StaticController, decode, plain_greedy
+from specpilot.trace.cycles import CycleEvidence
 
 LETTERS = "abcdefghij. "
 
@@ -396,6 +399,157 @@ def test_a_failing_rule_ends_its_own_request_only() -> None:
     assert first.draft_fault is not None
     assert first.emitted == 1
     assert second.draft_fault is None
+
+
+class Choking(Letters):
+    """Letters until the text has this many, then an exception."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.calls = 0
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        self.calls += 1
+        if self.calls > self.most:
+            raise RuntimeError("planted")
+        return super().decode(token_ids)
+
+
+def beside(
+    request: DecodingRequest, drafter: Drafter | None, cycles: int = 1, **options: Any
+) -> tuple[list[CycleOutcome], DecodingRequest]:
+    """The request's outcomes in passes shared with another; the other one, which must be served in full."""
+    target = ScriptedLM(seed=1)
+    executor = LiveExecutor(ModelTarget(target), drafter, keep_details=True, **options)
+    other = DecodingRequest("other", [3, 4], 4 * cycles)
+    for one in (request, other):
+        executor.add(one)
+        executor.open(one.request_id)
+    outcomes: list[CycleOutcome] = []
+    while request.ended is None and len(outcomes) < cycles:
+        number = 2 * len(outcomes)
+        mine, its = executor.run([plan(request.request_id, 3, number), plan("other", 3, number + 1)])
+        outcomes.append(mine)
+        assert its.batch_size == 2
+        assert its.ended is None or its.ended is StopCause.MAX_TOKENS
+    while other.ended is None:
+        executor.run([plan("other", 3)])
+    assert other.output == plain_greedy(target, [3, 4], 4 * cycles)
+    return outcomes, other
+
+
+@pytest.mark.parametrize("most", range(1, 10))
+def test_a_text_that_cannot_be_made_ends_its_own_request_only(most: int) -> None:
+    """The tokenizer fails in the middle of a block: what was appended until then is verified, and counts."""
+    target = ScriptedLM(seed=1)
+    expected = plain_greedy(target, [1], 4)
+    request = DecodingRequest("r", [1], 20, detokenizer=Choking(most))
+    (outcome,), _ = beside(request, Scripted(Block.chain(expected[:3])))
+    if most == 9:
+        assert (outcome.ended, outcome.emitted) == (None, 4)
+        return
+    assert outcome.ended is StopCause.ERROR
+    assert request.error == "RuntimeError: planted"
+    assert 0 < outcome.emitted == request.emitted <= 4
+    assert outcome.accepted == min(outcome.emitted, 3)
+    assert request.output == expected[: outcome.emitted]
+    assert Letters().decode(request.output).startswith(request.text)
+
+
+def test_held_back_text_that_cannot_be_made_is_an_error() -> None:
+    """At the end of the output, too: the request ends, and is closed, all the same."""
+    model = ScriptedLM(seed=1)
+    expected = plain_greedy(model, [1], 2)
+    # One call for the prompt's last token and two for each token that is not the last, then the flush fails.
+    executor = LiveExecutor(ModelTarget(model), None)
+    request = DecodingRequest("r", [1], 2, detokenizer=Choking(5))
+    executor.add(request)
+    executor.open("r")
+    executor.run([plan("r", 0)])
+    (last,) = executor.run([plan("r", 0)])
+    assert (last.ended, last.emitted, request.output) == (StopCause.ERROR, 1, expected)
+    assert request.error == "RuntimeError: planted"
+    executor.close("r", StopCause.ERROR)
+    left = DecodingRequest("r", [1], 2, detokenizer=Choking(1))
+    executor.add(left)
+    executor.open("r")
+    executor.close("r", StopCause.CANCELLED)
+    executor.add(DecodingRequest("r", [1], 2))  # the id is free: nothing was left behind
+    assert (left.ended, left.error) == (StopCause.CANCELLED, "RuntimeError: planted")
+
+
+@pytest.mark.parametrize("judge", ["judged_ranks", "judged_lookup"])
+def test_a_block_that_cannot_be_judged_ends_its_own_request_only(
+    judge: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = plain_greedy(ScriptedLM(seed=1), [1], 4)
+
+    class Ranked(Scripted):
+        def propose(self, items: Sequence[DraftItem]) -> list[Draft]:
+            drafts = super().propose(items)
+            if len(items) == 2:
+                looked_up = (tuple(expected[:2]), 0.5)
+                drafts[0] = replace(drafts[0], ranks=(1, 1, 1), shares=(0.5,) * 3, looked_up=looked_up)
+            return drafts
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(f"specpilot.decoding.cycle.{judge}", broken)
+    request = DecodingRequest("r", [1], 20)
+    (outcome,), _ = beside(request, Ranked(Block.chain(expected[:3])))
+    assert (outcome.ended, request.error) == (StopCause.ERROR, "RuntimeError: planted")
+    assert (outcome.accepted, outcome.emitted, request.output) == (3, 4, expected)
+    assert request.details[0].emitted == tuple(expected)
+
+
+def test_a_path_that_is_none_ends_its_own_request_only() -> None:
+    class Lost(Greedy):
+        def accept(
+            self, block: Block, q: FloatArray | None, target_logits: FloatArray, position: int
+        ) -> Acceptance:
+            return Acceptance((0, 7), 1)
+
+    request = DecodingRequest("r", [1], 20, rule=Lost())
+    (outcome,), _ = beside(request, Scripted(Block.chain([2])))
+    assert (outcome.ended, outcome.emitted, request.output) == (StopCause.ERROR, 0, [])
+
+
+def test_a_failing_sink_of_evidence_costs_no_token(caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever writes a trace only looks on: the cycle's evidence is lost, and the log says so."""
+    told: list[int] = []
+
+    def sink(cycle_id: int, evidence: CycleEvidence) -> None:
+        told.append(cycle_id)
+        if cycle_id % 2 == 0:
+            raise OSError("disk full")
+
+    target = ScriptedLM(seed=1)
+    request = DecodingRequest("r", [1], 9)
+    outcomes, _ = beside(request, ModelDrafter(target.variant(noise=0.3)), cycles=9, evidence=sink)
+    assert request.ended is StopCause.MAX_TOKENS
+    assert request.error is None
+    assert request.output == plain_greedy(target, [1], 9)
+    assert sum(outcome.emitted for outcome in outcomes) == 9
+    assert len(told) >= 2 * len(outcomes)
+    assert "disk full" in caplog.text
+    assert "cycle 0" in caplog.text
+
+
+def test_a_target_that_answers_for_too_few_fails_the_pass() -> None:
+    class Short(ModelTarget):
+        def verify(self, items: Sequence[VerifyItem]) -> list[Verification]:
+            return super().verify(items)[:1]
+
+    executor = LiveExecutor(Short(ScriptedLM(seed=1)), None)
+    requests = [DecodingRequest(name, [1], 4) for name in ("a", "b")]
+    for request in requests:
+        executor.add(request)
+        executor.open(request.request_id)
+    outcomes = executor.run([plan("a", 0, 1), plan("b", 0, 2)])
+    assert [outcome.ended for outcome in outcomes] == [StopCause.ERROR] * 2
+    assert [request.output for request in requests] == [[], []]
+    assert "1 answers for 2 requests" in str(requests[0].error)
 
 
 def test_a_block_that_was_never_judged_leaves_no_rows_to_its_session() -> None:

@@ -304,3 +304,94 @@ def test_abandoning_ends_all_with_an_error() -> None:
     loop.abandon()
     assert loop.outstanding == 0
     assert engine.closed == [("a", StopCause.ERROR)]
+
+
+class Grumbler(Log):
+    """Raises where it is told of something about the requests named."""
+
+    def __init__(self, *, planned: bool = False, cycles: str = "", finished: str = "") -> None:
+        super().__init__()
+        self.at_plan = planned
+        self.at_cycle = cycles
+        self.at_end = finished
+
+    def planned(self, plan: BatchPlan, now: float) -> None:
+        super().planned(plan, now)
+        if self.at_plan:
+            raise RuntimeError("planted: plan")
+
+    def cycle(
+        self, info: RequestInfo, plan: CyclePlan, outcome: CycleOutcome, start_s: float, end_s: float
+    ) -> None:
+        super().cycle(info, plan, outcome, start_s, end_s)
+        if info.request_id in self.at_cycle:
+            raise RuntimeError(f"planted: cycle of {info.request_id}")
+
+    def finished(self, info: RequestInfo, summary: RequestSummary, now: float) -> None:
+        super().finished(info, summary, now)
+        if info.request_id in self.at_end:
+            raise RuntimeError(f"planted: end of {info.request_id}")
+
+
+@pytest.mark.parametrize(
+    "observer",
+    [Grumbler(planned=True), Grumbler(cycles="a"), Grumbler(cycles="bc"), Grumbler(finished="ab")],
+    ids=["plan", "first", "others", "end"],
+)
+def test_an_observer_that_raises_is_heard_and_costs_nobody_anything(observer: Grumbler) -> None:
+    """What it raised leaves the step when its work is done; whoever goes on stepping has lost nothing."""
+    engine, controller = Engine(), Controller()
+    loop = ServeLoop(controller, engine, VirtualClock(), max_batch=3, observer=observer)
+    for name in "abc":
+        loop.submit(info(name))
+    heard: list[str] = []
+    while loop.outstanding:
+        try:
+            loop.step()
+        except RuntimeError as error:
+            heard.append(str(error))
+    assert heard
+    assert all("planted" in said for said in heard)
+    assert engine.closed == [(name, StopCause.EOS) for name in "abc"]
+    assert len(observer.spans) == 6
+    assert observer.events[-3:] == [f"finished {name} eos" for name in "abc"]
+    assert not controller._requests
+    assert not controller._cycles
+
+
+def test_an_observer_s_fault_does_not_hide_the_engine_s() -> None:
+    """Nor is it raised by a later step, which it has nothing to do with."""
+    engine = Engine()
+    observer = Grumbler(planned=True)
+    controller = StaticController(2)
+    loop = ServeLoop(controller, engine, VirtualClock(), observer=observer)
+    loop.submit(info("a"))
+
+    def broken(outcomes: Sequence[CycleOutcome], *, now: float) -> None:
+        raise ValueError("outcomes: impossible")
+
+    controller.observe = broken  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match="impossible"):
+        loop.step()
+    observer.at_plan = False
+    loop.abandon()
+    assert engine.closed == [("a", StopCause.ERROR)]
+    assert not loop.step()
+
+
+@pytest.mark.parametrize("abandoned", [False, True])
+def test_an_observer_that_raises_at_an_end_between_cycles(abandoned: bool) -> None:
+    engine = Engine()
+    loop = ServeLoop(StaticController(2), engine, VirtualClock(), observer=Grumbler(finished="ab"))
+    for name in "ab":
+        loop.submit(info(name))
+    if abandoned:
+        with pytest.raises(ExceptionGroup) as raised:
+            loop.abandon()
+        assert len(raised.value.exceptions) == 2
+    else:
+        for name in "ab":
+            with pytest.raises(RuntimeError, match=f"end of {name}"):
+                loop.cancel(name)
+    assert [name for name, _ in engine.closed] == ["a", "b"]
+    assert not loop.step()

@@ -74,6 +74,7 @@ class _Driver:
         self.header = header_for(controller, "test")
         self.traced = TracedController(controller, self.records.append)
         self.now = 0.0
+        self.wanted: dict[str, int] = {}
 
     def run(self, data: st.DataObject) -> None:
         live: list[str] = []
@@ -83,6 +84,7 @@ class _Driver:
                 info = RequestInfo(f"q{step}", data.draw(st.integers(1, 300)), 16)
                 if self.traced.admit(info, now=self.now).admitted:
                     live.append(info.request_id)
+                    self.wanted[info.request_id] = info.max_tokens
             if data.draw(st.integers(0, 9)) == 0:
                 self.traced.mode = data.draw(st.sampled_from(["on", "shadow", "off"]))
             if live:
@@ -110,12 +112,16 @@ class _Driver:
                 for cycle in reversed(batch.cycles):
                     accepted = data.draw(st.integers(0, cycle.max_draft))
                     confidences = tuple([0.1 + 0.7 / 3] * cycle.max_draft)
+                    emitted = min(accepted + 1, self.wanted[cycle.request_id])
+                    self.wanted[cycle.request_id] -= emitted
                     ended = data.draw(st.sampled_from([None, None, StopCause.EOS]))
+                    if ended is None and not self.wanted[cycle.request_id]:
+                        ended = StopCause.MAX_TOKENS
                     if ended is not None:
                         over[cycle.request_id] = ended
                     outcomes.append(
                         CycleOutcome(
-                            cycle.cycle_id, cycle.max_draft, cycle.max_draft, accepted, accepted + 1,
+                            cycle.cycle_id, cycle.max_draft, cycle.max_draft, accepted, emitted,
                             confidences, 3.0, verify_ms=17.3, batch_size=len(ids), ended=ended,
                         )
                     )  # fmt: skip

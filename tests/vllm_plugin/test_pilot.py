@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -150,7 +151,8 @@ def test_passes_never_exceed_the_budget_whatever_the_engine_does(
     """Random arrivals, skipped schedulings, prompt chunks, ends and cancellations; passes counted here."""
     draw = random.Random(seed)
     flight = pilot(pass_budget=budget)
-    running: dict[str, int] = {}  # prompt tokens left
+    running: dict[str, int] = {}  # the prompt's passes left
+    wanted: dict[str, int] = {}
     used: dict[str, int] = {}
     number = 0
     for now in range(1, steps + 1):
@@ -159,7 +161,7 @@ def test_passes_never_exceed_the_budget_whatever_the_engine_does(
             chunks = draw.choice([1, 1, 2])
             name = f"r{number}"
             if flight.admit(info(name, prefill_passes=chunks - 1), now=now / 100) == "":
-                running[name], used[name] = chunks, 0
+                running[name], used[name], wanted[name] = chunks, 0, 24
         asked = [name for name in running if draw.random() < 0.9]
         for stop in flight.plan(asked, now=now / 100):
             flight.finish(stop.request_id, stop.cause, now=now / 100)
@@ -177,10 +179,15 @@ def test_passes_never_exceed_the_budget_whatever_the_engine_does(
             if running[name] > 0:
                 done.append(Pass(name, 20, 0, 0, 0, 0, prefill=True, drafting=False))
             else:
-                done.append(verified(name, limit, accepted))
+                emitted = min(accepted + 1, wanted[name])
+                wanted[name] -= emitted
+                done.append(replace(verified(name, limit, accepted), emitted=emitted))
         flight.observe(done, TIMES, 4, now=(now + 1) / 100)
         for name in list(running):
-            if draw.random() < 0.1:
+            if not wanted[name]:
+                flight.finish(name, StopCause.MAX_TOKENS, now=(now + 1) / 100)
+                del running[name]
+            elif draw.random() < 0.1:
                 cause = draw.choice([StopCause.EOS, StopCause.CANCELLED])
                 flight.finish(name, cause, now=(now + 1) / 100)
                 del running[name]
@@ -235,3 +242,50 @@ def test_what_the_drafter_costs_anyway_is_not_the_drafts_cost() -> None:
     assert flight._tracked["a"].draft_ms == pytest.approx(1.4)
     assert flight._tracked["a"].catch_up_ms == pytest.approx(0.5)
     assert flight._tracked["a"].catch_up_tokens == 1
+
+
+def without_a_pass(flight: Pilot) -> None:
+    """Request "a" has spent its passes, was to have one of the pool's, and the engine took it back."""
+    flight.admit(info("a", prefill_passes=1), now=0.0)
+    for emitted in (0, 1):
+        flight.plan(["a"], now=0.0)
+        flight.begin(["a"], now=0.0)
+        flight.observe([replace(prefill("a"), emitted=emitted)], TIMES, 0, now=0.01)
+
+
+def test_who_came_back_out_of_turn_without_a_pass_is_known_before() -> None:
+    """Preempted, with its own passes spent: it has to be asked for a pass before the engine takes it up."""
+    flight = pilot(pass_budget=2.0)
+    assert not flight.spent("a")
+    flight.admit(info("b"), now=0.0)
+    without_a_pass(flight)
+    assert flight.spent("a")
+    assert not flight.spent("b")
+    (stop,) = flight.plan(["a"], now=0.02)
+    assert stop.cause is StopCause.BUDGET
+    flight.finish("a", stop.cause, now=0.02)
+    assert not flight.spent("a")
+
+
+def test_a_pass_that_nobody_has_left_is_counted_and_said_and_stops_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The engine runs it whatever the books say: the others of its step are served, and the request ends."""
+    flight = pilot(pass_budget=2.0)
+    flight.admit(info("b"), now=0.0)
+    without_a_pass(flight)
+    flight.plan(["b"], now=0.02)
+    flight.begin(["a", "b"], now=0.02)
+    assert flight.controller.ledger.passes("b") == (1, 0)
+    assert flight.controller.ledger.passes_started == 3
+    assert flight.counters.unpaid == 1
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert "a: the engine runs a target pass that it has no budget for" in record.getMessage()
+    (stop,) = flight.overdue(["a", "b"])
+    assert (stop.request_id, stop.cause) == ("a", StopCause.BUDGET)
+    flight.observe([verified("a", 0, 0), prefill("b")], TIMES, 0, now=0.03)
+    assert flight.counters.passes == 4
+    flight.finish("a", stop.cause, now=0.03)
+    assert flight.counters.ended == {"budget": 1}
+    assert flight.plan(["b"], now=0.03) == []

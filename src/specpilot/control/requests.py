@@ -96,6 +96,12 @@ class OpenCycle:
                 f"{where}.emitted: {outcome.emitted} is not in 0…{most} (the accepted and the target's own; "
                 "a chunk of the prompt has none); count the tokens that were appended"
             )
+        left = self.request.info.max_tokens - self.request.emitted
+        if outcome.emitted > left:
+            raise ValueError(
+                f"{where}.emitted: {outcome.emitted} is not in 0…{left} (what {self.plan.request_id!r} still "
+                f"wants of its max_tokens {self.request.info.max_tokens}); end the output there"
+            )
 
     def close(self, outcome: CycleOutcome) -> None:
         """It has ended so: the request goes on from there."""

@@ -5,11 +5,14 @@ elsewhere (:mod:`specpilot.decoding.loop`, the controller). What can go wrong an
 
 * the drafter fails in any way: this very cycle decodes with the target alone, and says so;
 * the target's pass fails: the requests in that pass end with ``error``, all others are unharmed;
-* one request's acceptance or commit fails: that request alone ends with ``error``.
+* one request's acceptance, commit, text or judging fails: that request alone ends with ``error``, and keeps
+  what was appended until then, all of it verified;
+* whoever is told of the evidence fails: the log says so, and nothing else happens.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,11 +21,13 @@ from specpilot.control.types import CycleOutcome, CyclePlan, StopCause
 from specpilot.decoding.evidence import cycle_evidence
 from specpilot.decoding.judged import judged_lookup, judged_ranks
 from specpilot.decoding.request import CycleDetail, DecodingRequest
-from specpilot.decoding.types import Draft, Verification
+from specpilot.decoding.types import Acceptance, Draft, Verification
 from specpilot.drafters.base import Drafter, DraftItem
 from specpilot.drafters.guarded import GuardedDrafter
 from specpilot.targets.base import Target, VerifyItem
 from specpilot.trace.cycles import CycleEvidence
+
+LOG = logging.getLogger("specpilot.decoding")
 
 
 @dataclass(slots=True)
@@ -140,6 +145,10 @@ class LiveExecutor:
             verified = self._target.verify(
                 [VerifyItem(turn.plan.request_id, turn.request.context, turn.draft.block) for turn in turns]
             )
+            if len(verified) != len(turns):
+                raise ValueError(
+                    f"target: {len(verified)} answers for {len(turns)} requests; give one for each"
+                )
         except Exception as error:
             for turn in turns:
                 turn.verify_ms = (self._clock() - verifying) * 1000.0
@@ -184,7 +193,7 @@ class LiveExecutor:
         return drafts
 
     def _settle(self, turn: _Turn, verified: Verification) -> None:
-        """Accept, commit, emit."""
+        """Accept, commit, emit; what fails here is this request's alone."""
         request, draft = turn.request, turn.draft
         block = draft.block
         turn.verify_ms = verified.verify_ms
@@ -193,27 +202,32 @@ class LiveExecutor:
         try:
             accepted = request.rule.accept(block, draft.q, verified.logits, len(request.context))
             self._target.commit(request.request_id, accepted.path)
+            tokens = [block.token_ids[node] for node in accepted.path]
         except Exception as error:
             _fail(request, error)
             return
-        tokens = [block.token_ids[node] for node in accepted.path]
-        turn.emitted = request.emit([*tokens, accepted.next_token])
+        before = request.emitted
+        try:
+            request.emit([*tokens, accepted.next_token])
+        except Exception as error:
+            _fail(request, error)
+        turn.emitted = request.emitted - before
         # Accepted tokens beyond the output's end were never shown and do not count.
         shown = accepted.path[: turn.emitted]
         # A path leaves the main chain once and for all.
         main = turn.main
         turn.accepted = len(shown) if main == len(block) else sum(node < main for node in shown)
         turn.side_accepted = len(shown) - turn.accepted
-        if draft.ranks:
-            turn.side_judged = judged_ranks(draft, accepted)
-        if draft.looked_up is not None:
-            turn.lookup_judged = judged_lookup(draft.looked_up, request.context[-turn.emitted :])
+        try:
+            if draft.ranks:
+                turn.side_judged = judged_ranks(draft, accepted)
+            if draft.looked_up is not None:
+                appended = request.context[len(request.context) - turn.emitted :]
+                turn.lookup_judged = judged_lookup(draft.looked_up, appended)
+        except Exception as error:
+            _fail(request, error)
         if self._evidence is not None:
-            cycle_id = turn.plan.cycle_id
-            told = cycle_evidence(
-                request, draft, verified, accepted, turn.emitted, cycle_id=cycle_id, ids=self._evidence_ids
-            )
-            self._evidence(cycle_id, told)
+            self._tell(self._evidence, turn, verified, accepted)
         if self._keep_details:
             request.details.append(
                 CycleDetail(
@@ -230,6 +244,31 @@ class LiveExecutor:
                     drafter=draft.drafter,
                 )
             )
+
+    def _tell(
+        self,
+        told: Callable[[int, CycleEvidence], None],
+        turn: _Turn,
+        verified: Verification,
+        accepted: Acceptance,
+    ) -> None:
+        """Evidence is for onlookers: the request goes on without it."""
+        cycle_id = turn.plan.cycle_id
+        try:
+            told(
+                cycle_id,
+                cycle_evidence(
+                    turn.request,
+                    turn.draft,
+                    verified,
+                    accepted,
+                    turn.emitted,
+                    cycle_id=cycle_id,
+                    ids=self._evidence_ids,
+                ),
+            )
+        except Exception:
+            LOG.exception("the evidence of cycle %d could not be told; the request goes on", cycle_id)
 
     def _outcomes(self, turns: Sequence[_Turn], began: float) -> list[CycleOutcome]:
         width = sum([turn.new_tokens for turn in turns]) if len(turns) > 1 else 0
@@ -280,5 +319,5 @@ class LiveExecutor:
 
 
 def _fail(request: DecodingRequest, error: Exception) -> None:
-    """The pass was started and is spent, but nothing of it may be shown."""
+    """The pass was started and is spent, and nothing more of it may be shown."""
     request.end(StopCause.ERROR, f"{type(error).__name__}: {error}")

@@ -8,7 +8,7 @@ that was admitted ends with exactly one stop cause, whatever fails on the way.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from threading import RLock
@@ -53,7 +53,8 @@ class ServeLoop:
         executor: runs cycles.
         clock: the time; with a virtual one, cycles take what their outcomes say.
         max_batch: most requests in one target pass.
-        observer: told of everything.
+        observer: told of everything. What it raises holds nothing up: it leaves the call (:meth:`step`,
+            :meth:`cancel`) when the work is done, the first of several; the requests go on as if it had not.
 
     Raises:
         ValueError: if ``max_batch`` is below 1.
@@ -78,6 +79,7 @@ class ServeLoop:
         self._orders = count()
         self._result: RunResult | None = None  # only while run() or run_closed() collects
         self._stepping = False
+        self._raised: list[Exception] = []  # by the observer, and not passed on yet
         self.lock = RLock()
         """Held around every call of the controller; hold it to read the controller's state from elsewhere."""
 
@@ -149,6 +151,8 @@ class ServeLoop:
             active.cancelled = True
             if not self._stepping:
                 self._finish(request_id, StopCause.CANCELLED)
+                if self._raised:
+                    raise self._raised.pop()
         return True
 
     def abandon(self) -> None:
@@ -164,6 +168,8 @@ class ServeLoop:
                     self._finish(request_id, StopCause.ERROR)
                 except Exception as error:
                     failures.append(error)
+            failures += self._raised
+            self._raised = []
         if failures:
             raise ExceptionGroup("requests could not be ended in order", failures)
 
@@ -172,11 +178,15 @@ class ServeLoop:
         with self.lock:
             self._stepping = True
         try:
-            return self._step()
+            busy = self._step()
         finally:
             with self.lock:
                 self._stepping = False
                 self._drop_cancelled()
+                raised, self._raised = self._raised, []
+        if raised:
+            raise raised[0]
+        return busy
 
     def _step(self) -> bool:
         with self.lock:
@@ -190,7 +200,7 @@ class ServeLoop:
         with self.lock:
             planned_at = self._clock.now()
             plan = self._controller.plan(ready, now=planned_at)
-            self._observer.planned(plan, planned_at)
+            self._tell(self._observer.planned, plan, planned_at)
             for stop in plan.stops:
                 if not self._active[stop.request_id].cancelled:
                     self._finish(stop.request_id, stop.cause)
@@ -288,7 +298,7 @@ class ServeLoop:
             end = self._clock.now()
             self._controller.observe(outcomes, now=end)
             for info, cycle, outcome in zip(infos, cycles, outcomes, strict=True):
-                self._observer.cycle(info, cycle, outcome, start, end)
+                self._tell(self._observer.cycle, info, cycle, outcome, start, end)
             for cycle, outcome in zip(cycles, outcomes, strict=True):
                 # One whose last pass has completed has finished, even if its client has just left.
                 if outcome.ended is not None:
@@ -303,7 +313,14 @@ class ServeLoop:
             self._executor.close(request_id, cause)
         if self._result is not None:
             self._result.summaries.append(summary)
-        self._observer.finished(info, summary, now)
+        self._tell(self._observer.finished, info, summary, now)
+
+    def _tell(self, told: Callable[..., None], *news: object) -> None:
+        """Tell the observer in the middle of something that must be brought to its end."""
+        try:
+            told(*news)
+        except Exception as error:
+            self._raised.append(error)
 
     def _refuse(self, info: RequestInfo, admission: Admission) -> Admission:
         self._executor.close(info.request_id, StopCause.POLICY)

@@ -138,14 +138,23 @@ class DecodingRequest:
         return len(tokens)
 
     def end(self, cause: StopCause, error: str | None = None) -> None:
-        """The output ends here (only the first call counts); text held back is let go."""
+        """The output ends here (only the first call counts); text held back is let go.
+
+        If it cannot be made, an output that had come to its own end is cut short, which is an ``error``.
+        """
         if self.ended is not None:
             return
         self.ended = cause
         self.error = error
-        if self._stream is not None:
+        if self._stream is None:
+            return
+        try:
             self._pieces.append(self._stops.push(self._stream.flush()))
             self._pieces.append(self._stops.flush())
+        except Exception as problem:  # whoever ends a request has more to put in order
+            if cause.complete:
+                self.ended = StopCause.ERROR
+            self.error = error or f"{type(problem).__name__}: {problem}"
 
 
 def fit_prompt(

@@ -56,7 +56,7 @@ class Material:
         return {
             arrival.request_id: LiveRequest(
                 self.tokens[arrival.prompt.key],
-                request.max_tokens,
+                request.length,  # what the policy is told; an engine that differs may not go on beyond it
                 None if arrival.session_id is None else f"{policy}:{arrival.session_id}",
             )
             for arrival, request in zip(arrivals, requests, strict=True)
@@ -130,7 +130,7 @@ def service_costs(
         for name, recording in recordings.items()
     ]
     live = {
-        request.request_id: LiveRequest(tuple(prompts[request.request_id]), request.max_tokens, None)
+        request.request_id: LiveRequest(tuple(prompts[request.request_id]), request.length, None)
         for request in requests
     }
     run = LiveRun("specpilot", engine, free, live, requests)

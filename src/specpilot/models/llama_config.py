@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 
@@ -17,6 +17,7 @@ MODEL_TYPES = ("llama", "mistral", "qwen2")
 """Families with this one computation (the last two without their sliding window)."""
 
 _ELSEWHERE = "load it with the transformers engine instead"
+_AGAIN = "download it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,19 +60,16 @@ def read_config(folder: Path) -> LlamaConfig:
         ValueError: if the file is missing, incomplete, or asks for what the graph does not compute.
     """
     path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: does not exist; give a Hugging Face model folder") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: is not JSON ({error})") from None
+    config = _read_object(path)
     _check_supported(path, config)
     hidden, heads = _size(path, config, "hidden_size"), _size(path, config, "num_attention_heads")
-    kv_heads = config.get("num_key_value_heads") or heads
-    head_dim = config.get("head_dim") or hidden // heads
+    kv_heads = _size(path, config, "num_key_value_heads", heads)
+    head_dim = _size(path, config, "head_dim", hidden // heads)
     if heads % kv_heads:
-        raise ValueError(f"{path}: num_key_value_heads: {kv_heads} does not divide the {heads} heads")
-    if head_dim % 16:
+        raise ValueError(
+            f"{path}: num_key_value_heads: {kv_heads} does not divide the {heads} heads; {_AGAIN}"
+        )
+    if head_dim % 16 or not head_dim:
         raise ValueError(
             f"{path}: head_dim: {head_dim} is not a multiple of 16 (ONNX Runtime's attention); {_ELSEWHERE}"
         )
@@ -83,30 +81,82 @@ def read_config(folder: Path) -> LlamaConfig:
         head_dim=head_dim,
         vocab_size=_size(path, config, "vocab_size"),
         context_limit=_size(path, config, "max_position_embeddings"),
-        norm_epsilon=float(config.get("rms_norm_eps", 1e-6)),
-        tied=bool(config.get("tie_word_embeddings", False)),
+        norm_epsilon=_number(path, config, "rms_norm_eps", 1e-6),
+        tied=_flag(path, config, "tie_word_embeddings"),
         inverse_frequencies=tuple(float(x) for x in _inverse_frequencies(path, config, head_dim)),
         eos_token_ids=read_eos(folder, config),
     )
 
 
 def read_eos(folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
-    """End-of-text tokens: those of ``generation_config.json`` if it names any, else those of ``config``."""
+    """End-of-text tokens: those of ``generation_config.json`` if it names any, else those of ``config``.
+
+    Raises:
+        ValueError: if they are not token ids, or the file is damaged.
+    """
     path = folder / "generation_config.json"
-    generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    eos = generation.get("eos_token_id")
+    eos = _read_object(path).get("eos_token_id") if path.is_file() else None
     if eos is None:
-        eos = config.get("eos_token_id")
+        path, eos = folder / "config.json", config.get("eos_token_id")
     if eos is None:
         return frozenset()
-    return frozenset(eos) if isinstance(eos, list) else frozenset((int(eos),))
+    found = eos if isinstance(eos, list) else [eos]
+    if not all(_whole(token) and token >= 0 for token in found):
+        raise ValueError(
+            f"{path}: eos_token_id: {eos!r} is not a whole number ≥ 0, nor a list of them; give token ids"
+        )
+    return frozenset(found)
 
 
-def _size(path: Path, config: Mapping[str, Any], name: str) -> int:
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: does not exist; give a Hugging Face model folder") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: is not JSON ({error}); {_AGAIN}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: is not a JSON object; {_AGAIN}")
+    return found
+
+
+# A field that is null is taken as one that is left out, as transformers does.
+
+
+def _size(path: Path, config: Mapping[str, Any], name: str, default: int | None = None) -> int:
     value = config.get(name)
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{path}: {name}: {value!r} is not a whole number ≥ 1")
+    if value is None and default is not None:
+        return default
+    if not _whole(value) or value < 1:
+        raise ValueError(f"{path}: {name}: {value!r} is not a whole number ≥ 1; {_AGAIN}")
     return value
+
+
+def _whole(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number(path: Path, config: Mapping[str, Any], name: str, default: float | None = None) -> float:
+    value = config.get(name)
+    if value is None and default is not None:
+        return default
+    if not (_whole(value) or isinstance(value, float)) or not 0.0 < value < math.inf:
+        raise ValueError(f"{path}: {name}: {value!r} is not a finite number > 0; {_AGAIN}")
+    return float(value)
+
+
+def _flag(path: Path, config: Mapping[str, Any], name: str) -> bool:
+    value = config.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"{path}: {name}: {value!r} is not true or false; {_AGAIN}")
+    return bool(value)
+
+
+def _part(path: Path, config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value = config.get(name)
+    if value is not None and not isinstance(value, Mapping):
+        raise ValueError(f"{path}: {name}: {value!r} is not an object; {_AGAIN}")
+    return value or {}
 
 
 def _check_supported(path: Path, config: Mapping[str, Any]) -> None:
@@ -123,16 +173,19 @@ def _check_supported(path: Path, config: Mapping[str, Any]) -> None:
             f"{path}: sliding_window: {config['sliding_window']} would drop cached rows, "
             "so a rejected block could not be rolled back; use a model with full attention"
         )
-    other = set(config.get("layer_types") or ()) - {"full_attention"}
+    kinds = config.get("layer_types") or []
+    if not isinstance(kinds, list):
+        raise ValueError(f"{path}: layer_types: {kinds!r} is not a list; {_AGAIN}")
+    other = sorted({str(kind) for kind in kinds if kind != "full_attention"})
     if other:
-        raise ValueError(f"{path}: layer_types: {sorted(other)} are not 'full_attention'; {_ELSEWHERE}")
+        raise ValueError(f"{path}: layer_types: {other} are not 'full_attention'; {_ELSEWHERE}")
 
 
 def _inverse_frequencies(path: Path, config: Mapping[str, Any], head_dim: int) -> FloatArray:
     """Rotary frequencies, float32 as transformers computes them, shape (head_dim / 2,)."""
-    rope = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+    rope = {**_part(path, config, "rope_scaling"), **_part(path, config, "rope_parameters")}
     kind = rope.get("rope_type", rope.get("type", "default"))
-    theta = float(rope.get("rope_theta", config.get("rope_theta", 10000.0)))
+    theta = _number(path, rope, "rope_theta", _number(path, config, "rope_theta", 10000.0))
     partial = rope.get("partial_rotary_factor", config.get("partial_rotary_factor", 1.0))
     if partial != 1.0:
         raise ValueError(f"{path}: partial_rotary_factor: {partial} is not 1; {_ELSEWHERE}")
@@ -141,17 +194,19 @@ def _inverse_frequencies(path: Path, config: Mapping[str, Any], head_dim: int) -
     if kind == "default":
         return plain
     if kind == "linear":
-        slowed: FloatArray = (plain / np.float32(rope["factor"])).astype(np.float32)
+        slowed: FloatArray = (plain / np.float32(_number(path, rope, "factor"))).astype(np.float32)
         return slowed
     if kind == "llama3":
-        return _llama3(plain, rope)
+        return _llama3(path, plain, rope)
     raise ValueError(f"{path}: rope_type: {kind!r} is not one of default, linear, llama3; {_ELSEWHERE}")
 
 
-def _llama3(plain: FloatArray, rope: Mapping[str, Any]) -> FloatArray:
+def _llama3(path: Path, plain: FloatArray, rope: Mapping[str, Any]) -> FloatArray:
     """Llama 3.1's frequencies: long waves slowed down by ``factor``, short ones kept, a ramp between."""
-    factor, low, high = float(rope["factor"]), float(rope["low_freq_factor"]), float(rope["high_freq_factor"])
-    trained = float(rope["original_max_position_embeddings"])
+    names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+    factor, low, high, trained = (_number(path, rope, name) for name in names)
+    if high <= low:
+        raise ValueError(f"{path}: high_freq_factor: {high} is not above low_freq_factor {low}; {_AGAIN}")
     waves = 2.0 * math.pi / plain
     ramp = np.clip((trained / waves - low) / (high - low), 0.0, 1.0)
     mixed: FloatArray = ((1.0 - ramp) * plain / factor + ramp * plain).astype(np.float32)

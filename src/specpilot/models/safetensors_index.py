@@ -12,7 +12,7 @@ import math
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 _ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4}
 _MOST_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -50,14 +50,14 @@ def read_index(folder: Path) -> TensorIndex:
     """Read the header of ``model.safetensors``, or of all shards of ``model.safetensors.index.json``.
 
     Raises:
-        ValueError: if the folder has neither, or a header is not a safetensors header.
+        ValueError: if the folder has neither, or a file is damaged or not whole.
     """
     single = folder / "model.safetensors"
     listing = folder / "model.safetensors.index.json"
     if single.is_file():
         files = [single.name]
     elif listing.is_file():
-        files = sorted(set(json.loads(listing.read_text(encoding="utf-8"))["weight_map"].values()))
+        files = _shards(listing)
     else:
         raise ValueError(
             f"{folder}: has no model.safetensors (nor model.safetensors.index.json); "
@@ -70,11 +70,35 @@ def read_index(folder: Path) -> TensorIndex:
     tensors: dict[str, TensorPlace] = {}
     for path in paths:
         raw, header = _read_header(path)
+        start = 8 + len(raw)
+        held = path.stat().st_size - start
         digest.update(path.name.encode() + b"\0" + raw)
         for name, entry in header.items():
             if name != "__metadata__":
-                tensors[name] = _place(path, name, entry, 8 + len(raw))
+                tensors[name] = _place(path, name, entry, start, held)
     return TensorIndex(paths[0].parent, tensors, digest.hexdigest())
+
+
+def _shards(listing: Path) -> list[str]:
+    try:
+        found = json.loads(listing.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{listing}: is not JSON ({error}); download it again") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{listing}: is not a JSON object; download it again")
+    files = found.get("weight_map")
+    if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
+        raise ValueError(
+            f"{listing}: weight_map: {_short(files)} is not an object that names a file for each tensor; "
+            "download it again"
+        )
+    return sorted(set(files.values()))
+
+
+def _short(value: object) -> str:
+    """A value as it is named in an error: a list of thousands of tensors is not."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"
 
 
 def _read_header(path: Path) -> tuple[bytes, dict[str, Any]]:
@@ -96,15 +120,38 @@ def _read_header(path: Path) -> tuple[bytes, dict[str, Any]]:
     return raw, header
 
 
-def _place(path: Path, name: str, entry: dict[str, Any], start: int) -> TensorPlace:
-    dtype, shape = entry["dtype"], tuple(entry["shape"])
-    begin, end = entry["data_offsets"]
-    if dtype not in _ITEM_BYTES:
-        # Rotary tables and the like may have other types; whoever needs this tensor says so.
-        return TensorPlace(path.name, dtype, shape, start + begin, end - begin)
-    if end - begin != math.prod(shape) * _ITEM_BYTES[dtype]:
+def _place(path: Path, name: str, entry: Any, start: int, held: int) -> TensorPlace:
+    """Where a tensor lies in a file whose data begins at ``start`` and has ``held`` bytes."""
+    if not isinstance(entry, dict):
+        raise _damaged(path, name, f"{_short(entry)} is not an object")
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str):
+        raise _damaged(path, name, f"dtype: {_short(dtype)} is not a type's name")
+    if not _counts(shape):
+        raise _damaged(path, name, f"shape: {_short(shape)} is not a list of whole numbers ≥ 0")
+    if not _counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        said = f"data_offsets: {_short(offsets)} is not two whole numbers 0 ≤ begin ≤ end"
+        raise _damaged(path, name, said)
+    begin, end = offsets
+    # Rotary tables and the like may have other types; whoever needs this tensor says so.
+    if dtype in _ITEM_BYTES and end - begin != math.prod(shape) * _ITEM_BYTES[dtype]:
         raise ValueError(
-            f"{path}: tensor {name} of shape {list(shape)} and type {dtype} cannot have {end - begin} bytes; "
+            f"{path}: tensor {name} of shape {shape} and type {dtype} cannot have {end - begin} bytes; "
             "download or convert the file again"
         )
-    return TensorPlace(path.name, dtype, shape, start + begin, end - begin)
+    if end > held:
+        raise ValueError(
+            f"{path}: tensor {name} ends at byte {end} of the data, of which there are {held}; "
+            "the file is not whole, download it again"
+        )
+    return TensorPlace(path.name, dtype, tuple(shape), start + begin, end - begin)
+
+
+def _counts(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(
+        isinstance(part, int) and not isinstance(part, bool) and part >= 0 for part in value
+    )
+
+
+def _damaged(path: Path, name: str, what: str) -> ValueError:
+    return ValueError(f"{path}: tensor {name}: {what}; download or convert the file again")

@@ -262,7 +262,10 @@ class Engine(LoopObserver):
         job.engine_s += end_s - start_s
         if job.first_cycle_s is None:
             job.first_cycle_s = start_s
-        job.listener.progressed(job.request.text, job.request.emitted)
+        try:
+            job.listener.progressed(job.request.text, job.request.emitted)
+        except Exception:
+            LOG.exception("request %s: its listener failed; the request goes on", info.request_id)
         self._tell(lambda observer: observer.cycle(info, plan, outcome, start_s, end_s))
 
     def finished(self, info: RequestInfo, summary: RequestSummary, now: float) -> None:
@@ -272,7 +275,10 @@ class Engine(LoopObserver):
         job.request.end(summary.cause)
         job.summary = summary
         self._tell(lambda observer: observer.finished(info, summary, now))
-        job.listener.ended(job)
+        try:
+            job.listener.ended(job)
+        except Exception:
+            LOG.exception("request %s: its listener failed at its end", info.request_id)
 
     def _tell(self, call: Callable[[LoopObserver], None]) -> None:
         for observer in self._observers:

@@ -28,6 +28,9 @@ COUNTERS = {
     "specpilot_target_passes": "Target passes started, one for each request in it",
     "specpilot_prefill_passes": "Target passes with prompt tokens in them",
     "specpilot_fallback_cycles": "Decode passes without a draft (τ = 0)",
+    "specpilot_unpaid_passes": (
+        "Target passes that vLLM ran for requests without one left, beyond the budget; not in target_passes"
+    ),
     "specpilot_physical_passes": "Target passes of the engine, shared ones once",
     "specpilot_drafted_tokens": "Tokens drafted, those trimmed before verification included",
     "specpilot_draft_tokens": "Draft tokens that were sent to verification",
@@ -55,6 +58,7 @@ def totals(pilot: Pilot, own_s: float) -> dict[str, float]:
         "specpilot_target_passes": ledger.passes_started,
         "specpilot_prefill_passes": counters.prefill_passes,
         "specpilot_fallback_cycles": counters.plain_passes,
+        "specpilot_unpaid_passes": counters.unpaid,
         "specpilot_physical_passes": counters.physical_passes,
         "specpilot_drafted_tokens": counters.drafted,
         "specpilot_draft_tokens": counters.proposed,

@@ -8,11 +8,13 @@ has been observed, and trims them. How much to draft is asked for one step earli
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from specpilot.control import (
     Binding,
+    BudgetExhausted,
     Controller,
     CycleOutcome,
     CyclePlan,
@@ -22,6 +24,8 @@ from specpilot.control import (
 )
 from specpilot.control.curves import NO_ACCIDENT
 from specpilot.trace.traced import ControllerCalls
+
+LOG = logging.getLogger("vllm.specpilot")  # below vLLM's own logger, whose handlers it so has
 
 IDLE_RATE = 0.1
 """How far one step without drafts moves what such a step is believed to cost the drafter."""
@@ -70,6 +74,7 @@ class Counters:
     proposed: int = 0
     accepted: int = 0
     emitted: int = 0
+    unpaid: int = 0  # passes that the engine ran for requests without one left
     ended: dict[str, int] = field(default_factory=dict)
 
 
@@ -138,11 +143,21 @@ class Pilot:
         """The target passes of these requests start; every one of them is withdrawn from the ledger.
 
         One that the engine scheduled out of turn, before it had a plan, gets it here. If it was to end
-        instead, this one pass is taken from its own ones and it ends afterwards (:meth:`overdue`).
+        instead, this one pass is taken from its own ones and it ends afterwards (:meth:`overdue`). If it has
+        none left (:meth:`spent` tells before), the pass cannot be stopped any more and breaks the promise:
+        it is counted apart, and said.
         """
         names = [name for name in request_ids if name in self._tracked]
         for stop in self.plan(names, now=now):
-            self.controller.ledger.start_pass(stop.request_id)
+            try:
+                self.controller.ledger.start_pass(stop.request_id)
+            except BudgetExhausted as broken:
+                self.counters.unpaid += 1
+                LOG.error(
+                    "%s: the engine runs a target pass that it has no budget for (%s); it ends after it",
+                    stop.request_id,
+                    broken,
+                )
             self._tracked[stop.request_id].stop = stop
         begun = []
         for name in names:
@@ -152,6 +167,16 @@ class Pilot:
                 begun.append(tracked.plan.cycle_id)
         if begun:
             self._calls.begin(begun, now=now)
+
+    def spent(self, request_id: str) -> bool:
+        """Whether the request has neither a pass planned nor one of its own left: the pool must have one.
+
+        It had begun, and the engine has taken it back (a preemption).
+        """
+        tracked = self._tracked.get(request_id)
+        if tracked is None or tracked.plan is not None:
+            return False
+        return not self.controller.ledger.own_passes(request_id)
 
     def draft_length(self, request_ids: Iterable[str], *, now: float) -> int:
         """How many tokens to draft for each of these requests, for their next plans.

@@ -13,7 +13,7 @@ import math
 import os
 import time
 from collections.abc import Iterable
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -186,7 +186,12 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
             config.enable_chunked_prefill = chunked
 
     def _next_waiting(self) -> list[str]:
-        """Requests that may leave the waiting queue in this step."""
+        """Requests that may leave the waiting queue in this step.
+
+        More may than are meant to: a cached prefix takes less room than it seems. That costs nothing but the
+        order, except for those that were preempted and have spent their passes. They are named wherever they
+        wait: one that the pool has no pass for ends before vLLM can take it up.
+        """
         room = self.max_num_active_reqs - len(self.running)
         tokens = self.max_num_scheduled_tokens
         names = []
@@ -195,6 +200,11 @@ class PilotScheduler(Scheduler):  # type: ignore[misc]  # vLLM is not installed 
             tokens -= request.num_tokens
             if tokens <= 0:
                 break
+        named = set(names)
+        for request in chain(self.kv_holding_waiting, self.waiting):
+            name = request.request_id
+            if request.status == RequestStatus.PREEMPTED and name not in named and self.pilot.spent(name):
+                names.append(name)
         return names
 
     def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
