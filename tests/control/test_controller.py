@@ -775,7 +775,7 @@ def test_impossible_counts_are_refused(counts: dict[str, Any], message: str) -> 
     controller.begin([plan.cycle_id], now=0.0)
     outcome = CycleOutcome(plan.cycle_id, drafted=4, proposed=4, accepted=2, emitted=3)
     with pytest.raises(ValueError, match=message):
-        controller.observe([replace(outcome, **counts)], now=0.1)  # type: ignore[arg-type]
+        controller.observe([replace(outcome, **counts)], now=0.1)
 
 
 def test_more_than_a_request_still_wants_is_refused() -> None:
