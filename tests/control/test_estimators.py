@@ -356,7 +356,7 @@ def test_time_is_dear_when_busy_and_cheap_when_idle() -> None:
     assert idle.price(10, 200.0) == pytest.approx(0.2 * 0.5, rel=0.01)
 
 
-def test_misses_make_the_queue_press_harder() -> None:
+def test_misses_make_time_dear_and_the_queue_press_harder() -> None:
     idle = TimePrice()
     for cycle in range(400):
         idle.cycle(2.0, 10.0, now=cycle * 0.1)
@@ -365,13 +365,15 @@ def test_misses_make_the_queue_press_harder() -> None:
     for _ in range(7):
         idle.arrival(in_time=True)  # − 0.1 · 0.04 each
     assert idle.strain == pytest.approx(0.26)
-    # A twentieth of the time is spoken for, and counts 1 + 8 · 0.26 times.
-    assert idle.price(1, 200.0) == pytest.approx(0.2 * 0.05 * 3.08, rel=0.01)
+    # A fifth of the time is spoken for, and counts 1 + 8 · 0.26 times.
+    assert idle.price(4, 200.0) == pytest.approx(0.2 * 0.2 * 3.08, rel=0.01)
     assert idle.price(100, 200.0) == pytest.approx(0.2 * 1.13, rel=0.01)  # at most 1 + 0.5 · 0.26 of θ*
-    assert idle.price(0, 200.0) == pytest.approx(0.2 * IDLE)  # nobody waits
+    # Nobody waits, but those who come now may be refused because of this cycle.
+    assert idle.price(0, 200.0) == pytest.approx(0.2 * 0.26)
     for _ in range(100):
         idle.arrival(in_time=True)
     assert idle.strain == 0.0
+    assert idle.price(0, 200.0) == pytest.approx(0.2 * IDLE)
 
 
 # --- fallback -------------------------------------------------------------------------------------

@@ -76,7 +76,8 @@ class ControllerConfig:
     shrinkage: float = 6.0
     """Weight (in observations) of the pooled estimate in a context's own."""
     open_block_every: int = 16
-    """Every so many-th block of a context ignores the confidence stop."""
+    """Every so many-th block of a context ignores the confidence stop; four times as seldom where that
+    costs more: where time is dear, and where it takes the place of a tree."""
     breaker_faults: int = 3
     """Drafter faults in a row that open the circuit breaker."""
     probe_first: int = 4

@@ -26,9 +26,8 @@ from specpilot.control.stop import StopRule, logit, sigmoid
 from specpilot.control.types import AcceptanceName, CycleOutcome
 
 LEARNED = ("acceptance", "difficulty", "calibrations", "ranks", "contexts", "end_hazard")
-RARELY = 2
-"""Trials of the worse rule come after as many requests as open blocks after blocks, at first, and then up
-to so many times as many."""
+RULE_TRIALS = (16, 32)
+"""Requests after which the worse of two rules of acceptance is tried: at first, and at most."""
 LOOKUP = "lookup"
 """The source under which looked-up text is calibrated."""
 
@@ -71,14 +70,13 @@ class Knowledge:
         source, bucket = place = _place(drafter, rule, prompt_tokens)
         context = self.contexts.get(place)
         if context is None:
-            config, every = self._config, self._config.open_block_every
             context = self.contexts[place] = Context(
                 source,
                 bucket,
                 rule != "rejection",
-                Fallback(config.probe_first, config.probe_max),
+                Fallback(self._config.probe_first, self._config.probe_max),
                 self.calibrations.setdefault(source, Calibration()),
-                Trials(every, every * RARELY),
+                Trials(*RULE_TRIALS),
             )
         context.optional = context.optional or coupled
         return context

@@ -55,6 +55,8 @@ class TimePrice:
     every arrival is served, whatever a cycle took. So θ = θ* · the larger of
 
     * utilisation⁶: next to nothing at a load of 0.4, an eighth at 0.7, all at saturation; ``IDLE`` at least;
+    * :attr:`strain`: where too many arrivals miss the SLO, most of them find an engine at work on others, so
+      time is dear before anybody waits;
     * the share of this request's remaining time that the queue's work would take: a burst has to be
       worked off before its deadlines whatever the average load is. The more arrivals miss the SLO, the
       harder the queue presses (:class:`Pressing`, in proportion to :attr:`strain`), for a refusal is worse
@@ -108,7 +110,7 @@ class TimePrice:
         time_ms = self._time_ms
         if time_ms <= 0.0 or self._tokens <= 0.0:
             return 0.0
-        pressure = max(IDLE, self.utilisation**6)
+        pressure = max(IDLE, self.utilisation**6, self.strain)
         if waiting:
             queue_ms = waiting * time_ms / self._cycles
             strain, how = self.strain, self.pressing

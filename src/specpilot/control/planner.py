@@ -117,7 +117,7 @@ class OptimalPlanner:
             # Both kinds of blocks in turn: what either costs has to be known.
             branching = context.calibration.blocks % 2 == 0
             return self._branch(view, context, decision, choice, branching=branching)
-        is_open = context.blocks % self._config.open_block_every == 0
+        is_open = context.blocks % self._open_every(view, theta) == 0
         if is_open:
             closed = self._rule(view, context, decision.keep_at, decision.draft_at)
             self._asked[view.request_id] = Asked(closed_rule=closed)
@@ -238,10 +238,15 @@ class OptimalPlanner:
             return Forecast(probe, theta, probe)
         # Every so many-th block is open. Where others have to wait for a longer draft it is made in every so
         # many-th pass only.
-        every = self._config.open_block_every * view.sharing
+        every = self._open_every(view, theta) * view.sharing
         is_open = context.blocks % every + view.sharing >= every
         wanted = min(ceiling, max(decision.depth, decision.tau + 1 if is_open else 0))
         return Forecast(wanted, theta, gains=decision.gains, explores=is_open)
+
+    def _open_every(self, view: CycleView, theta: float) -> int:
+        """Every so many-th block is open: seldom in place of a tree, or where time is dear and not shared."""
+        seldom = view.max_nodes or (view.sharing == 1 and theta > self._time.busy_rate / 2.0)
+        return self._config.open_block_every * (4 if seldom else 1)
 
     def _probe_length(self) -> int:
         """τ of a probe: as much drafting as a plain pass takes, or one step."""
