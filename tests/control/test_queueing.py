@@ -141,7 +141,16 @@ def test_an_arrival_waits_for_first_passes_only() -> None:
     assert any(refused)
     (running,) = controller.plan(["shown0"], now=1.0).cycles
     controller.begin([running.cycle_id], now=1.0)
-    assert backlog_ms(controller.cost, controller._requests.values(), max_batch=1) > PASS_MS
+
+    def backlog(now: float) -> float:
+        return backlog_ms(controller.cost, controller._requests.values(), max_batch=1, now=now)
+
+    # Half of the running pass is over, then more than all of it.
+    assert backlog(1.0) > PASS_MS
+    assert backlog(1.0) - backlog(1.0 + PASS_MS / 2000.0) == pytest.approx(PASS_MS / 2.0)
+    assert backlog(2.0) == pytest.approx(
+        backlog(1.0) - controller._requests["shown0"].cycle_ms(controller.cost)
+    )
 
 
 def test_a_cycle_may_take_what_leaves_the_others_their_first_passes() -> None:
@@ -188,5 +197,5 @@ def test_admission_counts_what_has_not_begun_as_plain() -> None:
     controller = crowd(2, 10_000.0)
     for _ in range(60):
         controller.cost.observe_draft(4, 40.0, 0, 0.0)
-    backlog = backlog_ms(controller.cost, controller._requests.values(), max_batch=1)
+    backlog = backlog_ms(controller.cost, controller._requests.values(), max_batch=1, now=1.0)
     assert backlog == pytest.approx(2.0 * (PASS_MS + controller.cost.host_ms), abs=0.5)

@@ -52,7 +52,7 @@ def refusal(
     first = cost.verify_ms(request.uncached, request.info.cached_tokens) * cost.verify_upper.ratio
     left = request.left_ms(now)
     hopeless = first > request.window_ms
-    backlog = backlog_ms(cost, others, config.max_batch)
+    backlog = backlog_ms(cost, others, config.max_batch, now)
     if hopeless and not backlog and measuring.due():
         request.measures = True
         return "", False
@@ -65,12 +65,13 @@ def refusal(
     ), not hopeless
 
 
-def backlog_ms(cost: CostModel, requests: Iterable[OpenRequest], max_batch: int) -> float:
+def backlog_ms(cost: CostModel, requests: Iterable[OpenRequest], max_batch: int, now: float) -> float:
     """Engine time until a new arrival's first pass: first passes go before later ones, by expectation.
 
-    Of those that have something to show only the pass that runs now is in the way. Passes that have not
-    begun count with nothing drafted: where it matters nothing will be (:func:`~specpilot.control.queueing.
-    spare_ms`). Passes are shared where they can be, by ``max_batch`` requests at most.
+    Of those that have something to show only what is left of the pass that runs now is in the way. Passes
+    that have not begun count with nothing drafted: where it matters nothing will be
+    (:func:`~specpilot.control.queueing.spare_ms`). Passes are shared where they can be, by ``max_batch``
+    requests at most.
     """
     before = [
         request
@@ -78,7 +79,10 @@ def backlog_ms(cost: CostModel, requests: Iterable[OpenRequest], max_batch: int)
         if request.ended is None and (not request.emitted or request.cycle_id is not None)
     ]
     work = sum(
-        [request.plain_ms(cost) if request.cycle_id is None else request.cycle_ms(cost) for request in before]
+        [
+            request.plain_ms(cost) if request.cycle_id is None else request.rest_ms(cost, now)
+            for request in before
+        ]
     )
     return work * shared_cost(cost, min(max_batch, len(before)))
 

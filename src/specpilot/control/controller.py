@@ -204,6 +204,7 @@ class Controller:
                 raise ValueError(f"cycle_ids: {cycle_id} has begun already; begin a cycle once")
             self.ledger.start(cycle.request.info.request_id)
             cycle.begun = True
+            cycle.request.began_s = now
 
     def observe(self, outcomes: Sequence[CycleOutcome], *, now: float) -> None:
         """Learn from finished cycles; those that say that they shared a pass shared one and the same.
@@ -241,7 +242,7 @@ class Controller:
                 self.ledger.release(cycle.request.info.request_id)
             if cycle.plan.max_draft:
                 self._estimates.breakers[cycle.view.drafter].unused()
-            cycle.request.cycle_id = None
+            cycle.request.cycle_id = cycle.request.began_s = None
             self._ready += 1
             del self._cycles[cycle_id]
 

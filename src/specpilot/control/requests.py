@@ -17,8 +17,8 @@ class OpenRequest:
 
     ``slo_ms`` counts from ``arrival_s``; ``deadline_s`` is the internal deadline, which is tighter.
     ``uncached`` and ``behind`` are context tokens that the target and the draft have not cached.
-    ``cycle_id`` is that of the cycle that is planned or running. ``measures``: it was let in to measure
-    again what a first pass takes, so it gets that pass whatever the costs say.
+    ``cycle_id`` is that of the cycle that is planned or, since ``began_s``, running. ``measures``: it was let
+    in to measure again what a first pass takes, so it gets that pass whatever the costs say.
     """
 
     info: RequestInfo
@@ -31,6 +31,7 @@ class OpenRequest:
     cycles: int = 0
     drafter_failed: bool = False
     cycle_id: int | None = None
+    began_s: float | None = None
     ended: StopCause | None = None
     measures: bool = False
 
@@ -56,6 +57,11 @@ class OpenRequest:
     def cycle_ms(self, cost: CostModel) -> float:
         """Expected time of the next cycle, where one token is drafted."""
         return cycle_ms(cost, self.uncached, self.behind, self.cached)
+
+    def rest_ms(self, cost: CostModel, now: float) -> float:
+        """Expected time that its open cycle still takes, ≥ 0."""
+        spent_ms = 0.0 if self.began_s is None else (now - self.began_s) * 1000.0
+        return max(0.0, self.cycle_ms(cost) - spent_ms)
 
 
 @dataclass(slots=True)
@@ -106,7 +112,7 @@ class OpenCycle:
     def close(self, outcome: CycleOutcome) -> None:
         """It has ended so: the request goes on from there."""
         request = self.request
-        request.cycle_id = None
+        request.cycle_id = request.began_s = None
         request.cycles += 1
         request.emitted += outcome.emitted
         # A pass that emitted nothing was a chunk of the prompt.
