@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.ablating import Ablation, Cell, Results, arguments, arriving, compare, nothing, run
 
-from specpilot.control import planner, solving, timing
+from specpilot.control import planner, solving, timing, treeplan
 from specpilot.control.branching import Branches, Yields
 from specpilot.control.calibration import Calibration
 from specpilot.control.config import TREE_LOOKUP, TREE_NODES, ControllerConfig
@@ -223,7 +223,7 @@ ABLATIONS: dict[str, Ablation] = {
     "worth of a node by depth": Ablation(((planner, "decide", _equal_depths),)),
     "draft steps while they pay": Ablation(((planner, "decide", _all_steps),)),
     "what side nodes cost the drafter": Ablation(((CostModel, "side_ms", 0.0),)),
-    "nodes by the time left": Ablation(((planner, "fitting_nodes", _nodes_whatever_time),), guards="SLO"),
+    "nodes by the time left": Ablation(((treeplan, "fitting_nodes", _nodes_whatever_time),), guards="SLO"),
     "looked-up text": Ablation(config={"lookup_depth": 0}, lookup=True),
     "calibration of looked-up text": Ablation(
         ((Knowledge, "learn_lookup", _lookup_by(_Unlearning)),), lookup=True

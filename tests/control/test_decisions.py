@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specpilot.control import Controller, ControllerConfig, CycleOutcome, RequestInfo, StopCause
+from specpilot.control.contexts import coarse
 from specpilot.control.horizon import future_values
-from specpilot.control.knowledge import coarse
 from specpilot.control.planner import OptimalPlanner
 from specpilot.control.types import Binding
 from specpilot.simulation.policies import replay_policy

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from functools import lru_cache
+from math import exp, log
 
 from specpilot.control.branching import Branches, Forks, Yields
 from specpilot.control.calibration import Calibration
@@ -29,6 +31,18 @@ Key = tuple[int, int, int, int, int, int, int, int, int, int]
 """What a decision depends on: (ceiling on τ, tokens wanted, later passes, 10 · log θ, tokens not cached by
 target, by draft, 4 · shift, tokens matched by looked-up text, tokens of others in the pass, requests in
 it)."""
+
+
+@lru_cache(4096)
+def grid(tokens: int) -> int:
+    """A width on a grid of a fifth, exact up to 8."""
+    return tokens if tokens <= 8 else round(exp(round(log(tokens) * 5.0) / 5.0))
+
+
+def coarse(count: int) -> int:
+    """A count rounded down to one of four steps between powers of two, exact up to 8 (below 0 as well)."""
+    step = max(0, abs(count).bit_length() - 3)
+    return count >> step << step
 
 
 def bucket_of(prompt_tokens: int) -> int:

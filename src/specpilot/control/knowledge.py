@@ -9,14 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from math import exp, log
 from typing import Any
 
 from specpilot.control.acceptance import MAX_POSITIONS, AcceptanceModel
 from specpilot.control.calibration import Calibration
 from specpilot.control.config import ControllerConfig
-from specpilot.control.contexts import Context, bucket_of
+from specpilot.control.contexts import Context, bucket_of, grid
 from specpilot.control.difficulty import Difficulty
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Fallback, Trials
@@ -247,18 +245,6 @@ class Knowledge:
 def _place(drafter: str, rule: AcceptanceName, prompt_tokens: int) -> tuple[str, int]:
     """(source, bucket): the name of a drafter's drafts as a rule judges them, and the prompt's length."""
     return drafter if rule == "greedy" else f"{drafter}/{rule}", bucket_of(prompt_tokens)
-
-
-@lru_cache(4096)
-def grid(tokens: int) -> int:
-    """A width on a grid of a fifth, exact up to 8."""
-    return tokens if tokens <= 8 else round(exp(round(log(tokens) * 5.0) / 5.0))
-
-
-def coarse(count: int) -> int:
-    """A count rounded down to one of four steps between powers of two, exact up to 8 (below 0 as well)."""
-    step = max(0, abs(count).bit_length() - 3)
-    return count >> step << step
 
 
 def _cut(rule: StopRule, confidences: Sequence[float]) -> int | None:

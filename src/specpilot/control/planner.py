@@ -8,23 +8,20 @@ and under which rule of acceptance an unseeded request is sampled.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
-from math import log
 from typing import Any
 
-from specpilot.control.acceptance import survival
 from specpilot.control.config import ControllerConfig
 from specpilot.control.contexts import Context, Key
 from specpilot.control.cost import CostModel
 from specpilot.control.horizon import Decision
-from specpilot.control.knowledge import LOOKUP, Asked, Knowledge, coarse, grid
+from specpilot.control.keys import decision_key
+from specpilot.control.knowledge import LOOKUP, Asked, Knowledge
 from specpilot.control.latency import TimePrice
 from specpilot.control.planning import Choice, CycleView
 from specpilot.control.sharing import Forecast
-from specpilot.control.solving import NO_PRICE, Inputs, decide
+from specpilot.control.solving import Inputs, decide
 from specpilot.control.stop import StopRule
-from specpilot.control.timing import ample_time, fitting_nodes, shared_draft
-from specpilot.control.tree import RANKS, LookupRule, TreeRule
+from specpilot.control.treeplan import with_tree
 from specpilot.control.types import Binding, CycleOutcome, Reason
 
 PROBE_DRAFT = 4
@@ -32,10 +29,6 @@ PROBE_DRAFT = 4
 COLD_BLOCKS = 8
 """A drafter's first blocks, drafted at a static length without a confidence stop: neither the forecast nor
 the calibration nor θ* means anything before."""
-LATER_PASSES = 16
-"""Most passes that a decision looks ahead; solving more takes longer than a pass."""
-CAUGHT_UP = 8
-"""Tokens that a draft model catches up with in hardly more than a step."""
 GIVE_WAY_TOKENS = 0.5
 """With ``give_way``: what a later pass must earn above its price while others wait."""
 _USUAL = Asked()
@@ -158,44 +151,13 @@ class OptimalPlanner:
         branching: bool,
         is_open: bool = False,
     ) -> Choice:
-        """The same choice with a tree instead of a chain where there may be one, as large as time allows.
-
-        Not ``branching``, a tree holds the draft's first choices and looked-up text only.
-        """
+        """The same choice with a tree instead of a chain where there may be one."""
         choice.coupled = _gone_over(view, context)
         if not context.trees or not (branching or view.max_lookup):
             return choice
-        depth = choice.max_draft
-        nodes, verify_ms = fitting_nodes(self._cost, view, depth)
-        if not context.ranks:
-            calibration = self.knowledge.ranks_of(context.source)
-            slope = calibration.slope
-            context.ranks = tuple([(at, slope) for at in calibration.intercepts(0)[: RANKS - 1]])
-        lookup = None
-        if view.max_lookup:
-            lookup = context.lookup
-            if lookup is None:
-                calibration = self.knowledge.lookup()
-                lookup = LookupRule(calibration.intercepts(context.bucket), calibration.slope, 0)
-                context.lookup = lookup
-            lookup = LookupRule(lookup.intercepts, lookup.slope, min(view.max_lookup, nodes))
-        tree = TreeRule(
-            worth=decision.worth,
-            node_price=decision.node_price,
-            side_price=decision.side_price,
-            ranks=context.ranks,
-            model_depth=depth,
-            first_at=decision.first_at,
-            lookup=lookup,
-            open=is_open,
-            branching=branching,
+        return with_tree(
+            self.knowledge, self._cost, view, context, decision, choice, branching=branching, is_open=is_open
         )
-        if branching:
-            wider_ms = (context.branches.breadth - 1.0) * self._cost.side_ms
-            choice.stop.step_ms += wider_ms * self._cost.draft_upper.ratio
-        choice.stop.verify_ms, choice.stop.time_limit_ms = verify_ms, view.cycle_limit_ms
-        deepest = depth if lookup is None else max(depth, lookup.depth)
-        return replace(choice, max_draft=deepest, tree=tree, max_nodes=nodes)
 
     def _fall_back(
         self, view: CycleView, context: Context, decision: Decision, reason: Reason, bid: float
@@ -281,53 +243,7 @@ class OptimalPlanner:
         return better
 
     def _key(self, view: CycleView, context: Context, theta: float, *, keep: bool = True) -> Key:
-        """What a decision depends on, its ceiling on τ first, the price of time on its grid.
-
-        Prices are on a grid of a tenth, widths of a fifth and shifts of a quarter of a logit, so that
-        requests alike share the few decisions that a context has just made.
-        """
-        known = self.knowledge
-        posterior = known.posteriors.get(view.request_id)
-        # How much easier this request is than others so far: logit units, four to one.
-        shift = round(known.shift(context, posterior) * 4.0) if posterior else 0
-        ceiling, own = view.max_draft, view.own_passes
-        if not ample_time(self._cost, view):
-            hazards = known.hazards(context, ceiling, keep=keep)
-            ceiling, own = shared_draft(view, survival(hazards, shift / 4.0))
-        later = own if view.from_pool else own - 1
-        remaining = view.remaining_tokens
-        price = round(log(theta) * 10.0) if theta > 0.0 else NO_PRICE
-        width, behind = grid(view.new_context_tokens), grid(view.draft_behind_tokens)
-        wanted = 0
-        if later >= remaining:
-            # A pass for each token: only time is scarce, and what lies beyond two blocks changes nothing.
-            # Nor does its price, nearly: all tokens come anyway, and every way to them is paid in time. So
-            # what is decided for many tokens holds for few, cut to their number.
-            if ceiling == remaining - 1:
-                ceiling = self._config.max_draft
-            wanted = later = coarse(2 * (max(ceiling, view.max_lookup) + 1) + 1)
-            price = price // 5 * 5
-            behind = behind if behind > CAUGHT_UP else 1
-        elif later > 0:
-            if later > 1:
-                # The more passes, the less each token of this one counts. Rounded up, for a block that falls
-                # one token short of the end costs a pass; what is too long is cut to the view's ceiling.
-                may_end, remaining = ceiling == remaining - 1, -coarse(-remaining)
-                if may_end:
-                    ceiling = min(remaining - 1, self._config.max_draft)
-                    remaining = ceiling + 1
-            wanted = min(remaining, (later + 1) * (max(ceiling, view.max_lookup) + 1) + 1)
-            if later > LATER_PASSES:
-                # Tokens are as scarce in so many passes as in all of them.
-                wanted = max(round(wanted * (LATER_PASSES + 1) / (later + 1)), LATER_PASSES, ceiling) + 1
-                later = LATER_PASSES
-            else:
-                later = coarse(later)
-        matched = known.matches.get(view.request_id, 0)
-        sharing, beside = view.sharing, view.beside_tokens
-        if sharing > 1:
-            sharing, beside = grid(sharing), grid(beside)
-        return ceiling, wanted, later, price, width, behind, shift, matched, beside, sharing
+        return decision_key(self.knowledge, self._cost, self._config, view, context, theta, keep=keep)
 
     def _decision(self, context: Context, key: Key) -> Decision:
         """The context's decision for a key: the one it keeps, or a new one."""
