@@ -19,7 +19,7 @@ from specpilot.control.difficulty import Difficulty, Residuals
 from specpilot.control.drafting import DraftCost, TreeCost
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Backoff, Breaker, Fallback
-from specpilot.control.latency import IDLE, DeadlineTracker, TimePrice
+from specpilot.control.latency import IDLE, DeadlineTracker, Lost, TimePrice
 from specpilot.control.stop import StopRule, logit, sigmoid
 
 # --- acceptance -----------------------------------------------------------------------------------
@@ -361,7 +361,7 @@ def test_misses_make_time_dear_and_the_queue_press_harder() -> None:
     for cycle in range(400):
         idle.cycle(2.0, 10.0, now=cycle * 0.1)
     for _ in range(3):
-        idle.arrival(in_time=False)  # + 0.1 · 0.97 each
+        idle.refused(Lost.DRAFTING)  # + 0.1 · 0.97 each
     for _ in range(7):
         idle.arrival(in_time=True)  # − 0.1 · 0.03 each
     assert idle.strain == pytest.approx(0.27)
@@ -374,6 +374,21 @@ def test_misses_make_time_dear_and_the_queue_press_harder() -> None:
         idle.arrival(in_time=True)
     assert idle.strain == 0.0
     assert idle.price(0, 200.0) == pytest.approx(0.2 * IDLE)
+
+
+def test_nothing_is_given_up_for_a_promise_that_cannot_be_kept() -> None:
+    """Eight arrivals in a hundred are lost, to the others' passes or even alone: whatever is drafted."""
+    for lost, kept in ((Lost.CROWD, False), (Lost.ALONE, False), (Lost.DRAFTING, True)):
+        price = TimePrice()
+        for cycle in range(400):
+            price.cycle(2.0, 10.0, now=cycle * 0.1)
+        for number in range(2000):
+            if number % 25 < 2:
+                price.refused(lost)
+            else:
+                price.arrival(in_time=True)
+        price.strain = 1.0
+        assert (price.price(0, 200.0) > 0.2) is kept
 
 
 # --- fallback -------------------------------------------------------------------------------------

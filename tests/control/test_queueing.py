@@ -10,8 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specpilot.control import Controller, ControllerConfig, CycleOutcome, RequestInfo
-from specpilot.control.admission import backlog_ms
+from specpilot.control.admission import Drafted, backlog_ms, refusal
+from specpilot.control.health import Backoff
+from specpilot.control.latency import Lost
 from specpilot.control.queueing import Waiter, next_up, spare_ms
+from specpilot.control.requests import OpenRequest
 from specpilot.control.types import Binding, StopCause
 
 PASS_MS = 20.0
@@ -148,9 +151,8 @@ def test_an_arrival_waits_for_first_passes_only() -> None:
     # Half of the running pass is over, then more than all of it.
     assert backlog(1.0) > PASS_MS
     assert backlog(1.0) - backlog(1.0 + PASS_MS / 2000.0) == pytest.approx(PASS_MS / 2.0)
-    assert backlog(2.0) == pytest.approx(
-        backlog(1.0) - controller._requests["shown0"].cycle_ms(controller.cost)
-    )
+    rest_ms = controller._requests["shown0"].rest_ms(controller.cost, 1.0)
+    assert backlog(1.0) - backlog(2.0) == pytest.approx(rest_ms)
 
 
 def test_a_cycle_may_take_what_leaves_the_others_their_first_passes() -> None:
@@ -190,6 +192,27 @@ def test_a_tree_has_no_more_nodes_than_leave_the_others_their_first_passes() -> 
     assert plan.tree is not None
     assert plan.max_draft < plan.max_nodes < 64
     assert cost.verify_ms(20 + plan.max_nodes) <= slack_ms
+
+
+@pytest.mark.parametrize(
+    ("waited_ms", "slo_ms", "lost"),
+    [(30.0, 60.0, Lost.DRAFTING), (30.0, 45.0, Lost.CROWD), (0.0, 15.0, Lost.ALONE)],
+)
+def test_what_a_refused_arrival_was_lost_to(waited_ms: float, slo_ms: float, lost: Lost) -> None:
+    """A pass takes 20 ms, one is before it. Of the cycle that it waited for, 20 ms were drafting."""
+    controller = crowd(1, 10_000.0)
+    cost, now = controller.cost, 1.0
+    info = RequestInfo("late", 20, 24)
+    arrival = now - waited_ms / 1000.0
+    late = OpenRequest(info, arrival, slo_ms, arrival + slo_ms / 1000.0, uncached=20, behind=20)
+    others = [controller._requests["new0"]]
+    reason, why = refusal(cost, controller.config, late, others, Backoff(8, 8), Drafted(now, 20.0), now)
+    assert reason
+    assert why is lost
+    # Had the same cycle ended before it came, its drafting would have been no reason.
+    earlier = Drafted(arrival - 1.0, 20.0)
+    _, why = refusal(cost, controller.config, late, others, Backoff(8, 8), earlier, now)
+    assert why is (Lost.ALONE if lost is Lost.ALONE else Lost.CROWD)
 
 
 def test_admission_counts_what_has_not_begun_as_plain() -> None:

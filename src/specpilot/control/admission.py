@@ -6,11 +6,14 @@ are calibrated nothing is refused, and only what can show something when its tim
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 
 from specpilot.control.config import ControllerConfig
 from specpilot.control.cost import CostModel
 from specpilot.control.health import Backoff
+from specpilot.control.latency import Lost
 from specpilot.control.requests import OpenRequest
 from specpilot.control.timing import shared_cost
 from specpilot.control.types import Binding, PlannedStop, Reason, StopCause
@@ -22,15 +25,28 @@ a row of those as long, then after twice as many, up to the maximum, for prompts
 would cost arrivals after them much. Refusals because of others do not count: their passes are measured."""
 
 
+@dataclass(slots=True)
+class Drafted:
+    """When the last cycle ended, and how long its drafting took."""
+
+    end_s: float = -math.inf
+    took_ms: float = 0.0
+
+    def since(self, arrival_s: float, now: float) -> float:
+        """What of it an arrival has waited for, at most, in ms."""
+        return min(self.took_ms, (now - arrival_s) * 1000.0) if self.end_s >= arrival_s else 0.0
+
+
 def refusal(
     cost: CostModel,
     config: ControllerConfig,
     request: OpenRequest,
-    others: Iterable[OpenRequest],
+    others: Collection[OpenRequest],
     measuring: Backoff,
+    drafted: Drafted,
     now: float,
-) -> tuple[str, bool]:
-    """Why an arrival cannot be served as promised (empty if it can), and whether the others are why.
+) -> tuple[str, Lost | None]:
+    """Why an arrival cannot be served as promised, and what it was lost to; empty and None if it can.
 
     Args:
         cost: the engine's costs.
@@ -38,6 +54,7 @@ def refusal(
         request: the arrival.
         others: the requests in flight.
         measuring: when to let in one of the prompts as long although it is hopeless.
+        drafted: the last cycle's drafting.
         now: in seconds.
     """
     own = int(min(config.pass_budget, 1e9))
@@ -46,23 +63,26 @@ def refusal(
         return (
             f"budget: the prompt needs {passes} target passes, a request owns {own}; "
             "shorten the prompt, enlarge the prefill chunk or raise pass_budget"
-        ), False
+        ), None
     if not cost.calibrated:
-        return "", False
+        return "", None
     first = cost.verify_ms(request.uncached, request.info.cached_tokens) * cost.verify_upper.ratio
     left = request.left_ms(now)
     hopeless = first > request.window_ms
     backlog = backlog_ms(cost, others, config.max_batch, now)
     if hopeless and not backlog and measuring.due():
         request.measures = True
-        return "", False
+        return "", None
     if backlog + first <= left:
         measuring.reset()
-        return "", False
+        return "", None
+    running = max([other.drafting_ms for other in others if other.began_s is not None], default=0.0)
+    drafting = drafted.since(request.arrival_s, now) + running
+    lost = Lost.ALONE if hopeless else Lost.DRAFTING if backlog + first <= left + drafting else Lost.CROWD
     return (
         f"deadline: {left:.0f} ms are left, the first target pass needs about {first:.0f} ms and the "
         f"work before it {backlog:.0f} ms; retry later, shorten the prompt or raise slo_ms"
-    ), not hopeless
+    ), lost
 
 
 def backlog_ms(cost: CostModel, requests: Iterable[OpenRequest], max_batch: int, now: float) -> float:

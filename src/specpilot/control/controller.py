@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from specpilot.control.admission import HOPELESS_FIRST, HOPELESS_MAX, must_stop, refusal
+from specpilot.control.admission import HOPELESS_FIRST, HOPELESS_MAX, Drafted, must_stop, refusal
 from specpilot.control.budget import PassLedger
 from specpilot.control.config import ControllerConfig, Mode
 from specpilot.control.contexts import BUCKET_EDGES, bucket_of
@@ -83,6 +83,7 @@ class Controller:
         self._next_cycle = 1
         self._mode = Mode(self.config.mode)
         self._ready = 0  # requests that have neither ended nor a cycle open
+        self._drafted = Drafted()
 
     # --- a request's life -------------------------------------------------------------------------
 
@@ -103,10 +104,10 @@ class Controller:
         counters = self.counters
         counters.arrivals += 1
         measuring = self._measuring[bucket_of(uncached)]
-        reason, crowded = refusal(self.cost, self.config, record, self._requests.values(), measuring, now)
+        others = self._requests.values()
+        reason, why = refusal(self.cost, self.config, record, others, measuring, self._drafted, now)
         if reason:
-            if crowded:
-                self.time_price.arrival(in_time=False)
+            self.time_price.refused(why)
             counters.refused += 1
             return Admission(False, deadline, reason)
         self.ledger.admit(request_id, request.tenant)
@@ -204,7 +205,7 @@ class Controller:
                 raise ValueError(f"cycle_ids: {cycle_id} has begun already; begin a cycle once")
             self.ledger.start(cycle.request.info.request_id)
             cycle.begun = True
-            cycle.request.began_s = now
+            cycle.request.begin(self.cost, cycle.plan.max_draft, now)
 
     def observe(self, outcomes: Sequence[CycleOutcome], *, now: float) -> None:
         """Learn from finished cycles; those that say that they shared a pass shared one and the same.
@@ -214,6 +215,9 @@ class Controller:
         """
         shared: set[str] = set()
         drafting_ms = max([outcome.draft_ms for outcome in outcomes if outcome.batch_size > 1], default=0.0)
+        if outcomes:
+            self._drafted.end_s = now
+            self._drafted.took_ms = max([outcome.draft_ms + outcome.draft_prefill_ms for outcome in outcomes])
         for index, outcome in enumerate(outcomes):
             cycle = self._cycles[outcome.cycle_id]
             cycle.check(outcome, index)

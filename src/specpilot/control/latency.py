@@ -3,10 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 STRAIN_STEP = 0.1
+LOST_MEMORY = 0.995
+MOST_LOST = 0.05
+"""The share of the arrivals that a p95 promise may lose."""
 IDLE = 1e-3
 """Of θ*, what time is worth at least: so that of two ways to the same tokens the faster one is taken."""
+
+
+class Lost(StrEnum):
+    """What an arrival that was refused for want of time was lost to."""
+
+    DRAFTING = "drafting"
+    """Had nothing been drafted while it waited, there would have been time."""
+    CROWD = "crowd"
+    """The others' passes left no time."""
+    ALONE = "alone"
+    """It could not have been served on an idle engine either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +29,8 @@ class Pressing:
     """How hard misses of the SLO may press.
 
     While more than a share ``misses`` of the arrivals misses it, refusals among them, θ rises to ``unasked``
-    times θ* at most though nobody waits. The queue presses harder, up to ``1 + harder`` times on θ, which may
+    times θ* at most though nobody waits, unless so many are lost whatever is drafted that the promise cannot
+    be kept. The queue presses harder, up to ``1 + harder`` times on θ, which may
     then rise to ``1 + above`` times θ*.
     """
 
@@ -58,8 +74,9 @@ class TimePrice:
     every arrival is served, whatever a cycle took. So θ = θ* · the larger of
 
     * utilisation⁶: next to nothing at a load of 0.4, an eighth at 0.7, all at saturation; ``IDLE`` at least;
-    * :attr:`strain`: where too many arrivals miss the SLO, most of them find an engine at work on others, so
-      time is dear before anybody waits;
+    * the strain: where too many arrivals miss the SLO, most of them find an engine at work on others, so time
+      is dear before anybody waits. But only while fewer are lost whatever is drafted than the promise
+      allows: beyond that no sacrifice keeps it;
     * the share of this request's remaining time that the queue's work would take: a burst has to be
       worked off before its deadlines whatever the average load is. The more arrivals miss the SLO, the
       harder the queue presses (:class:`Pressing`, in proportion to :attr:`strain`), for a refusal is worse
@@ -74,6 +91,7 @@ class TimePrice:
         self._span_ms = 0.0
         self._cycles = 0.0
         self._last_s: float | None = None
+        self._lost = 0.0  # share of recent arrivals that are refused whatever is drafted
         self.strain = 0.0
         """0…1: how far the promise to all arrivals is in danger."""
 
@@ -101,10 +119,20 @@ class TimePrice:
         self._last_s = now
 
     def arrival(self, in_time: bool) -> None:
-        """An arrival was answered within its SLO, or not (late, or refused because of the queue).
+        """One that was admitted was answered within its SLO, or not."""
+        self._lost *= LOST_MEMORY
+        self._strain(in_time)
 
-        Pinball steps: the strain rises while more than ``pressing.misses`` of the arrivals miss.
-        """
+    def refused(self, lost: Lost | None) -> None:
+        """One was refused for want of time, or (None) for another reason."""
+        if lost is None:
+            return
+        self._lost = self._lost * LOST_MEMORY + (1.0 - LOST_MEMORY) * (lost is not Lost.DRAFTING)
+        if lost is not Lost.ALONE:
+            self._strain(in_time=False)
+
+    def _strain(self, in_time: bool) -> None:
+        """Pinball steps: it rises while more than ``pressing.misses`` of the arrivals miss."""
         move = -self.pressing.misses if in_time else 1.0 - self.pressing.misses
         self.strain = min(1.0, max(0.0, self.strain + STRAIN_STEP * move))
 
@@ -114,7 +142,9 @@ class TimePrice:
         if time_ms <= 0.0 or self._tokens <= 0.0:
             return 0.0
         strain, how = self.strain, self.pressing
-        pressure = max(IDLE, self.utilisation**6, how.unasked * strain)
+        pressure = max(IDLE, self.utilisation**6)
+        if self._lost < MOST_LOST:
+            pressure = max(pressure, how.unasked * strain)
         if waiting:
             queue_ms = waiting * time_ms / self._cycles
             share = (1.0 + how.harder * strain) * queue_ms / max(left_ms, 1.0)

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from specpilot.control.cost import CostModel
 from specpilot.control.planning import CycleView
-from specpilot.control.timing import cycle_ms
+from specpilot.control.timing import TYPICAL_DRAFT, cycle_ms
 from specpilot.control.types import CycleOutcome, CyclePlan, RequestInfo, StopCause
 
 
@@ -17,8 +17,9 @@ class OpenRequest:
 
     ``slo_ms`` counts from ``arrival_s``; ``deadline_s`` is the internal deadline, which is tighter.
     ``uncached`` and ``behind`` are context tokens that the target and the draft have not cached.
-    ``cycle_id`` is that of the cycle that is planned or, since ``began_s``, running. ``measures``: it was let
-    in to measure again what a first pass takes, so it gets that pass whatever the costs say.
+    ``cycle_id`` is that of the cycle that is planned or, since ``began_s``, running; its drafting is expected
+    to take ``drafting_ms``. ``measures``: it was let in to measure again what a first pass takes, so it gets
+    that pass whatever the costs say.
     """
 
     info: RequestInfo
@@ -32,6 +33,7 @@ class OpenRequest:
     drafter_failed: bool = False
     cycle_id: int | None = None
     began_s: float | None = None
+    drafting_ms: float = 0.0
     ended: StopCause | None = None
     measures: bool = False
 
@@ -61,7 +63,17 @@ class OpenRequest:
     def rest_ms(self, cost: CostModel, now: float) -> float:
         """Expected time that its open cycle still takes, ≥ 0."""
         spent_ms = 0.0 if self.began_s is None else (now - self.began_s) * 1000.0
-        return max(0.0, self.cycle_ms(cost) - spent_ms)
+        return max(0.0, self.drafting_ms + self.plain_ms(cost) - spent_ms)
+
+    def begin(self, cost: CostModel, draft: int, now: float) -> None:
+        """Its open cycle begins, with a block of up to so many tokens."""
+        self.began_s = now
+        self.drafting_ms = 0.0
+        if draft:
+            steps = min(draft, TYPICAL_DRAFT)
+            self.drafting_ms = (
+                cost.draft_prefill_ms(self.behind - 1) + cost.draft_start_ms + steps * cost.draft_step_ms
+            )
 
 
 @dataclass(slots=True)

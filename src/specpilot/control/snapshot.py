@@ -28,7 +28,7 @@ from specpilot.control.ending import EndHazard
 from specpilot.control.health import Backoff, Breaker, Fallback, Trials
 from specpilot.control.latency import DeadlineTracker, TimePrice
 
-VERSION = 9
+VERSION = 10
 MOST = 1e300
 """Largest number that is taken: all that is learned stays far below."""
 AFRESH = "start without this snapshot"
