@@ -7,6 +7,7 @@ from enum import StrEnum
 
 STRAIN_STEP = 0.1
 LOST_MEMORY = 0.995
+"""Some two hundred arrivals."""
 MOST_LOST = 0.05
 """The share of the arrivals that a p95 promise may lose."""
 IDLE = 1e-3
@@ -30,8 +31,8 @@ class Pressing:
 
     While more than a share ``misses`` of the arrivals misses it, refusals among them, θ rises to ``unasked``
     times θ* at most though nobody waits, unless so many are lost whatever is drafted that the promise cannot
-    be kept. The queue presses harder, up to ``1 + harder`` times on θ, which may
-    then rise to ``1 + above`` times θ*.
+    be kept. The queue presses harder, up to ``1 + harder`` times on θ, which may then rise to ``1 + above``
+    times θ*.
     """
 
     misses: float
@@ -41,8 +42,8 @@ class Pressing:
 
 
 PRESSING = Pressing(0.03, 1.25, 8.0, 0.5)
-"""Every request takes its own passes: much more would cost tokens and help few. With these 95 % of
-the arrivals are in time on development seeds where a static length manages that."""
+"""Every request takes its own passes: much more would cost tokens and help few. With these 95 % of the arrivals
+are in time on development seeds where a static length manages that."""
 GIVING_WAY = Pressing(0.03, 1.25, 24.0, 3.0)
 """Requests may give way: pressure frees time."""
 
