@@ -42,8 +42,8 @@ class Pressing:
 
 
 PRESSING = Pressing(0.03, 1.25, 8.0, 0.5)
-"""Every request takes its own passes: much more would cost tokens and help few. With these 95 % of the arrivals
-are in time on development seeds where a static length manages that."""
+"""Every request takes its own passes: much more would cost tokens and help few. With these 95 % of the
+arrivals are in time on development seeds where a static length manages that."""
 GIVING_WAY = Pressing(0.03, 1.25, 24.0, 3.0)
 """Requests may give way: pressure frees time."""
 
