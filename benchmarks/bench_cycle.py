@@ -18,13 +18,13 @@ from functools import partial
 from pathlib import Path
 
 from specpilot.control import Controller, ControllerConfig
+from specpilot.control.calls import ControllerLike
 from specpilot.control.config import NO_SLO_MS
 from specpilot.control.types import CycleOutcome, CyclePlan
 from specpilot.decoding.clock import RealClock
 from specpilot.decoding.cycle import LiveExecutor
 from specpilot.decoding.loop import ServeLoop
 from specpilot.decoding.request import DecodingRequest
-from specpilot.decoding.seams import ControllerLike
 from specpilot.decoding.static import StaticController
 from specpilot.drafters.guarded import GuardedDrafter
 from specpilot.drafters.model import ModelDrafter

@@ -17,6 +17,7 @@ from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 from specpilot.control import BatchPlan, Controller, ControllerConfig, RequestSummary, StopCause
+from specpilot.control.calls import ControllerLike
 from specpilot.control.config import TREE_LOOKUP, TREE_NODES, is_number
 from specpilot.control.types import RequestInfo
 from specpilot.decoding.acceptance import make_rule
@@ -25,7 +26,7 @@ from specpilot.decoding.clock import Clock, RealClock
 from specpilot.decoding.cycle import LiveExecutor
 from specpilot.decoding.loop import ServeLoop
 from specpilot.decoding.request import CycleDetail, DecodingRequest, fit_prompt
-from specpilot.decoding.seams import ControllerLike, LoopObserver
+from specpilot.decoding.seams import LoopObserver
 from specpilot.decoding.text import Detokenizer
 from specpilot.decoding.types import SamplingParams
 from specpilot.decoding.vocabulary import TrimmedModel

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from specpilot.control import Controller, ControllerConfig
+from specpilot.control.calls import ControllerLike
 from specpilot.decoding.request import DecodingRequest
-from specpilot.decoding.seams import ControllerLike
 from specpilot.decoding.static import StaticController
 from specpilot.decoding.types import Draft
 from specpilot.demo.workload import bundled_prompts

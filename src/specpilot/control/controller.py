@@ -105,9 +105,10 @@ class Controller:
         counters.arrivals += 1
         measuring = self._measuring[bucket_of(uncached)]
         others = self._requests.values()
-        reason, why = refusal(self.cost, self.config, record, others, measuring, self._drafted, now)
+        reason, lost = refusal(self.cost, self.config, record, others, measuring, self._drafted, now)
         if reason:
-            self.time_price.refused(why)
+            if lost:
+                self.time_price.refused(lost)
             counters.refused += 1
             return Admission(False, deadline, reason)
         self.ledger.admit(request_id, request.tenant)
@@ -215,9 +216,6 @@ class Controller:
         """
         shared: set[str] = set()
         drafting_ms = max([outcome.draft_ms for outcome in outcomes if outcome.batch_size > 1], default=0.0)
-        if outcomes:
-            self._drafted.end_s = now
-            self._drafted.took_ms = max([outcome.draft_ms + outcome.draft_prefill_ms for outcome in outcomes])
         for index, outcome in enumerate(outcomes):
             cycle = self._cycles[outcome.cycle_id]
             cycle.check(outcome, index)
@@ -233,6 +231,9 @@ class Controller:
                 self._measuring[bucket_of(view.new_context_tokens)].hurry()
             if cycle.learns:
                 self.planner.observe(view, outcome, now=now)
+        if outcomes:
+            self._drafted.end_s = now
+            self._drafted.took_ms = max([outcome.draft_ms + outcome.draft_prefill_ms for outcome in outcomes])
 
     def abort(self, cycle_ids: Sequence[int], *, now: float) -> None:
         """Give cycles up: a pass that has not begun costs nothing, one that has stays spent.

@@ -151,6 +151,10 @@ class CostModel:
         """Expected time for the draft's cache to catch up with this many tokens (0 for none)."""
         return self._draft_prefill.at(tokens) if tokens > 0 else 0.0
 
+    def drafting_ms(self, tokens: float, steps: int) -> float:
+        """Expected time to draft a chain of ``steps`` ≥ 1 once the draft has caught up with ``tokens``."""
+        return self.draft_prefill_ms(tokens) + self.draft_start_ms + steps * self.draft_step_ms
+
     def observe_verify(self, new_tokens: int, context_tokens: int, verify_ms: float) -> None:
         """Learn from one target pass."""
         predicted = self.verify_ms(new_tokens, context_tokens)

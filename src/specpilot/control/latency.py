@@ -124,10 +124,8 @@ class TimePrice:
         self._lost *= LOST_MEMORY
         self._strain(in_time)
 
-    def refused(self, lost: Lost | None) -> None:
-        """One was refused for want of time, or (None) for another reason."""
-        if lost is None:
-            return
+    def refused(self, lost: Lost) -> None:
+        """One was refused for want of time."""
         self._lost = self._lost * LOST_MEMORY + (1.0 - LOST_MEMORY) * (lost is not Lost.DRAFTING)
         if lost is not Lost.ALONE:
             self._strain(in_time=False)

@@ -68,12 +68,7 @@ class OpenRequest:
     def begin(self, cost: CostModel, draft: int, now: float) -> None:
         """Its open cycle begins, with a block of up to so many tokens."""
         self.began_s = now
-        self.drafting_ms = 0.0
-        if draft:
-            steps = min(draft, TYPICAL_DRAFT)
-            self.drafting_ms = (
-                cost.draft_prefill_ms(self.behind - 1) + cost.draft_start_ms + steps * cost.draft_step_ms
-            )
+        self.drafting_ms = cost.drafting_ms(self.behind - 1, min(draft, TYPICAL_DRAFT)) if draft else 0.0
 
 
 @dataclass(slots=True)

@@ -107,9 +107,7 @@ def _cycle_ms(cost: CostModel, works: Sequence[Work]) -> float:
     width = sum(work.uncached for work in works) + TYPICAL_DRAFT * len(works)
     behind = sum(work.behind - 1 for work in works)
     return (
-        cost.draft_prefill_ms(behind)
-        + cost.draft_start_ms
-        + cost.draft_step_ms * TYPICAL_DRAFT
+        cost.drafting_ms(behind, TYPICAL_DRAFT)
         + cost.verify_ms(width, max(work.cached for work in works))
         + cost.host_ms
     )

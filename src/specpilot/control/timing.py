@@ -129,8 +129,7 @@ def cycle_ms(cost: CostModel, uncached: int, behind: int, cached: int) -> float:
         behind: context tokens that the draft has not cached.
         cached: context tokens that the target has cached.
     """
-    drafting = cost.draft_prefill_ms(behind - 1) + cost.draft_start_ms + cost.draft_step_ms
-    return drafting + cost.verify_ms(uncached + 1, cached) + cost.host_ms
+    return cost.drafting_ms(behind - 1, 1) + cost.verify_ms(uncached + 1, cached) + cost.host_ms
 
 
 def shared_cost(cost: CostModel, sharing: int) -> float:

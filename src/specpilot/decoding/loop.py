@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from threading import RLock
 
+from specpilot.control.calls import ControllerLike
 from specpilot.control.types import (
     Admission,
     CycleOutcome,
@@ -22,7 +23,7 @@ from specpilot.control.types import (
     StopCause,
 )
 from specpilot.decoding.clock import Clock
-from specpilot.decoding.seams import ControllerLike, Executor, LoopObserver, Schedules
+from specpilot.decoding.seams import Executor, LoopObserver, Schedules
 
 
 @dataclass(slots=True)

@@ -16,34 +16,6 @@ from specpilot.control.types import (
 )
 
 
-class ControllerLike(Protocol):
-    """What the loop asks of a controller (see :class:`specpilot.control.controller.Controller`)."""
-
-    def admit(self, request: RequestInfo, *, now: float) -> Admission:
-        """Take a request up or refuse it."""
-        ...
-
-    def plan(self, request_ids: Sequence[str], *, now: float) -> BatchPlan:
-        """A cycle or an end for each of the requests."""
-        ...
-
-    def begin(self, cycle_ids: Sequence[int], *, now: float) -> None:
-        """Their target passes start."""
-        ...
-
-    def observe(self, outcomes: Sequence[CycleOutcome], *, now: float) -> None:
-        """What the cycles did."""
-        ...
-
-    def abort(self, cycle_ids: Sequence[int], *, now: float) -> None:
-        """Give cycles up."""
-        ...
-
-    def finish(self, request_id: str, cause: StopCause, *, now: float) -> RequestSummary:
-        """The request has ended."""
-        ...
-
-
 @runtime_checkable
 class Schedules(Protocol):
     """A controller that knows whose cycle is next, and which requests had better run together."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from specpilot.simulation.baselines import RULES, STATIC_NAMES
 from specpilot.simulation.policies import GIVING_WAY
-from specpilot.simulation.results import PolicyResult
+from specpilot.simulation.results import KEPT, PolicyResult
 
 Row = dict[str, float | str]
 
@@ -15,8 +15,6 @@ Row = dict[str, float | str]
 GAP = 0.02
 """Where the belief-state optimum is less than this above the best static, a share of the gap says nothing."""
 WARM = "warm_goodput_tokens_per_s"
-KEPT = 0.95
-"""Share of the arrivals within the SLO that keeps a p95 promise."""
 
 
 def compare(results: Sequence[Mapping[str, PolicyResult]]) -> Row:

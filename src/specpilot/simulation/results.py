@@ -17,6 +17,9 @@ from typing import Any
 from specpilot.binomial import binomial
 from specpilot.control.types import StopCause
 
+KEPT = 0.95
+"""Share of all arrivals that must meet the SLO: the promise."""
+
 
 @dataclass(frozen=True, slots=True)
 class RequestRecord:
@@ -247,5 +250,5 @@ def best_of(results: Iterable[PolicyResult]) -> PolicyResult:
     candidates = list(results)
     if not candidates:
         raise ValueError("results: there are none to choose from; run at least one policy")
-    eligible = [result for result in candidates if result.slo_attainment >= 0.95] or candidates
+    eligible = [result for result in candidates if result.slo_attainment >= KEPT] or candidates
     return max(eligible, key=lambda result: result.goodput_tokens_per_s)

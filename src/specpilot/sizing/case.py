@@ -18,8 +18,6 @@ LENGTHS = (0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16)
 """The static τ that are replayed."""
 FEW_LENGTHS = (0, 2, 4, 8, 16)
 """And those of the sensitivity's rows."""
-KEPT = 0.95
-"""Share of all arrivals that must meet the SLO: the promise."""
 
 
 def check_rate(rate_per_s: float) -> None:

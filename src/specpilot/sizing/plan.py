@@ -17,7 +17,7 @@ from specpilot.simulation.baselines import ByLength
 from specpilot.simulation.costs import EngineCosts
 from specpilot.simulation.policies import replay_policy
 from specpilot.simulation.replay import ReplayRequest
-from specpilot.simulation.results import PolicyResult, best_of
+from specpilot.simulation.results import KEPT, PolicyResult, best_of
 from specpilot.simulation.stream import capacity
 from specpilot.sizing.arithmetic import (
     Limits,
@@ -27,7 +27,7 @@ from specpilot.sizing.arithmetic import (
     break_even_draft_ms,
     needed_acceptance,
 )
-from specpilot.sizing.case import FEW_LENGTHS, KEPT, LENGTHS, Case, check_rate
+from specpilot.sizing.case import FEW_LENGTHS, LENGTHS, Case, check_rate
 from specpilot.sizing.region import Cell, map_region
 from specpilot.sizing.workload import BUCKETS, hazards_by_length, share_of, shifted
 from specpilot.trace.agreement import AgreementTrace

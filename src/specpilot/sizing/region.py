@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from specpilot.simulation.results import PolicyResult, best_of
-from specpilot.sizing.case import FEW_LENGTHS, KEPT, Case
+from specpilot.simulation.results import KEPT, PolicyResult, best_of
+from specpilot.sizing.case import FEW_LENGTHS, Case
 
 SHARES = (0.5, 0.75, 1.0, 1.5)
 """The axes where none are given: these multiples of the given budget and SLO."""

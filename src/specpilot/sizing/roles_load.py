@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 from specpilot.control import ControllerConfig
 from specpilot.simulation.costs import EngineCosts, Table
-from specpilot.simulation.results import best_of
+from specpilot.simulation.results import KEPT, best_of
 from specpilot.sizing.arithmetic import MAX_DRAFT
-from specpilot.sizing.case import FEW_LENGTHS, KEPT, Case, check_rate
+from specpilot.sizing.case import FEW_LENGTHS, Case, check_rate
 from specpilot.sizing.roles import Candidates, Model, Role, cast, quality_reason
 from specpilot.sizing.workload import from_numbers
 

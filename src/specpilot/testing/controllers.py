@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from specpilot.control.calls import ControllerLike
 from specpilot.control.types import (
     Admission,
     BatchPlan,
@@ -17,7 +18,7 @@ from specpilot.control.types import (
 )
 from specpilot.decoding.clock import VirtualClock
 from specpilot.decoding.loop import ServeLoop
-from specpilot.decoding.seams import ControllerLike, LoopObserver
+from specpilot.decoding.seams import LoopObserver
 from specpilot.testing.check import Check, equal, raises, true
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from specpilot.control.calls import ControllerLike
 from specpilot.decoding.clock import VirtualClock
 from specpilot.decoding.cycle import LiveExecutor
 from specpilot.decoding.loop import RunResult, ServeLoop
 from specpilot.decoding.request import DecodingRequest
-from specpilot.decoding.seams import ControllerLike
 from specpilot.drafters.base import Drafter
 from specpilot.models.base import CausalLM, ForwardItem
 from specpilot.targets.base import Target

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Any
 
 from specpilot.control import Controller, ControllerConfig
+from specpilot.control.calls import ControllerLike
 from specpilot.control.planner import OptimalPlanner
 from specpilot.control.types import (
     Admission,
@@ -26,34 +27,6 @@ from specpilot.trace.recorder import TraceRecorder
 from specpilot.trace.schema import TraceHeader, TraceRecord
 
 
-class ControllerCalls(Protocol):
-    """The calls that are recorded (:class:`specpilot.control.Controller` and whoever looks like one)."""
-
-    def admit(self, request: RequestInfo, *, now: float) -> Admission:
-        """Take a request up, or refuse it."""
-        ...
-
-    def plan(self, request_ids: Sequence[str], *, now: float) -> BatchPlan:
-        """What each of the requests does next: a cycle, or its end."""
-        ...
-
-    def begin(self, cycle_ids: Sequence[int], *, now: float) -> None:
-        """The target pass of these cycles starts."""
-        ...
-
-    def observe(self, outcomes: Sequence[CycleOutcome], *, now: float) -> None:
-        """What the cycles of a pass did."""
-        ...
-
-    def abort(self, cycle_ids: Sequence[int], *, now: float) -> None:
-        """Give cycles up."""
-        ...
-
-    def finish(self, request_id: str, cause: StopCause, *, now: float) -> RequestSummary:
-        """A request is over; returns its account."""
-        ...
-
-
 class TracedController:
     """Any controller with a tap (a decorator; what is not a call of the protocol is passed through).
 
@@ -62,7 +35,7 @@ class TracedController:
         sink: takes the records; the header is the caller's (see :func:`header_for`).
     """
 
-    def __init__(self, controller: ControllerCalls, sink: Callable[[TraceRecord], None]) -> None:
+    def __init__(self, controller: ControllerLike, sink: Callable[[TraceRecord], None]) -> None:
         self.controller = controller
         ledger = getattr(controller, "ledger", None)
         state = None if ledger is None else (lambda: ledger_state(ledger))

@@ -22,8 +22,8 @@ from specpilot.control import (
     RequestInfo,
     StopCause,
 )
+from specpilot.control.calls import ControllerLike
 from specpilot.control.curves import NO_ACCIDENT
-from specpilot.trace.traced import ControllerCalls
 
 LOG = logging.getLogger("vllm.specpilot")  # below vLLM's own logger, whose handlers it so has
 
@@ -97,10 +97,10 @@ class Pilot:
         calls: the same controller with a tap in front of it (a recorder); default: the controller.
     """
 
-    def __init__(self, controller: Controller, calls: ControllerCalls | None = None) -> None:
+    def __init__(self, controller: Controller, calls: ControllerLike | None = None) -> None:
         self.controller = controller
         self.counters = Counters()
-        self._calls: ControllerCalls = calls or controller
+        self._calls: ControllerLike = calls or controller
         self._tracked: dict[str, _Tracked] = {}
         self._idle_draft_ms = 0.0
         """What the drafter takes in a step that drafts nothing; 0 until one was seen."""
