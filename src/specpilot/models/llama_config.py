@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 
 from specpilot.models.base import FloatArray
+from specpilot.models.folder import AGAIN, is_whole, read_object
 
 MODEL_TYPES = ("llama", "mistral", "qwen2")
 """Families with this one computation (the last two without their sliding window)."""
 
 _ELSEWHERE = "load it with the transformers engine instead"
-_AGAIN = "download it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +59,14 @@ def read_config(folder: Path) -> LlamaConfig:
         ValueError: if the file is missing, incomplete, or asks for what the graph does not compute.
     """
     path = folder / "config.json"
-    config = _read_object(path)
+    config = read_object(path)
     _check_supported(path, config)
     hidden, heads = _size(path, config, "hidden_size"), _size(path, config, "num_attention_heads")
     kv_heads = _size(path, config, "num_key_value_heads", heads)
     head_dim = _size(path, config, "head_dim", hidden // heads)
     if heads % kv_heads:
         raise ValueError(
-            f"{path}: num_key_value_heads: {kv_heads} does not divide the {heads} heads; {_AGAIN}"
+            f"{path}: num_key_value_heads: {kv_heads} does not divide the {heads} heads; {AGAIN}"
         )
     if head_dim % 16 or not head_dim:
         raise ValueError(
@@ -95,29 +94,17 @@ def read_eos(folder: Path, config: Mapping[str, Any]) -> frozenset[int]:
         ValueError: if they are not token ids, or the file is damaged.
     """
     path = folder / "generation_config.json"
-    eos = _read_object(path).get("eos_token_id") if path.is_file() else None
+    eos = read_object(path).get("eos_token_id") if path.is_file() else None
     if eos is None:
         path, eos = folder / "config.json", config.get("eos_token_id")
     if eos is None:
         return frozenset()
     found = eos if isinstance(eos, list) else [eos]
-    if not all(_whole(token) and token >= 0 for token in found):
+    if not all(is_whole(token) and token >= 0 for token in found):
         raise ValueError(
             f"{path}: eos_token_id: {eos!r} is not a whole number ≥ 0, nor a list of them; give token ids"
         )
     return frozenset(found)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: does not exist; give a Hugging Face model folder") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: is not JSON ({error}); {_AGAIN}") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{path}: is not a JSON object; {_AGAIN}")
-    return found
 
 
 # A field that is null is taken as one that is left out, as transformers does.
@@ -127,35 +114,31 @@ def _size(path: Path, config: Mapping[str, Any], name: str, default: int | None 
     value = config.get(name)
     if value is None and default is not None:
         return default
-    if not _whole(value) or value < 1:
-        raise ValueError(f"{path}: {name}: {value!r} is not a whole number ≥ 1; {_AGAIN}")
+    if not is_whole(value) or value < 1:
+        raise ValueError(f"{path}: {name}: {value!r} is not a whole number ≥ 1; {AGAIN}")
     return value
-
-
-def _whole(value: Any) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _number(path: Path, config: Mapping[str, Any], name: str, default: float | None = None) -> float:
     value = config.get(name)
     if value is None and default is not None:
         return default
-    if not (_whole(value) or isinstance(value, float)) or not 0.0 < value < math.inf:
-        raise ValueError(f"{path}: {name}: {value!r} is not a finite number > 0; {_AGAIN}")
+    if not (is_whole(value) or isinstance(value, float)) or not 0.0 < value < math.inf:
+        raise ValueError(f"{path}: {name}: {value!r} is not a finite number > 0; {AGAIN}")
     return float(value)
 
 
 def _flag(path: Path, config: Mapping[str, Any], name: str) -> bool:
     value = config.get(name)
     if value is not None and not isinstance(value, bool):
-        raise ValueError(f"{path}: {name}: {value!r} is not true or false; {_AGAIN}")
+        raise ValueError(f"{path}: {name}: {value!r} is not true or false; {AGAIN}")
     return bool(value)
 
 
 def _part(path: Path, config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value = config.get(name)
     if value is not None and not isinstance(value, Mapping):
-        raise ValueError(f"{path}: {name}: {value!r} is not an object; {_AGAIN}")
+        raise ValueError(f"{path}: {name}: {value!r} is not an object; {AGAIN}")
     return value or {}
 
 
@@ -175,7 +158,7 @@ def _check_supported(path: Path, config: Mapping[str, Any]) -> None:
         )
     kinds = config.get("layer_types") or []
     if not isinstance(kinds, list):
-        raise ValueError(f"{path}: layer_types: {kinds!r} is not a list; {_AGAIN}")
+        raise ValueError(f"{path}: layer_types: {kinds!r} is not a list; {AGAIN}")
     other = sorted({str(kind) for kind in kinds if kind != "full_attention"})
     if other:
         raise ValueError(f"{path}: layer_types: {other} are not 'full_attention'; {_ELSEWHERE}")
@@ -206,7 +189,7 @@ def _llama3(path: Path, plain: FloatArray, rope: Mapping[str, Any]) -> FloatArra
     names = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     factor, low, high, trained = (_number(path, rope, name) for name in names)
     if high <= low:
-        raise ValueError(f"{path}: high_freq_factor: {high} is not above low_freq_factor {low}; {_AGAIN}")
+        raise ValueError(f"{path}: high_freq_factor: {high} is not above low_freq_factor {low}; {AGAIN}")
     waves = 2.0 * math.pi / plain
     ramp = np.clip((trained / waves - low) / (high - low), 0.0, 1.0)
     mixed: FloatArray = ((1.0 - ramp) * plain / factor + ramp * plain).astype(np.float32)

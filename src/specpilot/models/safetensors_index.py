@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from specpilot.models.folder import is_whole, read_object
+
 _ITEM_BYTES = {"F16": 2, "BF16": 2, "F32": 4}
 _MOST_HEADER_BYTES = 100_000_000  # the format's own limit
 
@@ -80,13 +82,7 @@ def read_index(folder: Path) -> TensorIndex:
 
 
 def _shards(listing: Path) -> list[str]:
-    try:
-        found = json.loads(listing.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{listing}: is not JSON ({error}); download it again") from None
-    if not isinstance(found, dict):
-        raise ValueError(f"{listing}: is not a JSON object; download it again")
-    files = found.get("weight_map")
+    files = read_object(listing).get("weight_map")
     if not isinstance(files, dict) or not files or not all(isinstance(file, str) for file in files.values()):
         raise ValueError(
             f"{listing}: weight_map: {_short(files)} is not an object that names a file for each tensor; "
@@ -148,9 +144,7 @@ def _place(path: Path, name: str, entry: Any, start: int, held: int) -> TensorPl
 
 
 def _counts(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(
-        isinstance(part, int) and not isinstance(part, bool) and part >= 0 for part in value
-    )
+    return isinstance(value, list) and all(is_whole(part) and part >= 0 for part in value)
 
 
 def _damaged(path: Path, name: str, what: str) -> ValueError:
