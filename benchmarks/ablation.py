@@ -26,21 +26,25 @@ from benchmarks.ablating import Ablation, Cell, Results, arguments, arriving, co
 from specpilot.control import ControllerConfig, knowledge, planner, solving
 from specpilot.control.acceptance import Change, HazardTable
 from specpilot.control.budget import PassPrice
-from specpilot.control.calibration import NO_LEVEL, Calibration
+from specpilot.control.calibration import Calibration
+from specpilot.control.contexts import Context
 from specpilot.control.cost import CostModel
 from specpilot.control.curves import UpperQuantile
 from specpilot.control.difficulty import Difficulty
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Fallback
+from specpilot.control.knowledge import Knowledge
 from specpilot.control.latency import DeadlineTracker, TimePrice
 from specpilot.control.option import adaptive_block
 from specpilot.control.planner import PROBE_DRAFT, OptimalPlanner
+from specpilot.control.stop import logit
 from specpilot.simulation.costs import read_costs
 from specpilot.simulation.scenarios import SCENARIOS, scenario
 from specpilot.simulation.suite import offered
 from specpilot.trace import read_agreement
 
 NEVER = 10**9
+_learn_difficulty = Knowledge._learn_difficulty
 
 
 def _pooled_positions(self: HazardTable, count: int, *, keep: bool = True) -> list[float]:
@@ -55,20 +59,12 @@ def _keep_weights(self: Difficulty, weights: Sequence[float], *args: object) -> 
 
 
 def _accepts_only(
-    self: Difficulty,
-    weights: Sequence[float],
-    hazards: Sequence[float],
-    log_odds: Sequence[float],
-    accepted: int,
-    proposed: int,
-    *args: object,
-) -> list[float]:
-    """A request's difficulty shows in its accept lengths alone."""
-    return self.posterior(weights, hazards, accepted, proposed)
-
-
-def _no_level(self: HazardTable) -> float:
-    return NO_LEVEL
+    self: Knowledge, context: Context, request_id: str, log_odds: Sequence[float], *lengths: int
+) -> None:
+    """A request's difficulty shows in its accept lengths alone; how far confidences scatter is learnt."""
+    _learn_difficulty(self, context, request_id, (), *lengths)
+    hazards = self.hazards(context, len(log_odds))
+    context.residuals.observe([odds - logit(hazard) for odds, hazard in zip(log_odds, hazards, strict=False)])
 
 
 def _mean_block(hazards: Sequence[float], spread: float, *args: Any) -> tuple[float, tuple[float, ...]]:
@@ -118,7 +114,6 @@ ABLATIONS: dict[str, Ablation] = {
     "draft confidence": Ablation(confidences=False),
     "calibration (α̂ = max q)": Ablation(((Calibration, "observe", nothing),)),
     "open blocks": Ablation(config={"open_block_every": NEVER}, guards="I6 (upward)"),
-    "context's level in the calibration": Ablation(((HazardTable, "level", _no_level),)),
     "worth of stopping in the block": Ablation(((solving, "adaptive_block", _mean_block),)),
     "request difficulty": Ablation(
         (
@@ -126,7 +121,7 @@ ABLATIONS: dict[str, Ablation] = {
             (Difficulty, "posterior_by_confidence", _keep_weights),
         )
     ),
-    "difficulty by confidences": Ablation(((Difficulty, "posterior_by_confidence", _accepts_only),)),
+    "difficulty by confidences": Ablation(((Knowledge, "_learn_difficulty", _accepts_only),)),
     "change detection": Ablation(((Change, "observe", _no_change),), guards="I6 (recovery)"),
     "shrinkage to the pooled table": Ablation(config={"shrinkage": 0.01}),
     "learnt costs": Ablation(

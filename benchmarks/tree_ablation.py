@@ -26,12 +26,12 @@ from benchmarks.ablating import Ablation, Cell, Results, arguments, arriving, co
 
 from specpilot.control import planner, solving, timing, treeplan
 from specpilot.control.branching import Branches, Yields
-from specpilot.control.calibration import Calibration
+from specpilot.control.calibration import PlacedCalibration
 from specpilot.control.config import TREE_LOOKUP, TREE_NODES, ControllerConfig
 from specpilot.control.contexts import Context, Key
 from specpilot.control.cost import CostModel
 from specpilot.control.horizon import Decision
-from specpilot.control.knowledge import LOOKUP, Knowledge
+from specpilot.control.knowledge import Knowledge
 from specpilot.control.planner import COLD_BLOCKS, OptimalPlanner
 from specpilot.control.planning import Choice, CycleView
 from specpilot.control.solving import Inputs
@@ -163,31 +163,29 @@ def _nodes_whatever_time(cost: CostModel, view: CycleView, depth: int) -> tuple[
     return max(depth, view.max_nodes), verify_ms
 
 
-class _Unlearning(Calibration):
+class _Unlearning(PlacedCalibration):
     """A match of n tokens goes on with n ÷ (n + 1), as at the start."""
 
     observe = nothing
 
 
-class _OneChance(Calibration):
+class _OneChance(PlacedCalibration):
     """Learnt by position only: the length of the match says nothing."""
 
     def __init__(self) -> None:
         super().__init__()
         self.slope = 0.0
 
-    def observe(
-        self, position: int, bucket: int, confidence: float, accepted: bool, level: float = 0.5
-    ) -> None:
-        super().observe(position, bucket, 0.5, accepted, level)
+    def observe(self, confidence: float, accepted: bool, position: int = 1, bucket: int = 0) -> None:
+        super().observe(0.5, accepted, position, bucket)
 
 
-def _lookup_by(kind: type[Calibration]) -> Any:
+def _lookup_by(kind: type[PlacedCalibration]) -> Any:
     """Looked-up text is calibrated by another class, from its first cycle on."""
 
     def learn(self: Knowledge, request_id: str, bucket: int, judged: tuple[float, int, int]) -> None:
-        if not isinstance(self.calibrations.get(LOOKUP), kind):
-            self.calibrations[LOOKUP] = kind()
+        if not isinstance(self.lookup, kind):
+            self.lookup = kind()
         _learn_lookup(self, request_id, bucket, judged)
 
     return learn

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specpilot.control.acceptance import AcceptanceModel, Change, HazardTable, survival
-from specpilot.control.calibration import Calibration, Offset
+from specpilot.control.calibration import POSITIONS, Calibration, Offset, PlacedCalibration
 from specpilot.control.cost import CostModel, CostProfile
 from specpilot.control.curves import KNOTS, CostCurve, UpperQuantile
 from specpilot.control.difficulty import Difficulty, Residuals
@@ -135,20 +135,27 @@ def test_difficulty_posterior_by_hand() -> None:
     assert difficulty.shift(difficulty.posterior(difficulty.weights, [0.5, 0.5], 2, 2)) > 0.2
 
 
-def test_residuals_are_a_discounted_mean_and_variance() -> None:
+def test_residuals_are_discounted_means_and_a_variance() -> None:
     residuals = Residuals(memory=0.5, weight=2.0, variance=1.0)
-    residuals.observe(3.0)
-    # Weight 2·0.5 + 1, sum 0 + 3, squares 2·0.5 + 9.
-    assert residuals.mean == pytest.approx(1.5)
+    residuals.observe([3.0, -1.0])
+    # Of the first: weight 2·0.5 + 1, sum 0 + 3, squares 2·0.5 + 9.
     assert residuals.variance == pytest.approx(5.0 - 2.25)
+    # The second's mean is shrunk to the first's by eight: (−1 + 8·1.5) ÷ 9. The third is not known: 1.5.
+    assert residuals.centred([0.0, 0.0, 0.0]) == pytest.approx([-1.5, -11.0 / 9.0, -1.5])
+
+
+def test_late_residuals_share_a_place() -> None:
+    residuals = Residuals()
+    for _ in range(300):
+        residuals.observe([0.0] * (POSITIONS - 1) + [1.0] * 5)
+    assert residuals.centred([1.0] * (POSITIONS + 4))[-6:] == pytest.approx([1.0] + [0.0] * 5, abs=0.2)
 
 
 def test_difficulty_by_confidence_by_hand() -> None:
     difficulty = Difficulty()
-    residuals = Residuals(variance=0.5)
     # One token of h = 0.5 shown with logit α̂ = 1, rejected; slope 0.6.
     weights = [0.2, 0.6, 0.2]
-    posterior = difficulty.posterior_by_confidence(weights, [0.5], [1.0], 0, 1, residuals, 0.6)
+    posterior = difficulty.posterior_by_confidence(weights, [1.0], 0.5, [1.0], 0, 1, 0.6)
     joint = [
         weight * math.exp(-((1.0 - 0.6 * shift) ** 2) / (2 * 0.5)) * (1.0 - sigmoid(1.0 + 0.4 * shift))
         for weight, shift in zip(weights, Difficulty.SHIFTS, strict=True)
@@ -159,11 +166,19 @@ def test_difficulty_by_confidence_by_hand() -> None:
 def test_what_a_context_always_shows_says_nothing_of_a_request() -> None:
     difficulty, residuals = Difficulty(), Residuals()
     for number in range(400):
-        residuals.observe(0.8 + (0.3 if number % 2 else -0.3))
-    usual = difficulty.posterior_by_confidence(difficulty.weights, [0.5], [0.8], 0, 0, residuals, 0.7)
-    sure = difficulty.posterior_by_confidence(difficulty.weights, [0.5], [2.0], 0, 0, residuals, 0.7)
-    assert abs(difficulty.shift(usual)) < 0.01
-    assert difficulty.shift(sure) > 0.3
+        residuals.observe([0.8 + (0.3 if number % 2 else -0.3), -0.4])
+
+    def shift(first: float, second: float) -> float:
+        """Of a request whose tokens of h = 0.5 show these log-odds."""
+        away, variance = residuals.centred([first, second]), residuals.variance
+        posterior = difficulty.posterior_by_confidence(
+            difficulty.weights, away, variance, [first, second], 0, 0, 0.7
+        )
+        return difficulty.shift(posterior)
+
+    assert abs(shift(0.8, -0.4)) < 0.01
+    assert shift(2.0, -0.4) > 0.3
+    assert shift(0.8, 0.8) > 0.3
 
 
 # --- calibration ----------------------------------------------------------------------------------
@@ -172,17 +187,7 @@ def test_what_a_context_always_shows_says_nothing_of_a_request() -> None:
 def test_calibration_starts_as_the_identity() -> None:
     calibration = Calibration()
     for confidence in (0.1, 0.5, 0.9):
-        assert calibration.log_odds(0, [confidence]) == [pytest.approx(logit(confidence))]
-
-
-def test_the_level_fills_in_what_confidence_does_not_say() -> None:
-    calibration = Calibration()
-    calibration.slope = 0.6
-    (good,), (bad,) = (calibration.log_odds(0, [0.7], level) for level in (0.8, 0.3))
-    assert good - bad == pytest.approx(0.4 * (logit(0.8) - logit(0.3)))
-    # Of a perfectly calibrated draft confidence says all.
-    calibration.slope = 1.0
-    assert calibration.log_odds(0, [0.7], 0.8) == [pytest.approx(logit(0.7))]
+        assert calibration.log_odds([confidence]) == [pytest.approx(logit(confidence))]
 
 
 def test_calibration_finds_the_true_curve() -> None:
@@ -197,12 +202,26 @@ def test_calibration_finds_the_true_curve() -> None:
         for _ in range(3000):
             confidence = rng.uniform(0.05, 0.98)
             truth = sigmoid(-0.5 + 0.6 * logit(confidence))
-            calibration.observe(rng.randint(1, 4), 0, confidence, rng.random() < truth)
+            calibration.observe(confidence, rng.random() < truth)
         for confidence, found in errors.items():
-            _, second = calibration.log_odds(0, [0.5, confidence])
-            found.append(sigmoid(second) - sigmoid(-0.5 + 0.6 * logit(confidence)))
+            (log_odds,) = calibration.log_odds([confidence])
+            found.append(sigmoid(log_odds) - sigmoid(-0.5 + 0.6 * logit(confidence)))
     for found in errors.values():
         assert abs(statistics.mean(found)) < 0.04
+
+
+def test_places_differ() -> None:
+    """Positions, the last standing for later ones, and buckets: each observation moves its own place most."""
+    calibration = PlacedCalibration()
+    assert calibration.intercepts(3) == (0.0,) * POSITIONS
+    for _ in range(50):
+        calibration.observe(0.5, True, 1, 0)
+        calibration.observe(0.5, False, POSITIONS + 4, 0)
+    first, *between, last = calibration.intercepts()
+    assert first > max(between) >= min(between) > last
+    for _ in range(50):
+        calibration.observe(0.5, True, 2, 1)
+    assert calibration.intercepts(1)[0] > calibration.intercepts(2)[0] > calibration.intercepts(0)[0]
 
 
 def test_offset_step_by_hand() -> None:
@@ -464,7 +483,7 @@ def test_end_hazard_by_hand() -> None:
 
 
 def test_stop_rule_by_hand() -> None:
-    rule = StopRule(intercepts=(0.0,), slope=1.0, keep_at=(0.0, 0.4), draft_at=(0.0, 0.7, 0.5))
+    rule = StopRule(intercept=0.0, slope=1.0, keep_at=(0.0, 0.4), draft_at=(0.0, 0.7, 0.5))
     rule.start()
     assert rule.draft_on(1, 0.0)
     assert rule.keep(1, 0.8)  # S_1 = 0.8

@@ -160,6 +160,10 @@ def of(document: dict[str, Any], name: str) -> dict[str, Any]:
     return next(one["attributes"] for one in document["objects"] if one["class"] == name)
 
 
+def placed(document: dict[str, Any]) -> dict[str, Any]:
+    return of(document, "PlacedCalibration")
+
+
 def tables(document: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
     """The hazard tables with their numbers."""
     return [(at, one) for at, one in enumerate(document["objects"]) if one["class"] == "HazardTable"]
@@ -185,9 +189,15 @@ def tables(document: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
         ),
         (lambda d: of(d, "CostCurve")["values"]["list"].__delitem__(slice(3, None)), r"CostCurve\.values="),
         (lambda d: of(d, "CostCurve")["_seen"]["list"].__setitem__(0, 0.5), r"CostCurve\._seen="),
-        (lambda d: of(d, "Calibration")["_positions"]["list"].pop(), r"Calibration\._positions="),
-        (lambda d: of(d, "Calibration")["_buckets"]["dict"].append([9, 1.0]), r"_buckets=.* dict\[int, "),
-        (lambda d: of(d, "Calibration")["_buckets"]["dict"].append([9]), r"Calibration\._buckets holds"),
+        (lambda d: placed(d)["_positions"]["list"].pop(), r"PlacedCalibration\._positions="),
+        (
+            lambda d: of(d, "PlacedCalibration")["_buckets"]["dict"].append([9, 1.0]),
+            r"_buckets=.* dict\[int, ",
+        ),
+        (
+            lambda d: of(d, "PlacedCalibration")["_buckets"]["dict"].append([9]),
+            r"PlacedCalibration\._buckets holds",
+        ),
         (lambda d: of(d, "Change")["recent"]["deque"].append({"list": [1]}), r"Change\.recent="),
         (lambda d: of(d, "HazardTable")["reached"]["list"].pop(), "as long as each other"),
         (lambda d: of(d, "HazardTable")["accepted"]["list"].__setitem__(0, None), r"HazardTable\.accepted="),

@@ -49,9 +49,8 @@ def test_worth_and_price_of_a_node() -> None:
 
 
 def test_first_choice_by_the_stop_rule() -> None:
-    assert first_chance(StopRule(), 3, 0.7) == 0.7
-    stop = StopRule(intercepts=(0.0, 1.0), slope=2.0)
-    assert first_chance(stop, 9, 0.5) == pytest.approx(sigmoid(1.0))
+    assert first_chance(StopRule(), 0.7) == pytest.approx(0.7)
+    assert first_chance(StopRule(intercept=1.0, slope=2.0), 0.5) == pytest.approx(sigmoid(1.0))
 
 
 def test_looked_up_text_is_believed_by_its_calibration() -> None:
@@ -96,7 +95,8 @@ def branching(
         chance = right_coupled if plan.request_id in over else right
         while accepted < proposed and rng.random() < chance:
             accepted += 1
-        side = 0 if plan.tree is None else max(0, plan.max_nodes - proposed)
+        branching = plan.tree is not None and plan.tree.branching
+        side = max(0, plan.max_nodes - proposed) if branching else 0
         failed = side > 0 and accepted < proposed
         rescued = int(failed and rng.random() < rescue)
         verify_ms = 7.0 + node_ms * (proposed + side)

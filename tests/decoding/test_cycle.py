@@ -126,7 +126,7 @@ def test_greedy_output_is_the_targets_own(data: st.DataObject) -> None:
         requests,
         StaticController(
             lambda name, cycle: depths[(cycle + int(name[1:])) % len(depths)],
-            lambda name, cycle: StopRule(intercepts=(0.0,), keep_at=keeps),
+            lambda name, cycle: StopRule(intercept=0.0, keep_at=keeps),
         ),
         max_batch=data.draw(st.integers(1, 4), "max_batch"),
     )

@@ -172,7 +172,7 @@ def exact(params: SamplingParams) -> dict[tuple[int, ...], float]:
 
 def confidence_stop(request_id: str, cycle: int) -> StopRule:
     """Keeps while the product of confidences is high: legal, and strongly dependent on q."""
-    return StopRule(intercepts=(0.0,), slope=1.0, keep_at=(0.35, 0.25, 0.2))
+    return StopRule(intercept=0.0, slope=1.0, keep_at=(0.35, 0.25, 0.2))
 
 
 def p_value(

@@ -92,7 +92,7 @@ def test_session_reuse() -> None:
 
 def test_the_confidence_stop_runs_on_the_recorded_confidences() -> None:
     # α̂ = max q; keep while S ≥ 0.5: 0.9 · 0.8 = 0.72, then 0.72 · 0.2 is dropped.
-    stop = StopRule(intercepts=(0.0,), slope=1.0, keep_at=(0.5,) * 8)
+    stop = StopRule(intercept=0.0, slope=1.0, keep_at=(0.5,) * 8)
     run = executor()
     outcome = cycle(run, 8, stop)
     assert (outcome.drafted, outcome.proposed, outcome.accepted) == (3, 2, 2)

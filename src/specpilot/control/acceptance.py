@@ -89,12 +89,6 @@ class HazardTable:
             self._stale, self._hazards = 0, found
         return found[:count]
 
-    def level(self) -> float:
-        """The acceptance of the tokens that were reached, whatever their positions."""
-        alone = self._alone and sum(self.reached[:1]) < REJOIN
-        prior = self.prior if self.parent is None or alone else self.parent.level()
-        return (sum(self.accepted) + self.shrinkage * prior) / (sum(self.reached) + self.shrinkage)
-
     def _estimate(self, count: int, keep: bool = True) -> list[float]:
         known = min(count, len(self.reached))
         result: list[float] = []

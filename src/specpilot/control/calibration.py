@@ -1,12 +1,11 @@
 """From the draft's confidence to the probability that the target accepts: an online logistic fit.
 
-α̂ = σ(intercept + slope · logit(max q) + (1 − slope) · logit(level)), where the intercept is the sum of a
-drafter-wide one and small corrections for the position in the block and the prompt-length bucket, and the
-level is the acceptance that the context has shown lately: what a noisy confidence does not say is taken
-from there, so a change of phase moves α̂ as fast as it moves the level. Adaptive verification in vLLM fits
-one logistic on logit(max q) with per-position intercepts in batch; here it is an extended Kalman filter
-(two shared coefficients) with one-dimensional Newton steps for the corrections, so each observation costs a
-few microseconds and old ones fade.
+α̂ = σ(intercept + slope · logit(max q)): an extended Kalman filter on the two coefficients, so that each
+observation costs about a microsecond and old ones fade. Adaptive verification in vLLM fits one logistic on
+logit(max q) with per-position intercepts in batch; position and prompt length are in the hazards here
+(:mod:`specpilot.control.acceptance`), and what they add to a draft model's confidence is too little to be
+learnt. Looked-up text and a draft's further choices do differ by place: there small corrections of the
+intercept are learnt too, with one-dimensional Newton steps.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ from specpilot.control.stop import logit, sigmoid
 
 POSITIONS = 8
 """Positions with a correction of their own; later ones share the last."""
-NO_LEVEL = 0.5
-"""Stands for a level that is not known: its logit is 0."""
 _C00, _C11 = 0.5, 0.1
 """Prior variance of intercept and slope."""
 
@@ -50,52 +47,26 @@ class Calibration:
     the target's own distribution would show.
     """
 
-    def __init__(self, discount: float = 0.998, prior: float = 4.0) -> None:
+    def __init__(self, discount: float = 0.998) -> None:
         self._discount = discount
-        self._prior = prior
         self.blocks = 0
         """Blocks of this drafter seen, with or without confidences."""
         self.intercept = 0.0
         self.slope = 1.0
         # Covariance of (intercept, slope).
         self._c00, self._c01, self._c11 = _C00, 0.0, _C11
-        self._positions = [Offset() for _ in range(POSITIONS)]
-        self._buckets: dict[int, Offset] = {}
 
-    def intercepts(self, bucket: int, level: float = NO_LEVEL) -> tuple[float, ...]:
-        """What is added to slope · logit(max q) by position (the last stands for all later ones) in a
-        prompt-length bucket whose acceptance is at ``level``.
-        """
-        offset = self._buckets.get(bucket)
-        base = self.intercept + (offset.value if offset else 0.0) + (1.0 - self.slope) * logit(level)
-        return tuple([base + position.value for position in self._positions])
+    def log_odds(self, confidences: Sequence[float]) -> list[float]:
+        """Logits of α̂ of tokens whose distributions have their maxima at ``confidences``."""
+        return [self.intercept + self.slope * logit(confidence) for confidence in confidences]
 
-    def log_odds(self, bucket: int, confidences: Sequence[float], level: float = NO_LEVEL) -> list[float]:
-        """Logits of α̂ of a block's tokens, whose distributions have their maxima at ``confidences``."""
-        intercepts, slope = self.intercepts(bucket, level), self.slope
-        last = POSITIONS - 1
-        return [
-            intercepts[place if place < last else last] + slope * logit(confidence)
-            for place, confidence in enumerate(confidences)
-        ]
-
-    def observe(
-        self, position: int, bucket: int, confidence: float, accepted: bool, level: float = NO_LEVEL
-    ) -> None:
+    def observe(self, confidence: float, accepted: bool) -> None:
         """Learn from one token that verification reached."""
-        y = 1.0 if accepted else 0.0
-        base = logit(level)
-        x = logit(confidence) - base
-        place = self._positions[min(position, POSITIONS) - 1]
-        offset = self._buckets.get(bucket)
-        if offset is None:
-            offset = self._buckets[bucket] = Offset()
-        predicted = sigmoid(base + self.intercept + place.value + offset.value + self.slope * x)
+        self._learn(logit(confidence), 1.0 if accepted else 0.0, 0.0)
+
+    def _learn(self, x: float, y: float, offset: float) -> None:
+        predicted = sigmoid(self.intercept + offset + self.slope * x)
         self._filter(x, y - predicted, max(predicted * (1.0 - predicted), 1e-3))
-        predicted = sigmoid(base + self.intercept + place.value + offset.value + self.slope * x)
-        place.update(y, predicted, self._discount, self._prior)
-        predicted = sigmoid(base + self.intercept + place.value + offset.value + self.slope * x)
-        offset.update(y, predicted, self._discount, self._prior)
 
     def _filter(self, x: float, residual: float, weight: float) -> None:
         """Extended Kalman step for (intercept, slope): gain = C·h ÷ (h'Ch + 1/weight)."""
@@ -113,3 +84,30 @@ class Calibration:
         self._c00 *= grow
         self._c01 *= grow
         self._c11 *= grow
+
+
+class PlacedCalibration(Calibration):
+    """The same with corrections by place: a position (or a choice's rank) and a prompt-length bucket."""
+
+    def __init__(self, discount: float = 0.998, prior: float = 4.0) -> None:
+        super().__init__(discount)
+        self._prior = prior
+        self._positions = [Offset() for _ in range(POSITIONS)]
+        self._buckets: dict[int, Offset] = {}
+
+    def intercepts(self, bucket: int = 0) -> tuple[float, ...]:
+        """What is added to slope · logit(confidence) by position (the last stands for all later ones)."""
+        offset = self._buckets.get(bucket)
+        base = self.intercept + (offset.value if offset else 0.0)
+        return tuple([base + position.value for position in self._positions])
+
+    def observe(self, confidence: float, accepted: bool, position: int = 1, bucket: int = 0) -> None:
+        """Learn from one token at ``position`` (from 1) that verification reached."""
+        y = 1.0 if accepted else 0.0
+        x = logit(confidence)
+        place = self._positions[min(position, POSITIONS) - 1]
+        offset = self._buckets.setdefault(bucket, Offset())
+        self._learn(x, y, place.value + offset.value)
+        for correction in (place, offset):
+            predicted = sigmoid(self.intercept + place.value + offset.value + self.slope * x)
+            correction.update(y, predicted, self._discount, self._prior)

@@ -76,8 +76,6 @@ class Context:
     yields: Yields = field(default_factory=Yields)
     forks: Forks = field(default_factory=Forks)
     tree_trials: Backoff = field(default_factory=lambda: Backoff(*TREE_TRIALS))
-    intercepts: tuple[float, ...] = ()
-    slope: float = 1.0
     ranks: tuple[tuple[float, float], ...] = ()
     lookup: LookupRule | None = None
 
@@ -104,6 +102,5 @@ class Context:
 
     def forget_rules(self) -> None:
         """Calibrations have moved."""
-        self.intercepts = ()
         self.ranks = ()
         self.lookup = None

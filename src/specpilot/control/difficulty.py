@@ -5,42 +5,55 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from specpilot.control.calibration import POSITIONS
 from specpilot.control.stop import logit, sigmoid
 
 _LEAST_VARIANCE = 0.05
 _LEAST_CHANCE = 1e-6
+_SHRINKAGE = 8.0
 
 
 class Residuals:
-    """How far α̂ of a block's first token lies from the hazard forecast for it, on the logit scale.
+    """How far α̂ of a block's tokens lies from the hazards forecast for them, on the logit scale.
 
-    Discounted mean and variance over a context's blocks. Other tokens' confidences are seen only where the
-    ones before them were good enough, the first one's in every block. The spread is how much confidence tells
-    tokens apart: what a stop in the block can earn, and what a request's confidences say of the request.
+    Discounted means by position over a context's blocks (later positions share the last), and the variance
+    of the first token's: other tokens' confidences are seen only where the ones before them were good enough.
+    The spread is how much confidence tells tokens apart: what a stop in the block can earn, and what a
+    request's confidences say of the request.
     """
 
     def __init__(self, memory: float = 0.98, weight: float = 4.0, variance: float = 0.5) -> None:
         self._memory = memory
-        self._weight = weight
-        self._sum = 0.0
+        self._sums = [0.0] * POSITIONS
+        self._weights = [weight] + [0.0] * (POSITIONS - 1)
         self._squares = variance * weight
 
     @property
-    def mean(self) -> float:
-        """The mean."""
-        return self._sum / self._weight
-
-    @property
     def variance(self) -> float:
-        """The variance, ≥ 0."""
-        return max(0.0, self._squares / self._weight - self.mean**2)
+        """Of the first token's, ≥ 0."""
+        weight = self._weights[0]
+        return max(0.0, self._squares / weight - (self._sums[0] / weight) ** 2)
 
-    def observe(self, residual: float) -> None:
-        """Take in logit α̂ − logit h of one block's first token."""
-        keep = self._memory
-        self._weight = self._weight * keep + 1.0
-        self._sum = self._sum * keep + residual
-        self._squares = self._squares * keep + residual * residual
+    def centred(self, residuals: Sequence[float]) -> list[float]:
+        """A block's logit α̂ − logit h less what they are at their positions as a rule.
+
+        A later position's mean is shrunk to the first one's.
+        """
+        mean = self._sums[0] / self._weights[0]
+        means = [mean]
+        for total, weight in zip(self._sums[1:], self._weights[1:], strict=True):
+            means.append((total + _SHRINKAGE * mean) / (weight + _SHRINKAGE))
+        means += means[-1:] * (len(residuals) - POSITIONS)
+        return [residual - usual for residual, usual in zip(residuals, means, strict=False)]
+
+    def observe(self, residuals: Sequence[float]) -> None:
+        """Take in one block's, from the first token's on."""
+        keep, sums, weights = self._memory, self._sums, self._weights
+        self._squares = self._squares * keep + residuals[0] ** 2
+        for place, residual in enumerate(residuals):
+            place = min(place, POSITIONS - 1)
+            sums[place] = sums[place] * keep + residual
+            weights[place] = weights[place] * keep + 1.0
 
 
 class Difficulty:
@@ -75,11 +88,11 @@ class Difficulty:
     def posterior_by_confidence(
         self,
         weights: Sequence[float],
-        hazards: Sequence[float],
+        away: Sequence[float],
+        variance: float,
         log_odds: Sequence[float],
         accepted: int,
         proposed: int,
-        residuals: Residuals,
         slope: float,
     ) -> list[float]:
         """Update class weights by one block and its confidences.
@@ -90,15 +103,14 @@ class Difficulty:
 
         Args:
             weights: the classes' before.
-            hazards: h_1 … of the context.
+            away: how far each computed token's log-odds lie from where the context's are as a rule …
+            variance: … and the variance of that.
             log_odds: logit α̂ of each computed token.
             accepted: accepted draft tokens …
             proposed: … of so many.
-            residuals: the context's.
             slope: the calibration's.
         """
-        mean, variance = residuals.mean, max(_LEAST_VARIANCE, residuals.variance)
-        away = [odds - logit(hazard) - mean for odds, hazard in zip(log_odds, hazards, strict=False)]
+        variance = max(_LEAST_VARIANCE, variance)
         total, count = sum(away), len(away)
         judged = log_odds[: min(accepted + 1, proposed)]
         rest = 1.0 - slope

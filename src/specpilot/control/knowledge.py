@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from specpilot.control.acceptance import MAX_POSITIONS, AcceptanceModel
-from specpilot.control.calibration import Calibration
+from specpilot.control.calibration import Calibration, PlacedCalibration
 from specpilot.control.config import ControllerConfig
 from specpilot.control.contexts import Context, bucket_of, grid
 from specpilot.control.difficulty import Difficulty
@@ -23,11 +23,9 @@ from specpilot.control.planning import CycleView
 from specpilot.control.stop import StopRule, logit, sigmoid
 from specpilot.control.types import AcceptanceName, CycleOutcome
 
-LEARNED = ("acceptance", "difficulty", "calibrations", "ranks", "contexts", "end_hazard")
+LEARNED = ("acceptance", "difficulty", "calibrations", "ranks", "lookup", "contexts", "end_hazard")
 RULE_TRIALS = (16, 32)
 """Requests after which the worse of two rules of acceptance is tried: at first, and at most."""
-LOOKUP = "lookup"
-"""The source under which looked-up text is calibrated."""
 
 
 @dataclass(slots=True)
@@ -51,7 +49,9 @@ class Knowledge:
         self.difficulty: dict[str, Difficulty] = {}
         self.calibrations: dict[str, Calibration] = {}
         self.contexts: dict[tuple[str, int], Context] = {}
-        self.ranks: dict[str, Calibration] = {}
+        self.ranks: dict[str, PlacedCalibration] = {}
+        self.lookup = PlacedCalibration()
+        """Whether looked-up text is right, by the length of the match."""
         self.end_hazard = EndHazard()
         self.posteriors: dict[str, list[float]] = {}
         """By request that has drafted: P(easier, as usual, harder)."""
@@ -91,21 +91,9 @@ class Knowledge:
         """How much easier such a request is than others so far, in logit units."""
         return self._difficulty(context.source).shift(posterior)
 
-    def calibrated(self, context: Context) -> tuple[tuple[float, ...], float]:
-        """(intercepts, slope) of the context's calibration, for a drafter's rule."""
-        if not context.intercepts:
-            level = self.acceptance.table(context.source, context.bucket).level()
-            context.intercepts = context.calibration.intercepts(context.bucket, level)
-            context.slope = context.calibration.slope
-        return context.intercepts, context.slope
-
-    def ranks_of(self, source: str) -> Calibration:
+    def ranks_of(self, source: str) -> PlacedCalibration:
         """Whether a draft's second, third … choice is right."""
-        return self.ranks.setdefault(source, Calibration())
-
-    def lookup(self) -> Calibration:
-        """Whether looked-up text is right, by the length of the match."""
-        return self.calibrations.setdefault(LOOKUP, Calibration())
+        return self.ranks.setdefault(source, PlacedCalibration())
 
     def observe(
         self,
@@ -142,15 +130,14 @@ class Knowledge:
         cut_at = None
         log_odds: list[float] = []
         if outcome.confidences:
-            level = self.acceptance.table(source, bucket).level()
-            log_odds = calibration.log_odds(bucket, outcome.confidences, level)
+            log_odds = calibration.log_odds(outcome.confidences)
             if len(log_odds) > outcome.proposed and outcome.ended is None:
                 dropped = sigmoid(log_odds[-1])
             if asked.closed_rule:
                 cut_at = _cut(asked.closed_rule, outcome.confidences)
             for position in range(1, min(accepted + 1, proposed) + 1):
                 confidence = outcome.confidences[position - 1]
-                calibration.observe(position, bucket, confidence, position <= accepted, level)
+                calibration.observe(confidence, position <= accepted)
         if outcome.side_proposed:
             self.learn_branches(context, outcome, failed=accepted < proposed)
         # What looked-up text is counted on for is no part of the forecast; what it brings besides is welcome.
@@ -179,7 +166,7 @@ class Knowledge:
         """Learn from a tree's nodes beside its main chain."""
         ranks = self.ranks_of(context.source)
         for rank, share, right in outcome.side_judged:
-            ranks.observe(rank - 1, 0, share, right)
+            ranks.observe(share, right, rank - 1)
         context.branches.observe(
             failed=failed,
             rescued=outcome.side_accepted > 0,
@@ -190,10 +177,9 @@ class Knowledge:
     def learn_lookup(self, request_id: str, bucket: int, judged: tuple[float, int, int]) -> None:
         """Whether it was proposed or not: the verified path says what it would have been worth."""
         confidence, right, seen = judged
-        calibration = self.lookup()
-        calibration.blocks += 1
+        self.lookup.blocks += 1
         for position in range(1, seen + 1):
-            calibration.observe(position, bucket, confidence, position <= right)
+            self.lookup.observe(confidence, position <= right, position, bucket)
         self.matches.pop(request_id, None)
         if right == seen:
             self.matches[request_id] = grid(round(confidence / (1.0 - confidence)) + right)
@@ -218,10 +204,13 @@ class Knowledge:
         known = min(max(proposed, len(log_odds)), MAX_POSITIONS)
         hazards = self.hazards(context, known)
         if log_odds:
+            residuals = [odds - logit(hazard) for odds, hazard in zip(log_odds, hazards, strict=False)]
+            away, variance = context.residuals.centred(residuals), context.residuals.variance
+            slope = context.calibration.slope
             posterior = difficulty.posterior_by_confidence(
-                prior, hazards, log_odds, accepted, proposed, context.residuals, context.calibration.slope
+                prior, away, variance, log_odds, accepted, proposed, slope
             )
-            context.residuals.observe(log_odds[0] - logit(hazards[0]))
+            context.residuals.observe(residuals)
         else:
             posterior = difficulty.posterior(prior, hazards, accepted, proposed)
         self.posteriors[request_id] = posterior

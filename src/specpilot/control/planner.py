@@ -15,7 +15,7 @@ from specpilot.control.contexts import Context, Key
 from specpilot.control.cost import CostModel
 from specpilot.control.horizon import Decision
 from specpilot.control.keys import decision_key
-from specpilot.control.knowledge import LOOKUP, Asked, Knowledge
+from specpilot.control.knowledge import Asked, Knowledge
 from specpilot.control.latency import TimePrice
 from specpilot.control.planning import Choice, CycleView
 from specpilot.control.sharing import Forecast
@@ -255,9 +255,8 @@ class OptimalPlanner:
     def _decide(self, context: Context, key: Key, kept: dict[Key, Decision] | None = None) -> Decision:
         """Solve one decision from what is known now, and keep it among the context's (or in ``kept``)."""
         known = self.knowledge
-        hazards, lookup = known.hazards(context, key[0], keep=kept is None), known.calibrations.get(LOOKUP)
-        nodes = self._config.max_nodes
-        inputs = Inputs(hazards, context, context.bucket, known.end_hazard, self._cost, nodes, lookup)
+        hazards, nodes = known.hazards(context, key[0], keep=kept is None), self._config.max_nodes
+        inputs = Inputs(hazards, context, context.bucket, known.end_hazard, self._cost, nodes, known.lookup)
         decision = context.keep(decide(inputs, key))
         (context.decisions if kept is None else kept)[key] = decision
         return decision
@@ -331,8 +330,16 @@ class OptimalPlanner:
         times = view.times or self._cost.pass_times(
             view.max_draft, view.new_context_tokens, view.draft_behind_tokens, view.context_tokens
         )
-        intercepts, slope = self.knowledge.calibrated(context)
-        return StopRule(intercepts, slope, keep_at, draft_at, view.time_left_ms, times[3], times[4])
+        calibration = context.calibration
+        return StopRule(
+            calibration.intercept,
+            calibration.slope,
+            keep_at,
+            draft_at,
+            view.time_left_ms,
+            times[3],
+            times[4],
+        )
 
 
 def _gone_over(view: CycleView, context: Context) -> bool:

@@ -18,7 +18,7 @@ from typing import Any, get_args, get_origin
 from specpilot.control.acceptance import AcceptanceModel, Change, HazardTable
 from specpilot.control.branching import Branches, Forks, Yields
 from specpilot.control.budget import PassPrice
-from specpilot.control.calibration import Calibration, Offset
+from specpilot.control.calibration import Calibration, Offset, PlacedCalibration
 from specpilot.control.contexts import Context
 from specpilot.control.cost import CostModel
 from specpilot.control.curves import KNOTS, ContextSlope, CostCurve, UpperQuantile
@@ -28,7 +28,7 @@ from specpilot.control.ending import EndHazard
 from specpilot.control.health import Backoff, Breaker, Fallback, Trials
 from specpilot.control.latency import DeadlineTracker, TimePrice
 
-VERSION = 10
+VERSION = 11
 MOST = 1e300
 """Largest number that is taken: all that is learned stays far below."""
 AFRESH = "start without this snapshot"
@@ -53,6 +53,7 @@ BLANK: dict[str, Callable[[], object]] = {
     "HazardTable": lambda: HazardTable(0.5, 0.5, 1.0),
     "Offset": Offset,
     "PassPrice": PassPrice,
+    "PlacedCalibration": PlacedCalibration,
     "Residuals": Residuals,
     "TimePrice": TimePrice,
     "TreeCost": TreeCost,
@@ -65,7 +66,7 @@ BLANK: dict[str, Callable[[], object]] = {
 TRANSIENT = {
     "PassPrice": ("_last",),
     "TimePrice": ("_last_s", "pressing"),
-    "Context": ("decisions", "forecasts", "intercepts", "slope", "ranks", "lookup"),
+    "Context": ("decisions", "forecasts", "ranks", "lookup"),
 }
 """Attributes that are not carried over: a clock's or ledger's reading, and what is derived from the rest."""
 
@@ -75,7 +76,6 @@ CONTENTS: dict[str, dict[str, Any]] = {
         "_tables": dict[tuple[str, int], HazardTable],
         "_changes": dict[tuple[str, int], Change],
     },
-    "Calibration": {"_buckets": dict[int, Offset]},
     "Change": {"recent": deque[list[tuple[int, float, float]]]},
     "HazardTable": {
         "parent": HazardTable | None,
@@ -84,6 +84,7 @@ CONTENTS: dict[str, dict[str, Any]] = {
         "squares": list[float],
         "_hazards": list[float],
     },
+    "PlacedCalibration": {"_buckets": dict[int, Offset]},
     "PassPrice": {"_recent": deque[tuple[float, int]], "_sorted": list[float]},
 }
 """What the attributes hold of which a blank says nothing, being empty; the others are as long as in a blank.
@@ -94,7 +95,7 @@ PARTS: dict[str, Any] = {
     "calibrations": dict[str, Calibration],
     "contexts": dict[tuple[str, int], Context],
     "difficulty": dict[str, Difficulty],
-    "ranks": dict[str, Calibration],
+    "ranks": dict[str, PlacedCalibration],
 }
 """What those parts hold that are no estimators by themselves."""
 

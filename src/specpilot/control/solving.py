@@ -13,13 +13,13 @@ from math import exp, sqrt
 from operator import mul
 
 from specpilot.control.acceptance import survival
-from specpilot.control.calibration import Calibration
+from specpilot.control.calibration import PlacedCalibration
 from specpilot.control.contexts import Context, Key
 from specpilot.control.cost import CostModel
 from specpilot.control.ending import EndHazard
 from specpilot.control.horizon import Decision, Horizon, best_length, increments, thresholds
 from specpilot.control.option import adaptive_block
-from specpilot.control.stop import sigmoid
+from specpilot.control.tree import LookupRule
 
 EASY_SHIFT = 1.0
 """How much easier than forecast a block may turn out (logit scale): sets the ceiling on τ, below which
@@ -41,7 +41,7 @@ NO_PRICE = -(10**6)
 class Inputs:
     """What a decision rests on beside its key; not to be changed.
 
-    ``hazards`` are h_1 … h_ceiling of the context, ``lookup`` the calibration of looked-up text, if any.
+    ``hazards`` are h_1 … h_ceiling of the context, ``lookup`` the calibration of looked-up text.
     """
 
     hazards: Sequence[float]
@@ -50,7 +50,7 @@ class Inputs:
     ends: EndHazard
     cost: CostModel
     max_nodes: int
-    lookup: Calibration | None
+    lookup: PlacedCalibration
 
 
 def decide(known: Inputs, key: Key) -> Decision:
@@ -201,8 +201,6 @@ def _with_stops(
 
 def _looked_up(known: Inputs, matched: int, count: int) -> list[float]:
     """S_0 … S_count of text that goes on a match of so many tokens."""
-    if known.lookup is None:
-        return [0.0] * (count + 1)
-    confidence = matched / (matched + 1.0)
-    chances = map(sigmoid, known.lookup.log_odds(known.bucket, [confidence] * count))
+    rule = LookupRule(known.lookup.intercepts(known.bucket), known.lookup.slope, count)
+    chances = [rule.chance(position, matched / (matched + 1.0)) for position in range(1, count + 1)]
     return list(accumulate(chances, mul, initial=1.0))

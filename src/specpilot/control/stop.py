@@ -39,7 +39,7 @@ class StopRule:
     """Decides, position by position, whether to keep a drafted token and whether to draft another.
 
     The probability that the whole block up to position k is accepted is S_k = Π α̂(q_i) with
-    α̂(q) = σ(intercept_k + slope · logit(max q)). A token is kept while ``S_k >= keep_at[k−1]``;
+    α̂(q) = σ(intercept + slope · logit(max q)). A token is kept while ``S_k >= keep_at[k−1]``;
     another draft step is run while ``S_k >= draft_at[k]`` and the upper-quantile time of the steps
     so far, one more, and the verification fits ``time_limit_ms`` (counted from the cycle's start).
     An empty threshold tuple means "no threshold".
@@ -47,7 +47,7 @@ class StopRule:
     The object is mutable only in its running product; :meth:`start` resets it for a new block.
     """
 
-    intercepts: tuple[float, ...] = ()
+    intercept: float = 0.0
     slope: float = 1.0
     keep_at: tuple[float, ...] = ()
     draft_at: tuple[float, ...] = ()
@@ -71,11 +71,9 @@ class StopRule:
 
         Called exactly once for each computed position, in order; it advances the running product.
         """
-        if self.intercepts:
-            # σ(intercept + slope · logit(confidence)) written out: this runs once for every drafted token.
-            odds = confidence / (1.0 - confidence) if confidence < 1.0 else _ODDS_CAP
-            odds = min(_ODDS_CAP, max(1.0 / _ODDS_CAP, odds))
-            intercepts = self.intercepts
-            power = intercepts[position - 1 if position < len(intercepts) else -1] + self.slope * log(odds)
-            self.survival *= 1.0 / (1.0 + exp(-power)) if power > -700.0 else 0.0
+        # σ(intercept + slope · logit(confidence)) written out: this runs once for every drafted token.
+        odds = confidence / (1.0 - confidence) if confidence < 1.0 else _ODDS_CAP
+        odds = min(_ODDS_CAP, max(1.0 / _ODDS_CAP, odds))
+        power = self.intercept + self.slope * log(odds)
+        self.survival *= 1.0 / (1.0 + exp(-power)) if power > -700.0 else 0.0
         return position > len(self.keep_at) or self.survival >= self.keep_at[position - 1]

@@ -13,7 +13,6 @@ r-th, given that none before it was, with σ(a_r + b_r · logit(share)).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specpilot.control.stop import StopRule, logit, sigmoid
@@ -36,7 +35,8 @@ class LookupRule:
 
     def chance(self, position: int, confidence: float) -> float:
         """P(the token at ``position`` (from 1) is right, given that those before it are)."""
-        return _calibrated(self.intercepts, self.slope, position, confidence)
+        intercept = self.intercepts[min(position, len(self.intercepts)) - 1]
+        return sigmoid(intercept + self.slope * logit(confidence))
 
 
 @dataclass(slots=True)
@@ -83,13 +83,6 @@ class TreeRule:
         return price + self.side_price if side else price
 
 
-def first_chance(stop: StopRule, position: int, confidence: float) -> float:
-    """α̂ of the draft's first choice at ``position`` (from 1), by the plan's stop rule."""
-    if not stop.intercepts:
-        return confidence
-    return _calibrated(stop.intercepts, stop.slope, position, confidence)
-
-
-def _calibrated(intercepts: Sequence[float], slope: float, position: int, confidence: float) -> float:
-    """σ(intercept + slope · logit(confidence)); the last intercept stands for all later positions."""
-    return sigmoid(intercepts[min(position, len(intercepts)) - 1] + slope * logit(confidence))
+def first_chance(stop: StopRule, confidence: float) -> float:
+    """α̂ of the draft's first choice, by the plan's stop rule."""
+    return sigmoid(stop.intercept + stop.slope * logit(confidence))

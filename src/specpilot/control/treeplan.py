@@ -33,13 +33,12 @@ def with_tree(
     if not context.ranks:
         calibration = known.ranks_of(context.source)
         slope = calibration.slope
-        context.ranks = tuple([(at, slope) for at in calibration.intercepts(0)[: RANKS - 1]])
+        context.ranks = tuple([(at, slope) for at in calibration.intercepts()[: RANKS - 1]])
     lookup = None
     if view.max_lookup:
         lookup = context.lookup
         if lookup is None:
-            calibration = known.lookup()
-            lookup = LookupRule(calibration.intercepts(context.bucket), calibration.slope, 0)
+            lookup = LookupRule(known.lookup.intercepts(context.bucket), known.lookup.slope, 0)
             context.lookup = lookup
         lookup = LookupRule(lookup.intercepts, lookup.slope, min(view.max_lookup, nodes))
     tree = TreeRule(

@@ -122,7 +122,7 @@ class Growth:
         chance = left = 1.0  # of the choice before; that none of them is right
         for rank, (token, share) in enumerate(candidates, 1):
             if rank == 1:
-                chance = first_chance(self.stop, depth, share)
+                chance = first_chance(self.stop, share)
                 left -= chance
                 if main:
                     self.confidences.append(share)
@@ -161,7 +161,7 @@ class Growth:
         ):
             return False
         depth, reach = (1, 1.0) if parent is None else (parent.depth + 1, parent.reach)
-        reach *= first_chance(self.stop, depth, confidence)
+        reach *= first_chance(self.stop, confidence)
         if self.chosen:
             last = nodes[self.chosen[-1]]
             if not last.main if rule.open else reach >= last.reach:
@@ -218,7 +218,7 @@ class Growth:
             return 1
         node = None if index < 0 else self.nodes[index]
         depth = 1 if node is None else node.depth + 1
-        left = self._uncovered(index) * (1.0 - first_chance(self.stop, depth, confidence))
+        left = self._uncovered(index) * (1.0 - first_chance(self.stop, confidence))
         left *= self.rule.right(2, EVEN_SHARE)
         return RANKS if left > self.floor and self._pays(depth, left, side=True) else 1
 

@@ -143,7 +143,7 @@ class Confidence(Rule):
         more), no further one is drafted.
         """
         intercept = -STEEP * logit(self.threshold.value)
-        return StopRule(intercepts=(intercept,), slope=STEEP, draft_at=(0.5,) * depth)
+        return StopRule(intercept=intercept, slope=STEEP, draft_at=(0.5,) * depth)
 
     def learn(self, view: CycleView, outcome: CycleOutcome) -> None:
         """Every verified token is a sample: accepted or the first rejected one."""

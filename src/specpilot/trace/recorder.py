@@ -251,8 +251,8 @@ class TraceRecorder:
 
 def stop_digest(rule: StopRule, tree: TreeRule | None = None) -> int:
     """A checksum of the coefficients and thresholds of a plan's rules (not of their running product)."""
-    values = array("d", (rule.slope, rule.time_limit_ms, rule.step_ms, rule.verify_ms))
-    for part in (rule.intercepts, rule.keep_at, rule.draft_at):
+    values = array("d", (rule.intercept, rule.slope, rule.time_limit_ms, rule.step_ms, rule.verify_ms))
+    for part in (rule.keep_at, rule.draft_at):
         values.append(float(len(part)))
         values.extend(part)
     if tree is not None:
