@@ -53,7 +53,6 @@ WIDEST = 6
 _solve, _decide, _fitting_nodes = solving._solve, solving.decide, timing.fitting_nodes
 _branch, _learn_branches = OptimalPlanner._branch, Knowledge.learn_branches
 _learn_lookup = Knowledge.learn_lookup
-_share, _observe_yield = Yields.share, Yields.observe
 
 
 class _OneForecast:
@@ -118,16 +117,8 @@ def _not_widened(self: Branches, hazards: Sequence[float]) -> list[float]:
     return list(hazards)
 
 
-def _as_forecast(self: Yields, *, branching: bool, later: bool) -> float:
+def _as_forecast(self: Yields, *, branching: bool) -> float:
     return 1.0
-
-
-def _any_place(self: Yields, *, branching: bool, later: bool) -> float:
-    return _share(self, branching=branching, later=False)
-
-
-def _learn_any_place(self: Yields, *, branching: bool, later: bool, brought: float, forecast: float) -> None:
-    _observe_yield(self, branching=branching, later=False, brought=brought, forecast=forecast)
 
 
 def _free_nodes(known: Inputs, key: Key) -> Decision:
@@ -214,9 +205,6 @@ ABLATIONS: dict[str, Ablation] = {
     "nodes per level (breadth)": Ablation(((Branches, "breadth", 1.0),)),
     "rescue and breadth learnt": Ablation(((Branches, "observe", nothing),)),
     "yields": Ablation(((Yields, "share", _as_forecast),)),
-    "yields by first and later cycle": Ablation(
-        ((Yields, "share", _any_place), (Yields, "observe", _learn_any_place))
-    ),
     "node price (nodes are free)": Ablation(((planner, "decide", _free_nodes),)),
     "worth of a node by depth": Ablation(((planner, "decide", _equal_depths),)),
     "draft steps while they pay": Ablation(((planner, "decide", _all_steps),)),

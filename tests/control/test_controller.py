@@ -755,8 +755,7 @@ def test_shadow_mode_does_not_judge_forecasts_by_blocks_that_were_not_drafted() 
     assert isinstance(planner, OptimalPlanner)
     for context in planner.knowledge.contexts.values():
         for branching in (False, True):
-            assert context.yields.share(branching=branching, later=True) == 1.0
-            assert context.yields.share(branching=branching, later=False) == 1.0
+            assert context.yields.share(branching=branching) == 1.0
 
 
 @pytest.mark.parametrize(

@@ -281,13 +281,13 @@ def test_bad_configurations(nodes: int, lookup: int) -> None:
         ControllerConfig(max_nodes=nodes, lookup_depth=lookup)
 
 
-def test_what_blocks_bring_corrects_their_kind_and_place_only() -> None:
+def test_what_blocks_bring_corrects_their_kind_only() -> None:
     yields = Yields(memory=0.5, weight=4.0)
-    assert yields.share(branching=True, later=True) == 1.0
-    yields.observe(branching=True, later=True, brought=1.0, forecast=3.0)
+    assert yields.share(branching=True) == 1.0
+    yields.observe(branching=True, brought=1.0, forecast=3.0)
     # (4·0.5 + 1) ÷ (4·0.5 + 3)
-    assert yields.share(branching=True, later=True) == pytest.approx(0.6)
-    assert yields.share(branching=True, later=False) == yields.share(branching=False, later=True) == 1.0
+    assert yields.share(branching=True) == pytest.approx(0.6)
+    assert yields.share(branching=False) == 1.0
     for _ in range(20):
-        yields.observe(branching=False, later=False, brought=0.0, forecast=3.0)
-    assert yields.share(branching=False, later=False) == 0.5  # a floor: such blocks are still made at times
+        yields.observe(branching=False, brought=0.0, forecast=3.0)
+    assert yields.share(branching=False) == 0.5  # a floor: such blocks are still made at times

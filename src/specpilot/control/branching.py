@@ -74,25 +74,23 @@ class Forks:
 
 
 class Yields:
-    """How much of what was forecast came: drafted tokens accepted, by kind of forecast (chain or tree) and
-    first cycle or later.
+    """How much of what was forecast came in a request's later cycles: drafted tokens accepted, by kind of
+    forecast (chain or tree).
 
     The context's hazards are those of all its cycles. A tree ends only where none of its choices was right,
-    and after so surprising a token the draft is worse for a while.
+    and after so surprising a token the draft is worse for a while. First cycles come as forecast.
     """
 
     def __init__(self, memory: float = 0.98, weight: float = 12.0) -> None:
         self._memory = memory
-        self._brought = [weight] * 4
-        self._forecast = [weight] * 4
+        self._brought = [weight] * 2
+        self._forecast = [weight] * 2
 
-    def share(self, *, branching: bool, later: bool) -> float:
+    def share(self, *, branching: bool) -> float:
         """Brought ÷ forecast, 0.5 … 1.5; 1 where nothing is known."""
-        place = 2 * branching + later
-        return min(1.5, max(0.5, self._brought[place] / self._forecast[place]))
+        return min(1.5, max(0.5, self._brought[branching] / self._forecast[branching]))
 
-    def observe(self, *, branching: bool, later: bool, brought: float, forecast: float) -> None:
-        """A block brought so many drafted tokens and was forecast to bring so many."""
-        place = 2 * branching + later
-        self._brought[place] = self._brought[place] * self._memory + brought
-        self._forecast[place] = self._forecast[place] * self._memory + forecast
+    def observe(self, *, branching: bool, brought: float, forecast: float) -> None:
+        """A later block brought so many drafted tokens and was forecast to bring so many."""
+        self._brought[branching] = self._brought[branching] * self._memory + brought
+        self._forecast[branching] = self._forecast[branching] * self._memory + forecast

@@ -142,13 +142,9 @@ class Knowledge:
             self.learn_branches(context, outcome, failed=accepted < proposed)
         # What looked-up text is counted on for is no part of the forecast; what it brings besides is welcome.
         plain = not (counted_on or asked.probing or asked.closed_rule or outcome.ended)
-        if decision and decision.forecast > 0.0 and plain:
-            context.yields.observe(
-                branching=decision.branching,
-                later=view.new_context_tokens == 1,
-                brought=outcome.emitted - 1.0,
-                forecast=decision.forecast,
-            )
+        if decision and decision.forecast > 0.0 and plain and view.new_context_tokens == 1:
+            brought = outcome.emitted - 1.0
+            context.yields.observe(branching=decision.branching, brought=brought, forecast=decision.forecast)
         if proposed:
             self._learn_difficulty(context, view.request_id, log_odds, accepted, proposed)
         if self.acceptance.observe(source, bucket, accepted, proposed, cut_at, dropped):
