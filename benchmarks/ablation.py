@@ -7,7 +7,7 @@ Each row switches one signal off by patching the estimator behind it (nothing in
 ablations) and replays the same arrivals; a cell is the change of specpilot's goodput, the least and the
 most over the three loads. A signal that costs less than 0.5 % everywhere and guards no invariant has no
 reason to stay. Simulated workloads. The worst of 45 rows is half a per cent or more by chance alone: with
-``--confirm N`` each signal's worst row is run again on N seeds that nothing was seen on, with an interval.
+``--confirm N`` each signal's three worst rows are run again on N seeds that nothing was seen on.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ ABLATIONS: dict[str, Ablation] = {
     "probes sooner after a good one": Ablation(((Change, "rising", False),)),
     "probe length by price": Ablation(((OptimalPlanner, "_probe_length", _full_probe),)),
     "circuit breaker": Ablation(config={"breaker_faults": NEVER}, guards="I6"),
-    "cold start at a static length": Ablation(((planner, "COLD_BLOCKS", 0),)),
+    "cold start at a static length": Ablation(((planner, "COLD_BLOCKS", 0),), guards="cold start"),
     "length so far (end hazard)": Ablation(((EndHazard, "observe", nothing),)),
 }
 """By name; every signal of the policy page's table has a row."""

@@ -107,8 +107,8 @@ def test_dear_steps_by_hand() -> None:
     assert not math.isclose(costs.draft_forward(3.0), dear(3.0))
 
 
-def test_the_worst_row_is_confirmed_on_other_seeds() -> None:
-    """The row that cost most is run again; a change there that is certain and large enough stays."""
+def test_the_worst_rows_are_confirmed_on_other_seeds() -> None:
+    """The rows that cost most are run again; a change in one that is certain and large enough stays."""
     changes = {
         "probe length by price": {
             "steady": {"goodput": [0.01, -0.002, 0.0]},
@@ -117,15 +117,18 @@ def test_the_worst_row_is_confirmed_on_other_seeds() -> None:
         "upper quantiles": {"steady": {"goodput": [0.0, 0.0, -0.03]}},
     }
     assert ablating.worst_rows(changes) == {
-        "probe length by price": ("steady", 0.4),
-        "upper quantiles": ("steady", 0.7),
+        "probe length by price": [("steady", 0.4), ("burst", 0.7), ("burst", 0.0)],
+        "upper quantiles": [("steady", 0.7), ("steady", 0.0), ("steady", 0.4)],
     }
     cells: list[ablating.Cell] = []
 
     def measure(cell: ablating.Cell) -> ablating.Results:
         cells.append(cell)
         noise = 0.001 * (cell.seed % 5 - 2)
-        off = {"probe length by price": 100.0 * (1.0 + noise), "upper quantiles": 97.0 + noise}
+        off = {
+            "probe length by price": 100.0 * (1.0 + noise),
+            "upper quantiles": (100.0 if cell.load == 0.7 else 97.0) + noise,
+        }
         return {"": (100.0, 1.0), **{signal: (off[signal], 1.0) for signal in cell.signals}}
 
     options = argparse.Namespace(confirm=10, requests=30, processes=0)
@@ -133,4 +136,7 @@ def test_the_worst_row_is_confirmed_on_other_seeds() -> None:
     assert {cell.seed for cell in cells} == set(range(ablating.FRESH_SEED, ablating.FRESH_SEED + 10))
     lines = [line for line in text.splitlines() if line.startswith("| probe") or line.startswith("| upper")]
     assert "no reason to stay" in lines[0]
-    assert "| -3.0 % (-3.0 % … -3.0 %) | stays |" in lines[1]
+    # What seemed to matter most was chance, the next row was not.
+    assert lines[1].startswith(
+        "| upper quantiles | steady, closed | +0.0 % | -3.0 % (-3.0 % … -3.0 %) | stays"
+    )

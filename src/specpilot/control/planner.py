@@ -26,7 +26,7 @@ from specpilot.control.types import Binding, CycleOutcome, Reason
 
 PROBE_DRAFT = 4
 """τ of a probe at most, and of a drafter's first blocks."""
-COLD_BLOCKS = 8
+COLD_BLOCKS = 4
 """A drafter's first blocks, drafted at a static length without a confidence stop: neither the forecast nor
 the calibration nor θ* means anything before."""
 GIVE_WAY_TOKENS = 0.5
