@@ -125,10 +125,8 @@ def test_the_worst_rows_are_confirmed_on_other_seeds() -> None:
     def measure(cell: ablating.Cell) -> ablating.Results:
         cells.append(cell)
         noise = 0.001 * (cell.seed % 5 - 2)
-        off = {
-            "probe length by price": 100.0 * (1.0 + noise),
-            "upper quantiles": (100.0 if cell.load == 0.7 else 97.0) + noise,
-        }
+        upper = 100.0 if cell.load == 0.7 else 97.0
+        off = {"probe length by price": 100.0 * (1.0 + noise), "upper quantiles": upper + noise}
         return {"": (100.0, 1.0), **{signal: (off[signal], 1.0) for signal in cell.signals}}
 
     options = argparse.Namespace(confirm=10, requests=30, processes=0)

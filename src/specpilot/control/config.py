@@ -73,7 +73,7 @@ class ControllerConfig:
     """Acceptance assumed at every position before anything is known."""
     discount: float = 0.985
     """Per-observation discount of the acceptance counts of one context."""
-    shrinkage: float = 12.0
+    shrinkage: float = 10.0
     """Weight (in observations) of the pooled estimate in a context's own."""
     open_block_every: int = 16
     """Every so many-th block of a context ignores the confidence stop; four times as seldom where that
@@ -118,7 +118,7 @@ class ControllerConfig:
         self._require(
             "discount", 0.5 <= self.discount < 1.0, "in [0.5, 1)", "0.985 remembers about 67 blocks"
         )
-        self._require("shrinkage", self.shrinkage > 0.0, "> 0", "12 is typical")
+        self._require("shrinkage", self.shrinkage > 0.0, "> 0", "10 is typical")
         self._require("open_block_every", self.open_block_every >= 2, "≥ 2", "16 is typical")
         self._require("breaker_faults", self.breaker_faults >= 1, "≥ 1", "3 is typical")
         self._require("probe_first", self.probe_first >= 1, "≥ 1", "4 is typical")
