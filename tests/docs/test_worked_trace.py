@@ -49,7 +49,7 @@ def test_the_trace_by_hand(example: ModuleType) -> None:
     def phase(text: str) -> list[CyclePlan]:
         return [row.plan for row in cycles if row.phase.startswith(text)]
 
-    assert phase("easy text")[9].max_draft == 8
+    assert phase("easy text")[15].max_draft == 8
     hard = [plan.max_draft for plan in phase("hard")]
     assert hard[0] == 8
     assert max(hard[10:]) <= 3, "the optimum where tokens 2 or 3 are rejected"

@@ -10,7 +10,7 @@ from specpilot.control.stop import logit, sigmoid
 
 _LEAST_VARIANCE = 0.05
 _LEAST_CHANCE = 1e-6
-_SHRINKAGE = 8.0
+_SHRINKAGE = 8.0  # observations that the first position's mean counts for
 
 
 class Residuals:
@@ -39,12 +39,15 @@ class Residuals:
 
         A later position's mean is shrunk to the first one's.
         """
-        mean = self._sums[0] / self._weights[0]
-        means = [mean]
-        for total, weight in zip(self._sums[1:], self._weights[1:], strict=True):
-            means.append((total + _SHRINKAGE * mean) / (weight + _SHRINKAGE))
-        means += means[-1:] * (len(residuals) - POSITIONS)
-        return [residual - usual for residual, usual in zip(residuals, means, strict=False)]
+        return [residual - self._usual(place) for place, residual in enumerate(residuals)]
+
+    def _usual(self, place: int) -> float:
+        sums, weights = self._sums, self._weights
+        first = sums[0] / weights[0]
+        if not place:
+            return first
+        place = min(place, POSITIONS - 1)
+        return (sums[place] + _SHRINKAGE * first) / (weights[place] + _SHRINKAGE)
 
     def observe(self, residuals: Sequence[float]) -> None:
         """Take in one block's, from the first token's on."""
