@@ -64,7 +64,9 @@ def _accepts_only(
     """A request's difficulty shows in its accept lengths alone; how far confidences scatter is learnt."""
     _learn_difficulty(self, context, request_id, (), *lengths)
     hazards = self.hazards(context, len(log_odds))
-    context.residuals.observe([odds - logit(hazard) for odds, hazard in zip(log_odds, hazards, strict=False)])
+    if log_odds:
+        residuals = [odds - logit(hazard) for odds, hazard in zip(log_odds, hazards, strict=False)]
+        context.residuals.observe(residuals)
 
 
 def _mean_block(hazards: Sequence[float], spread: float, *args: Any) -> tuple[float, tuple[float, ...]]:

@@ -29,7 +29,7 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A ratio and its 95 % interval (not a number where there are too few batches)."""
+    """A ratio and its interval (not a number where there are too few batches)."""
 
     value: float
     low: float
@@ -39,13 +39,14 @@ class Ratio:
         return f"{self.value:.3f} ({self.low:.3f}–{self.high:.3f})"
 
 
-def ratio(one: Account, other: Account, seed: int = 1) -> Ratio:
+def ratio(one: Account, other: Account, seed: int = 1, level: float = LEVEL) -> Ratio:
     """Tokens per second of ``one`` ÷ those of ``other``; batches are resampled in pairs (BCa).
 
     Args:
         one: the numerator's account.
         other: the denominator's, on the same batches in the same order.
         seed: of the resampling.
+        level: of the interval.
 
     Raises:
         ValueError: if the two have not the same batches.
@@ -65,7 +66,7 @@ def ratio(one: Account, other: Account, seed: int = 1) -> Ratio:
         paired=True,
         vectorized=True,
         n_resamples=RESAMPLES,
-        confidence_level=LEVEL,
+        confidence_level=level,
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return Ratio(value, float(found.low), float(found.high))

@@ -160,10 +160,6 @@ def of(document: dict[str, Any], name: str) -> dict[str, Any]:
     return next(one["attributes"] for one in document["objects"] if one["class"] == name)
 
 
-def placed(document: dict[str, Any]) -> dict[str, Any]:
-    return of(document, "PlacedCalibration")
-
-
 def tables(document: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
     """The hazard tables with their numbers."""
     return [(at, one) for at, one in enumerate(document["objects"]) if one["class"] == "HazardTable"]
@@ -189,7 +185,7 @@ def tables(document: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
         ),
         (lambda d: of(d, "CostCurve")["values"]["list"].__delitem__(slice(3, None)), r"CostCurve\.values="),
         (lambda d: of(d, "CostCurve")["_seen"]["list"].__setitem__(0, 0.5), r"CostCurve\._seen="),
-        (lambda d: placed(d)["_positions"]["list"].pop(), r"PlacedCalibration\._positions="),
+        (lambda d: of(d, "PlacedCalibration")["_positions"]["list"].pop(), r"PlacedCalibration\._positions="),
         (
             lambda d: of(d, "PlacedCalibration")["_buckets"]["dict"].append([9, 1.0]),
             r"_buckets=.* dict\[int, ",

@@ -24,6 +24,8 @@ from specpilot.control import (
 from specpilot.control.branching import Branches, Yields
 from specpilot.control.cost import CostProfile
 from specpilot.control.health import Trials
+from specpilot.control.planner import OptimalPlanner
+from specpilot.control.solving import Inputs, decide
 from specpilot.control.stop import StopRule, sigmoid
 from specpilot.control.tree import LookupRule, TreeRule, first_chance
 from specpilot.control.types import AcceptanceName
@@ -279,6 +281,27 @@ def test_learnt_branches_survive_a_snapshot() -> None:
 def test_bad_configurations(nodes: int, lookup: int) -> None:
     with pytest.raises(ValueError, match=r"max_nodes|lookup_depth"):
         ControllerConfig(max_nodes=nodes, lookup_depth=lookup)
+
+
+def test_forecasts_are_judged_and_corrected_in_later_cycles_only() -> None:
+    """With one pass a request nothing is learnt; what is learnt moves no first cycle's decision."""
+    controller = Controller(ControllerConfig(max_nodes=16, pass_budget=1.0), profile=FLAT)
+    serve(controller, 200, branching(1))
+    planner = controller.planner
+    assert isinstance(planner, OptimalPlanner)
+    known = planner.knowledge
+    (context,) = known.contexts.values()
+    assert [context.yields.share(branching=kind) for kind in (False, True)] == [1.0, 1.0]
+    cost = controller.cost
+    inputs = Inputs(known.hazards(context, 8), context, 0, known.end_hazard, cost, 16, known.lookup)
+    # Ceiling, wanted, later passes, price, width, behind, shift, matched, beside, sharing.
+    first, later = ((8, 20, 1, -10, width, 0, 0, 0, 0, 1) for width in (40, 1))
+    before = decide(inputs, first).value, decide(inputs, later).value
+    for kind in (False, True):
+        for _ in range(40):
+            context.yields.observe(branching=kind, brought=0.5, forecast=2.0)
+    assert decide(inputs, first).value == before[0]
+    assert decide(inputs, later).value < before[1]
 
 
 def test_what_blocks_bring_corrects_their_kind_only() -> None:

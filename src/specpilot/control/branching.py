@@ -74,8 +74,8 @@ class Forks:
 
 
 class Yields:
-    """How much of what was forecast came in a request's later cycles: drafted tokens accepted, by kind of
-    forecast (chain or tree).
+    """How much of what was forecast came in a request's later cycles: drafted tokens accepted, by the kind of
+    forecast that was the better (chain or tree), whichever was grown.
 
     The context's hazards are those of all its cycles. A tree ends only where none of its choices was right,
     and after so surprising a token the draft is worse for a while. First cycles come as forecast.

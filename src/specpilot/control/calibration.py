@@ -4,8 +4,8 @@
 observation costs about a microsecond and old ones fade. Adaptive verification in vLLM fits one logistic on
 logit(max q) with per-position intercepts in batch; position and prompt length are in the hazards here
 (:mod:`specpilot.control.acceptance`), and what they add to a draft model's confidence is too little to be
-learnt. Looked-up text and a draft's further choices do differ by place: there small corrections of the
-intercept are learnt too, with one-dimensional Newton steps.
+learnt. Looked-up text in a tree and a draft's further choices do differ by place: there small corrections
+of the intercept are learnt too, with one-dimensional Newton steps.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Offset:
         self.value += (accepted - predicted - pull) / (self.information + prior)
 
 
-class Calibration:
-    """Acceptance given confidence, for one drafter.
+class LogisticFit:
+    """σ(intercept + slope · x), fitted as observations come.
 
     Starts at α̂ = max q (intercept 0, slope 1), which is what a perfectly calibrated greedy draft of
     the target's own distribution would show.
@@ -49,20 +49,10 @@ class Calibration:
 
     def __init__(self, discount: float = 0.998) -> None:
         self._discount = discount
-        self.blocks = 0
-        """Blocks of this drafter seen, with or without confidences."""
         self.intercept = 0.0
         self.slope = 1.0
         # Covariance of (intercept, slope).
         self._c00, self._c01, self._c11 = _C00, 0.0, _C11
-
-    def log_odds(self, confidences: Sequence[float]) -> list[float]:
-        """Logits of α̂ of tokens whose distributions have their maxima at ``confidences``."""
-        return [self.intercept + self.slope * logit(confidence) for confidence in confidences]
-
-    def observe(self, confidence: float, accepted: bool) -> None:
-        """Learn from one token that verification reached."""
-        self._learn(logit(confidence), 1.0 if accepted else 0.0, 0.0)
 
     def _learn(self, x: float, y: float, offset: float) -> None:
         predicted = sigmoid(self.intercept + offset + self.slope * x)
@@ -86,7 +76,24 @@ class Calibration:
         self._c11 *= grow
 
 
-class PlacedCalibration(Calibration):
+class Calibration(LogisticFit):
+    """Acceptance given confidence, for one drafter."""
+
+    def __init__(self, discount: float = 0.998) -> None:
+        super().__init__(discount)
+        self.blocks = 0
+        """Blocks of this drafter seen, with or without confidences."""
+
+    def log_odds(self, confidences: Sequence[float]) -> list[float]:
+        """Logits of α̂ of tokens whose distributions have their maxima at ``confidences``."""
+        return [self.intercept + self.slope * logit(confidence) for confidence in confidences]
+
+    def observe(self, confidence: float, accepted: bool) -> None:
+        """Learn from one token that verification reached."""
+        self._learn(logit(confidence), 1.0 if accepted else 0.0, 0.0)
+
+
+class PlacedCalibration(LogisticFit):
     """The same with corrections by place: a position (or a choice's rank) and a prompt-length bucket."""
 
     def __init__(self, discount: float = 0.998, prior: float = 4.0) -> None:

@@ -17,7 +17,7 @@ from specpilot.control.tree import LookupRule
 BUCKET_EDGES = (64, 256, 512)
 """Prompt-length buckets: ≤ 64, 65–256, 257–512, > 512 tokens."""
 LEARNING_BLOCKS = 32
-"""A context's first blocks, after each of which the calibration in the drafter's rules is refreshed."""
+"""A context's first blocks, after each of which what a tree's rules hold of calibrations is refreshed."""
 DECISION_CYCLES = 64
 """Cycles of a context for which a decision is kept, at most: estimates that rest on tens of observations
 hardly move in between, and a change of phase throws decisions away at once. One that rests on few is kept for

@@ -173,7 +173,6 @@ class Knowledge:
     def learn_lookup(self, request_id: str, bucket: int, judged: tuple[float, int, int]) -> None:
         """Whether it was proposed or not: the verified path says what it would have been worth."""
         confidence, right, seen = judged
-        self.lookup.blocks += 1
         for position in range(1, seen + 1):
             self.lookup.observe(confidence, position <= right, position, bucket)
         self.matches.pop(request_id, None)

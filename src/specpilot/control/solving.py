@@ -77,8 +77,8 @@ def decide(known: Inputs, key: Key) -> Decision:
     asked = 1.0 - looked_up[1]
     alone_ms = cost.draft_step_ms / sharing
     step_ms, start_ms = alone_ms * asked, cost.draft_start_ms * asked / sharing
-    later = width == 1
-    chain_share = context.yields.share(branching=False) if later else 1.0
+    begun = width == 1
+    chain_share = context.yields.share(branching=False) if begun else 1.0
     survive = list(map(max, _scaled(survival(hazards, shift), chain_share), looked_up))
     chain = _solve(known, key, theta, hazards, survive, levels, step_ms, start_ms)
     chain.forecast = (chain.expected - 1.0) / chain_share
@@ -88,7 +88,7 @@ def decide(known: Inputs, key: Key) -> Decision:
     breadth = context.branches.breadth
     most = min(COUNTED_NODES, len(by_node) - 1)
     wider = [by_node[min(round(level * breadth), most)] for level in range(ceiling + 1)]
-    share = context.yields.share(branching=True) if later else 1.0
+    share = context.yields.share(branching=True) if begun else 1.0
     survive = list(map(max, _scaled(survival(widened, shift), share), looked_up))
     wide_ms = step_ms + (breadth - 1.0) * cost.side_ms * asked
     began_ms = start_ms + cost.tree_ms
