@@ -242,8 +242,7 @@ def confirm(
 def _change(pairs: Sequence[tuple[float, float]]) -> Ratio:
     """Goodput without a signal ÷ with it, over seeds; the interval allows for the choice among rows."""
     off, on = zip(*pairs, strict=True)
-    ones = [1.0] * len(on)
-    return ratio(Account(off, ones), Account(on, ones), level=1.0 - (1.0 - LEVEL) / CONFIRMED)
+    return ratio(Account.of_rates(off), Account.of_rates(on), level=1.0 - (1.0 - LEVEL) / CONFIRMED)
 
 
 def _signed(share: float) -> str:

@@ -30,14 +30,13 @@ from specpilot.control.calibration import Calibration
 from specpilot.control.contexts import Context
 from specpilot.control.cost import CostModel
 from specpilot.control.curves import UpperQuantile
-from specpilot.control.difficulty import Difficulty
+from specpilot.control.difficulty import Difficulty, residuals_of
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Fallback
 from specpilot.control.knowledge import Knowledge
 from specpilot.control.latency import DeadlineTracker, TimePrice
 from specpilot.control.option import adaptive_block
 from specpilot.control.planner import PROBE_DRAFT, OptimalPlanner
-from specpilot.control.stop import logit
 from specpilot.simulation.costs import read_costs
 from specpilot.simulation.scenarios import SCENARIOS, scenario
 from specpilot.simulation.suite import offered
@@ -63,10 +62,8 @@ def _accepts_only(
 ) -> None:
     """A request's difficulty shows in its accept lengths alone; how far confidences scatter is learnt."""
     _learn_difficulty(self, context, request_id, (), *lengths)
-    hazards = self.hazards(context, len(log_odds))
     if log_odds:
-        residuals = [odds - logit(hazard) for odds, hazard in zip(log_odds, hazards, strict=False)]
-        context.residuals.observe(residuals)
+        context.residuals.observe(residuals_of(log_odds, self.hazards(context, len(log_odds))))
 
 
 def _mean_block(hazards: Sequence[float], spread: float, *args: Any) -> tuple[float, tuple[float, ...]]:

@@ -50,9 +50,8 @@ def both(count: int, place: tuple[str, int]) -> Pair:
 def line(name: str, pairs: Sequence[Pair]) -> tuple[str, float, bool]:
     """A scenario's row, its ratio, and whether the promise was kept there."""
     own, other = zip(*pairs, strict=True)
-    ones = [1.0] * len(pairs)
-    accounts = [Account([r.goodput_tokens_per_s for r in side], ones) for side in (own, other)]
-    change = ratio(accounts[0], accounts[1])
+    ours, theirs = (Account.of_rates([r.goodput_tokens_per_s for r in side]) for side in (own, other))
+    change = ratio(ours, theirs)
     over = sum(result.budget_violations for result in own)
     cells = [
         str(change),

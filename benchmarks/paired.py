@@ -21,6 +21,11 @@ class Account:
     tokens: Sequence[float]
     seconds: Sequence[float]
 
+    @classmethod
+    def of_rates(cls, rates: Sequence[float]) -> Account:
+        """Batches of a second each: two such accounts compare by their mean rates."""
+        return cls(rates, [1.0] * len(rates))
+
     @property
     def rate(self) -> float:
         """Tokens per second over all batches."""

@@ -293,7 +293,7 @@ def test_forecasts_are_judged_and_corrected_in_later_cycles_only() -> None:
     (context,) = known.contexts.values()
     assert [context.yields.share(branching=kind) for kind in (False, True)] == [1.0, 1.0]
     cost = controller.cost
-    inputs = Inputs(known.hazards(context, 8), context, 0, known.end_hazard, cost, 16, known.lookup)
+    inputs = Inputs(known.hazards(context, 8), context, known.end_hazard, cost, 16, known.lookup)
     # Ceiling, wanted, later passes, price, width, behind, shift, matched, beside, sharing.
     first, later = ((8, 20, 1, -10, width, 0, 0, 0, 0, 1) for width in (40, 1))
     before = decide(inputs, first).value, decide(inputs, later).value

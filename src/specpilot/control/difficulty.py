@@ -59,6 +59,11 @@ class Residuals:
             weights[place] = weights[place] * keep + 1.0
 
 
+def residuals_of(log_odds: Sequence[float], hazards: Sequence[float]) -> list[float]:
+    """Logit α̂ − logit h of a block's tokens, as far as both are known."""
+    return [odds - logit(hazard) for odds, hazard in zip(log_odds, hazards, strict=False)]
+
+
 class Difficulty:
     """Whether this request is easier or harder than its context: a posterior over three classes.
 

@@ -15,12 +15,12 @@ from specpilot.control.acceptance import MAX_POSITIONS, AcceptanceModel
 from specpilot.control.calibration import Calibration, PlacedCalibration
 from specpilot.control.config import ControllerConfig
 from specpilot.control.contexts import Context, bucket_of, grid
-from specpilot.control.difficulty import Difficulty
+from specpilot.control.difficulty import Difficulty, residuals_of
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Fallback, Trials
 from specpilot.control.horizon import Decision
 from specpilot.control.planning import CycleView
-from specpilot.control.stop import StopRule, logit, sigmoid
+from specpilot.control.stop import StopRule, sigmoid
 from specpilot.control.types import AcceptanceName, CycleOutcome
 
 LEARNED = ("acceptance", "difficulty", "calibrations", "ranks", "lookup", "contexts", "end_hazard")
@@ -199,7 +199,7 @@ class Knowledge:
         known = min(max(proposed, len(log_odds)), MAX_POSITIONS)
         hazards = self.hazards(context, known)
         if log_odds:
-            residuals = [odds - logit(hazard) for odds, hazard in zip(log_odds, hazards, strict=False)]
+            residuals = residuals_of(log_odds, hazards)
             away, variance = context.residuals.centred(residuals), context.residuals.variance
             slope = context.calibration.slope
             posterior = difficulty.posterior_by_confidence(

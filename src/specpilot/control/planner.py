@@ -256,7 +256,7 @@ class OptimalPlanner:
         """Solve one decision from what is known now, and keep it among the context's (or in ``kept``)."""
         known = self.knowledge
         hazards, nodes = known.hazards(context, key[0], keep=kept is None), self._config.max_nodes
-        inputs = Inputs(hazards, context, context.bucket, known.end_hazard, self._cost, nodes, known.lookup)
+        inputs = Inputs(hazards, context, known.end_hazard, self._cost, nodes, known.lookup)
         decision = context.keep(decide(inputs, key))
         (context.decisions if kept is None else kept)[key] = decision
         return decision

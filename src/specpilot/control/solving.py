@@ -46,7 +46,6 @@ class Inputs:
 
     hazards: Sequence[float]
     context: Context
-    bucket: int
     ends: EndHazard
     cost: CostModel
     max_nodes: int
@@ -201,6 +200,6 @@ def _with_stops(
 
 def _looked_up(known: Inputs, matched: int, count: int) -> list[float]:
     """S_0 … S_count of text that goes on a match of so many tokens."""
-    rule = LookupRule(known.lookup.intercepts(known.bucket), known.lookup.slope, count)
+    rule = LookupRule(known.lookup.intercepts(known.context.bucket), known.lookup.slope, count)
     chances = [rule.chance(position, matched / (matched + 1.0)) for position in range(1, count + 1)]
     return list(accumulate(chances, mul, initial=1.0))
