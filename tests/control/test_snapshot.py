@@ -23,7 +23,7 @@ from specpilot.control import (
     StopCause,
     StopRule,
 )
-from specpilot.control.acceptance import RECENT_BLOCKS
+from specpilot.control.change import RECENT_BLOCKS
 from specpilot.control.budget import PassPrice
 from specpilot.control.snapshot import BLANK, CONTENTS, _attributes, adopt, dump, load
 
@@ -85,7 +85,8 @@ def test_what_is_kept_of_the_last_blocks_stays_short_after_a_restart() -> None:
     restored = Controller()
     restored.restore(taught().snapshot())
     plans(restored, start=1000.0)
-    for change in restored.planner.knowledge.acceptance._changes.values():  # type: ignore[attr-defined]
+    model = restored.planner.knowledge.acceptance  # type: ignore[attr-defined]
+    for change in [*model._changes.values(), *model._common.values()]:
         assert len(change.recent) == RECENT_BLOCKS
 
 
@@ -199,6 +200,8 @@ def tables(document: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
         (lambda d: of(d, "HazardTable")["accepted"]["list"].__setitem__(0, None), r"HazardTable\.accepted="),
         (lambda d: [o["attributes"].update(parent={"object": i}) for i, o in tables(d)], "without a parent"),
         (lambda d: of(d, "AcceptanceModel")["_changes"]["dict"].pop(), "_tables and _changes"),
+        (lambda d: of(d, "AcceptanceModel")["_common"]["dict"].pop(), "_pooled and _common"),
+        (lambda d: common(d)["recent"]["deque"][0]["tuple"].__setitem__(0, 3), "_tables and _changes"),
         (lambda d: of(d, "PassPrice")["_sorted"]["list"].pop(), "bids of _recent"),
         (lambda d: of(d, "Backoff").update(_left=10**400), "beyond"),
         (lambda d: d["parts"]["breakers"]["dict"].append(["b", 3]), r"breakers=.* dict\[str, "),

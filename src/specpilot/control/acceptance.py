@@ -14,11 +14,12 @@ have been cut has been seen once in that many blocks, so it weighs as many (inve
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, chain
+from itertools import accumulate
 from operator import mul
+
+from specpilot.control.change import Change, Observation, Shown, surprise
 
 MAX_POSITIONS = 32
 """Positions tracked; τ is never larger."""
@@ -26,10 +27,12 @@ REFRESH = 6
 """Observations after which a table's hazards are computed anew."""
 REJOIN = 30.0
 """Evidence (discounted observations of position 1) after which a restarted table trusts its parent again."""
-RECENT_BLOCKS = 8
-"""Blocks that a restarted table is taught again: those that made the surprise."""
-RISING = 0.5
-"""Standard deviations of surprise that are taken for a sign of better times."""
+COMMON_LIMIT = 4.5
+"""Standard deviations of surprise, over all contexts of a drafter, beyond which all of them have changed."""
+KEPT = 0.1
+"""What a context's evidence still counts for when all contexts of its drafter have changed."""
+PRIOR_WEIGHT = 2.0
+"""How much more the prior counts for than a drafter's pooled hazards do for a context."""
 _MAX_WEIGHT = 8.0
 """Cap on the inverse-propensity weight: bounds its variance for little bias."""
 
@@ -74,6 +77,18 @@ class HazardTable:
         """Forget everything, the parent too until there is evidence again: the context has changed."""
         self.accepted, self.reached, self.squares, self._hazards = [], [], [], []
         self._alone = True
+
+    def fade(self, share: float) -> None:
+        """Keep ``share`` of the evidence: the context has changed, and so has its parent."""
+        for counts in (self.accepted, self.reached, self.squares):
+            counts[:] = [count * share for count in counts]
+        self._hazards = []
+        self._alone = False
+
+    def learn(self, seen: Sequence[Observation]) -> None:
+        """One block's observations."""
+        for position, value, weight in seen:
+            self.observe(position, value, weight)
 
     def hazards(self, count: int, *, keep: bool = True) -> list[float]:
         """h_1 … h_count. A position without evidence takes its parent's, else its predecessor's.
@@ -124,41 +139,6 @@ def survival(hazards: Sequence[float], shift: float = 0.0) -> list[float]:
     return list(accumulate(hazards, mul, initial=1.0))
 
 
-class Change:
-    """Notices that a context is not what it was: a fast average of surprise.
-
-    z accumulates (accepted − expected) over reached positions with a short memory and is compared
-    with its standard deviation. A table that has just been wrong for some ten blocks in a row starts over
-    from the last few, so that a phase change costs tens of cycles and not hundreds, while a steady context
-    keeps a long memory (the idea of Adams and MacKay 2007, on a budget: one hypothesis at a time).
-    """
-
-    def __init__(self, memory: float = 0.9, limit: float = 3.5) -> None:
-        self._memory = memory
-        self._limit = limit
-        self._surprise = 0.0
-        self._variance = 0.0
-        self._rise = 0.0  # surprise upward only: what went before a rise says nothing against it
-        self.recent: deque[list[tuple[int, float, float]]] = deque(maxlen=RECENT_BLOCKS)
-        """(position, value, weight) of the last blocks' observations."""
-
-    @property
-    def rising(self) -> bool:
-        """Whether the last blocks were better than expected: too few of them to be sure, worth a look."""
-        return self._rise > RISING * math.sqrt(max(1.0, self._variance))
-
-    def observe(self, surprise: float, variance: float) -> bool:
-        """Add one block's Σ(y − h) and Σh(1 − h); True if the change is beyond chance."""
-        self._surprise = self._surprise * self._memory + surprise
-        self._variance = self._variance * self._memory**2 + variance
-        self._rise = max(0.0, self._rise * self._memory + surprise)
-        # The floor asks for some evidence: where almost all is accepted one rejection is no change.
-        if self._surprise**2 > self._limit**2 * max(1.0, self._variance):
-            self._surprise = self._variance = self._rise = 0.0
-            return True
-        return False
-
-
 class AcceptanceModel:
     """The hazards of all contexts, learned from cycle outcomes."""
 
@@ -168,6 +148,7 @@ class AcceptanceModel:
         self._pooled: dict[str, HazardTable] = {}
         self._tables: dict[tuple[str, int], HazardTable] = {}
         self._changes: dict[tuple[str, int], Change] = {}
+        self._common: dict[str, Change] = {}
 
     def table(self, drafter: str, bucket: int) -> HazardTable:
         """The context's table, made on first use."""
@@ -176,8 +157,9 @@ class AcceptanceModel:
         if table is None:
             pooled = self._pooled.get(drafter)
             if pooled is None:
-                pooled = HazardTable(self._prior, self._discount, self._shrinkage)
+                pooled = HazardTable(self._prior, self._discount, PRIOR_WEIGHT * self._shrinkage)
                 self._pooled[drafter] = pooled
+                self._common[drafter] = Change(COMMON_LIMIT)
             table = HazardTable(self._prior, self._discount, self._shrinkage, pooled)
             self._tables[key] = table
             self._changes[key] = Change()
@@ -195,8 +177,13 @@ class AcceptanceModel:
         proposed: int,
         cut_at: int | None,
         dropped: float | None,
-    ) -> bool:
-        """Learn from one block; returns True where a change of phase was noticed.
+        shown: Shown | None = None,
+    ) -> list[int]:
+        """Learn from one block; returns the buckets of the drafter whose acceptance was seen to have changed.
+
+        A context that has changed starts over from its last blocks, by itself until there is evidence again.
+        Surprise is summed over all contexts of a drafter too: what changes them all is seen sooner there, and
+        in those that hardly draft any more.
 
         Args:
             drafter: the block's drafter.
@@ -205,30 +192,44 @@ class AcceptanceModel:
             proposed: proposed draft tokens.
             cut_at: in an open block, the first position that the stop rule would not have computed.
             dropped: calibrated acceptance of the token that was computed but not proposed.
+            shown: what the first token's confidence says.
         """
-        table = self.table(drafter, bucket)
+        table, pooled = self.table(drafter, bucket), self._pooled[drafter]
         reached = min(accepted + 1, proposed, MAX_POSITIONS)
         expected = table.hazards(reached)
-        surprise = variance = 0.0
-        seen: list[tuple[int, float, float]] = []
+        seen: list[Observation] = []
         for position in range(1, reached + 1):
-            hazard = expected[position - 1]
-            value = 1.0 if position <= accepted else 0.0
-            surprise += value - hazard
-            variance += hazard * (1.0 - hazard)
             weight = self._open_weight if cut_at is not None and position >= cut_at else 1.0
-            seen.append((position, value, weight))
+            seen.append((position, 1.0 if position <= accepted else 0.0, weight))
         if dropped is not None and accepted == proposed:
             seen.append((proposed + 1, dropped, 1.0))
-        for position, value, weight in seen:
-            table.observe(position, value, weight)
-            if table.parent:
-                table.parent.observe(position, value, weight)
-        change = self._changes[drafter, bucket]
-        change.recent.append(seen)
-        if not reached or not change.observe(surprise, variance):
-            return False
+        table.learn(seen)
+        pooled.learn(seen)
+        change, common = self._changes[drafter, bucket], self._common[drafter]
+        change.recent.append((bucket, seen))
+        common.recent.append((bucket, seen))
+        if not reached:
+            return []
+        block = surprise(expected, min(accepted, reached), shown)
+        has_changed, all_have = change.observe(block), common.observe(block)
+        if all_have:
+            return self._start_over(drafter)
+        if not has_changed:
+            return []
         table.restart()
-        for position, value, weight in chain.from_iterable(change.recent):
-            table.observe(position, value, weight)
-        return True
+        for _, observations in change.recent:
+            table.learn(observations)
+        return [bucket]
+
+    def _start_over(self, drafter: str) -> list[int]:
+        """All contexts of a drafter have changed: little of what was known stands. Returns their buckets."""
+        pooled = self._pooled[drafter]
+        pooled.restart()
+        buckets = [bucket for name, bucket in self._tables if name == drafter]
+        for bucket in buckets:
+            self._tables[drafter, bucket].fade(KEPT)
+            self._changes[drafter, bucket].settle()
+        for bucket, observations in self._common[drafter].recent:
+            self._tables[drafter, bucket].learn(observations)
+            pooled.learn(observations)
+        return buckets

@@ -15,10 +15,11 @@ from collections.abc import Callable, Mapping
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-from specpilot.control.acceptance import AcceptanceModel, Change, HazardTable
+from specpilot.control.acceptance import AcceptanceModel, HazardTable
 from specpilot.control.branching import Branches, Forks, Yields
 from specpilot.control.budget import PassPrice
 from specpilot.control.calibration import Calibration, Offset, PlacedCalibration
+from specpilot.control.change import Change
 from specpilot.control.contexts import Context
 from specpilot.control.cost import CostModel
 from specpilot.control.curves import KNOTS, ContextSlope, CostCurve, UpperQuantile
@@ -28,7 +29,7 @@ from specpilot.control.ending import EndHazard
 from specpilot.control.health import Backoff, Breaker, Fallback, Trials
 from specpilot.control.latency import DeadlineTracker, TimePrice
 
-VERSION = 11
+VERSION = 12
 MOST = 1e300
 """Largest number that is taken: all that is learned stays far below."""
 AFRESH = "start without this snapshot"
@@ -75,8 +76,9 @@ CONTENTS: dict[str, dict[str, Any]] = {
         "_pooled": dict[str, HazardTable],
         "_tables": dict[tuple[str, int], HazardTable],
         "_changes": dict[tuple[str, int], Change],
+        "_common": dict[str, Change],
     },
-    "Change": {"recent": deque[list[tuple[int, float, float]]]},
+    "Change": {"recent": deque[tuple[int, list[tuple[int, float, float]]]]},
     "HazardTable": {
         "parent": HazardTable | None,
         "accepted": list[float],
@@ -235,8 +237,11 @@ def _check_whole(target: object) -> None:
         whole = len(lengths) == 1 and (target.parent is None or target.parent.parent is None)
         what = "accepted, reached and squares as long as each other, and a parent without a parent"
     elif isinstance(target, AcceptanceModel):
-        whole = target._tables.keys() == target._changes.keys()
-        what = "_tables and _changes of the same contexts"
+        told = {(name, bucket) for name, one in target._common.items() for bucket, _ in one.recent}
+        drafters = {name for name, _ in target._tables}
+        whole = target._tables.keys() == target._changes.keys() >= told
+        whole = whole and target._pooled.keys() == target._common.keys() == drafters
+        what = "_tables and _changes of the same contexts, _pooled and _common of their drafters"
     elif isinstance(target, PassPrice):
         whole = target._sorted == sorted(bid for bid, _ in target._recent)
         what = "in _sorted the bids of _recent"
