@@ -66,7 +66,7 @@ def refusal(
         ), None
     if not cost.calibrated:
         return "", None
-    first = cost.verify_ms(request.uncached, request.info.cached_tokens) * cost.verify_upper.ratio
+    first = request.first_ms(cost)
     left = request.left_ms(now)
     hopeless = first > request.window_ms
     backlog = backlog_ms(cost, others, config.max_batch, now)

@@ -106,6 +106,8 @@ class Controller:
         measuring = self._measuring[bucket_of(uncached)]
         others = self._requests.values()
         reason, lost = refusal(self.cost, self.config, record, others, measuring, self._drafted, now)
+        if self.cost.calibrated and (lost or not reason):
+            self.time_price.arrived(record.window_ms - record.first_ms(self.cost))
         if reason:
             if lost:
                 self.time_price.refused(lost)

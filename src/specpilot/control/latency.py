@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -10,6 +12,8 @@ LOST_MEMORY = 0.995
 """Some two hundred arrivals."""
 MOST_LOST = 0.05
 """The share of the arrivals that a p95 promise may lose."""
+SLACKS = 64
+"""Arrivals of which it is remembered how long they could have waited for the engine."""
 IDLE = 1e-3
 """Of θ*, what time is worth at least: so that of two ways to the same tokens the faster one is taken."""
 
@@ -29,22 +33,24 @@ class Lost(StrEnum):
 class Pressing:
     """How hard misses of the SLO may press.
 
-    While more than a share ``misses`` of the arrivals misses it, refusals among them, θ rises to ``unasked``
-    times θ* at most though nobody waits, unless so many are lost whatever is drafted that the promise cannot
-    be kept. The queue presses harder, up to ``1 + harder`` times on θ, which may then rise to ``1 + above``
-    times θ*.
+    While more than a share ``misses`` of the arrivals misses it, refusals among them, θ rises though nobody
+    waits, unless so many are lost whatever is drafted that the promise cannot be kept: to ``unasked`` times
+    θ* at most, and by ``hindering`` times θ* more for a cycle that leaves no arrival time, by as much of that
+    as it does leave none. The queue presses harder, up to ``1 + harder`` times on θ, which may then rise to
+    ``1 + above`` times θ*.
     """
 
     misses: float
     unasked: float
+    hindering: float
     harder: float
     above: float
 
 
-PRESSING = Pressing(0.03, 1.25, 8.0, 0.5)
+PRESSING = Pressing(0.03, 0.75, 8.0, 8.0, 0.5)
 """Every request takes its own passes: much more would cost tokens and help few. With these 95 % of the
 arrivals are in time on development seeds where a static length manages that."""
-GIVING_WAY = Pressing(0.03, 1.25, 24.0, 3.0)
+GIVING_WAY = Pressing(0.03, 0.75, 8.0, 24.0, 3.0)
 """Requests may give way: pressure frees time."""
 
 
@@ -76,8 +82,9 @@ class TimePrice:
 
     * utilisation⁶: next to nothing at a load of 0.4, an eighth at 0.7, all at saturation; ``IDLE`` at least;
     * the strain: where too many arrivals miss the SLO, most of them find an engine at work on others, so time
-      is dear before anybody waits. But only while fewer are lost whatever is drafted than the promise
-      allows: beyond that no sacrifice keeps it;
+      is dear before anybody waits; the dearer, the more of the recent arrivals could not have waited for this
+      cycle, since a short one hardly hinders anybody. But only while fewer are lost whatever is drafted than
+      the promise allows: beyond that no sacrifice keeps it;
     * the share of this request's remaining time that the queue's work would take: a burst has to be
       worked off before its deadlines whatever the average load is. The more arrivals miss the SLO, the
       harder the queue presses (:class:`Pressing`, in proportion to :attr:`strain`), for a refusal is worse
@@ -92,6 +99,8 @@ class TimePrice:
         self._span_ms = 0.0
         self._cycles = 0.0
         self._last_s: float | None = None
+        self._slacks: deque[float] = deque()
+        self._ordered: list[float] = []  # the same, ascending
         self._lost = 0.0  # share of recent arrivals that are refused whatever is drafted
         self.strain = 0.0
         """0…1: how far the promise to all arrivals is in danger."""
@@ -119,6 +128,26 @@ class TimePrice:
         self._span_ms = min(self._span_ms * keep + span, self._time_ms / IDLE ** (1.0 / 6.0))
         self._last_s = now
 
+    def arrived(self, slack_ms: float) -> None:
+        """A request has come, served or not, that could have waited so long for its first pass to begin.
+
+        One that could not be served even at once is hindered by nobody.
+        """
+        if slack_ms <= 0.0:
+            return
+        slacks, ordered = self._slacks, self._ordered
+        if len(slacks) == SLACKS:
+            del ordered[bisect_left(ordered, slacks.popleft())]
+        slacks.append(slack_ms)
+        insort(ordered, slack_ms)
+
+    def hindered(self, cycle_ms: float) -> float:
+        """The share of the recent arrivals that could not have waited for such a cycle, had they come as it
+        began; 0 where nothing is known.
+        """
+        ordered = self._ordered
+        return bisect_left(ordered, cycle_ms) / len(ordered) if ordered else 0.0
+
     def arrival(self, in_time: bool) -> None:
         """One that was admitted was answered within its SLO, or not."""
         self._lost *= LOST_MEMORY
@@ -135,15 +164,21 @@ class TimePrice:
         move = -self.pressing.misses if in_time else 1.0 - self.pressing.misses
         self.strain = min(1.0, max(0.0, self.strain + STRAIN_STEP * move))
 
-    def price(self, waiting: int, left_ms: float) -> float:
-        """θ in tokens per ms; ``waiting`` other requests are ready, ``left_ms`` remain to the deadline."""
+    def price(self, waiting: int, left_ms: float, cycle_ms: float = 0.0) -> float:
+        """θ in tokens per ms.
+
+        Args:
+            waiting: other requests that are ready.
+            left_ms: time to this request's deadline.
+            cycle_ms: how long its cycle is going to take; 0 where that is not known.
+        """
         time_ms = self._time_ms
         if time_ms <= 0.0 or self._tokens <= 0.0:
             return 0.0
         strain, how = self.strain, self.pressing
         pressure = max(IDLE, self.utilisation**6)
         if self._lost < MOST_LOST:
-            pressure = max(pressure, how.unasked * strain)
+            pressure = max(pressure, strain * (how.unasked + how.hindering * self.hindered(cycle_ms)))
         if waiting:
             queue_ms = waiting * time_ms / self._cycles
             share = (1.0 + how.harder * strain) * queue_ms / max(left_ms, 1.0)

@@ -14,6 +14,9 @@ from specpilot.control.stop import StopRule
 from specpilot.control.tree import TreeRule
 from specpilot.control.types import AcceptanceName, Binding, CycleOutcome, Reason
 
+TYPICAL_DRAFT = 4
+"""τ that work not planned yet is taken to draft."""
+
 
 @dataclass(slots=True)  # not frozen: one is made for every decision, and a frozen one takes 3 µs longer
 class CycleView:
@@ -58,6 +61,12 @@ class CycleView:
     sharing: int = 1
     beside_tokens: int = 0
     acceptance: AcceptanceName = "greedy"
+
+    @property
+    def cycle_ms(self) -> float:
+        """The cycle's time with a few tokens drafted, by the upper quantiles; 0 where it is not known."""
+        times = self.times
+        return 0.0 if times is None else times[0] + min(TYPICAL_DRAFT, self.max_draft) * times[2]
 
 
 @dataclass(slots=True)

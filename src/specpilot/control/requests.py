@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from specpilot.control.cost import CostModel
-from specpilot.control.planning import CycleView
-from specpilot.control.timing import TYPICAL_DRAFT, cycle_ms
+from specpilot.control.planning import TYPICAL_DRAFT, CycleView
+from specpilot.control.timing import cycle_ms
 from specpilot.control.types import CycleOutcome, CyclePlan, RequestInfo, StopCause
 
 
@@ -51,6 +51,10 @@ class OpenRequest:
     def left_ms(self, now: float) -> float:
         """Time to the internal deadline."""
         return (self.deadline_s - now) * 1000.0
+
+    def first_ms(self, cost: CostModel) -> float:
+        """Upper quantile of an arrival's first pass with nothing drafted."""
+        return cost.verify_ms(self.uncached, self.info.cached_tokens) * cost.verify_upper.ratio
 
     def plain_ms(self, cost: CostModel) -> float:
         """Expected time of the next cycle with nothing drafted."""

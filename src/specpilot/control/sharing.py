@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specpilot.control.cost import CostModel
-from specpilot.control.timing import TYPICAL_DRAFT
+from specpilot.control.planning import TYPICAL_DRAFT
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,7 @@ CONTENTS: dict[str, dict[str, Any]] = {
     },
     "PlacedCalibration": {"_buckets": dict[int, Offset]},
     "PassPrice": {"_recent": deque[tuple[float, int]], "_sorted": list[float]},
+    "TimePrice": {"_slacks": deque[float], "_ordered": list[float]},
 }
 """What the attributes hold of which a blank says nothing, being empty; the others are as long as in a blank.
 """
@@ -245,6 +246,9 @@ def _check_whole(target: object) -> None:
     elif isinstance(target, PassPrice):
         whole = target._sorted == sorted(bid for bid, _ in target._recent)
         what = "in _sorted the bids of _recent"
+    elif isinstance(target, TimePrice):
+        whole = target._ordered == sorted(target._slacks)
+        what = "in _ordered the _slacks"
     else:
         return
     if not whole:

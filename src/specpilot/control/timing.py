@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from specpilot.control.cost import CostModel, PassTimes
-from specpilot.control.planning import CycleView
+from specpilot.control.planning import TYPICAL_DRAFT, CycleView
 
 POOL_PASSES = 2
 """Passes from the pool that a request may hope for when it shares out its time."""
 SHARED_PASSES = 16
 """Passes that time is shared out to, at most."""
-TYPICAL_DRAFT = 4
-"""τ that work not planned yet is taken to draft."""
 
 
 def fitting_draft(
