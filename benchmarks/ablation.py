@@ -23,10 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.ablating import Ablation, Cell, Results, arguments, arriving, compare, nothing, run
 
-from specpilot.control import ControllerConfig, knowledge, planner, solving
-from specpilot.control.acceptance import Change, HazardTable
+from specpilot.control import ControllerConfig, acceptance, knowledge, planner, solving
+from specpilot.control.acceptance import HazardTable
 from specpilot.control.budget import PassPrice
 from specpilot.control.calibration import Calibration
+from specpilot.control.change import Change, Shown, Surprise, surprise
 from specpilot.control.contexts import Context
 from specpilot.control.cost import CostModel
 from specpilot.control.curves import UpperQuantile
@@ -59,11 +60,16 @@ def _keep_weights(self: Difficulty, weights: Sequence[float], *args: object) -> 
 
 def _accepts_only(
     self: Knowledge, context: Context, request_id: str, log_odds: Sequence[float], *lengths: int
-) -> None:
+) -> Shown | None:
     """A request's difficulty shows in its accept lengths alone; how far confidences scatter is learnt."""
     _learn_difficulty(self, context, request_id, (), *lengths)
-    if log_odds:
-        context.residuals.observe(residuals_of(log_odds, self.hazards(context, len(log_odds))))
+    if not log_odds:
+        return None
+    usual = context.residuals
+    residuals = residuals_of(log_odds, self.hazards(context, len(log_odds)))
+    shown = Shown(usual.centred(residuals)[0], usual.variance, context.calibration.slope)
+    usual.observe(residuals)
+    return shown
 
 
 def _mean_block(hazards: Sequence[float], spread: float, *args: Any) -> tuple[float, tuple[float, ...]]:
@@ -75,11 +81,11 @@ def _full_probe(self: OptimalPlanner) -> int:
     return PROBE_DRAFT
 
 
-def _always_full_price(self: TimePrice, waiting: int, left_ms: float) -> float:
+def _always_full_price(self: TimePrice, *args: float) -> float:
     return self.busy_rate
 
 
-def _no_queue(self: TimePrice, waiting: int, left_ms: float) -> float:
+def _no_queue(self: TimePrice, *args: float) -> float:
     return self.busy_rate * self.utilisation**6
 
 
@@ -87,8 +93,16 @@ def _reset_upper(self: UpperQuantile, ratio: float) -> None:
     self.ratio = 1.0
 
 
-def _no_change(self: Change, surprise: float, variance: float) -> bool:
+def _hinders_nobody(self: TimePrice, cycle_ms: float) -> float:
+    return 0.0
+
+
+def _no_change(self: Change, block: Surprise) -> bool:
     return False
+
+
+def _bits_alone(hazards: Sequence[float], accepted: int, shown: Shown | None) -> Surprise:
+    return surprise(hazards, accepted)
 
 
 def _never_fall_back(self: Fallback, *args: object, **kwargs: object) -> bool:
@@ -122,6 +136,8 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "difficulty by confidences": Ablation(((Knowledge, "_learn_difficulty", _accepts_only),)),
     "change detection": Ablation(((Change, "observe", _no_change),), guards="I6 (recovery)"),
+    "change over all contexts": Ablation(((acceptance, "COMMON_LIMIT", float(NEVER)),)),
+    "change by confidences": Ablation(((acceptance, "surprise", _bits_alone),)),
     "shrinkage to the pooled table": Ablation(config={"shrinkage": 0.01}),
     "learnt costs": Ablation(
         (
@@ -138,6 +154,7 @@ ABLATIONS: dict[str, Ablation] = {
     "θ by the queue": Ablation(((TimePrice, "price", _no_queue),), guards="SLO"),
     "θ by utilisation": Ablation(((TimePrice, "utilisation", 0.0),)),
     "θ by SLO misses": Ablation(((TimePrice, "arrival", nothing),), guards="SLO"),
+    "θ by whom a cycle would hinder": Ablation(((TimePrice, "hindered", _hinders_nobody),), guards="SLO"),
     "λ (price of a pool pass)": Ablation(((PassPrice, "price", _free_pass),)),
     "finish bonus": Ablation(config={"finish_bonus_tokens": 0.0}, guards="completion"),
     "fallback and its hysteresis": Ablation(((Fallback, "decide", _never_fall_back),), guards="I6"),

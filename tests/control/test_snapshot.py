@@ -23,8 +23,8 @@ from specpilot.control import (
     StopCause,
     StopRule,
 )
-from specpilot.control.change import RECENT_BLOCKS
 from specpilot.control.budget import PassPrice
+from specpilot.control.change import RECENT_BLOCKS
 from specpilot.control.snapshot import BLANK, CONTENTS, _attributes, adopt, dump, load
 
 
@@ -166,6 +166,11 @@ def tables(document: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
     return [(at, one) for at, one in enumerate(document["objects"]) if one["class"] == "HazardTable"]
 
 
+def changes(document: dict[str, Any]) -> list[dict[str, Any]]:
+    """The attributes of all sums of surprise."""
+    return [one["attributes"] for one in document["objects"] if one["class"] == "Change"]
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -201,8 +206,12 @@ def tables(document: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
         (lambda d: [o["attributes"].update(parent={"object": i}) for i, o in tables(d)], "without a parent"),
         (lambda d: of(d, "AcceptanceModel")["_changes"]["dict"].pop(), "_tables and _changes"),
         (lambda d: of(d, "AcceptanceModel")["_common"]["dict"].pop(), "_pooled and _common"),
-        (lambda d: common(d)["recent"]["deque"][0]["tuple"].__setitem__(0, 3), "_tables and _changes"),
+        (
+            lambda d: [one["recent"]["deque"][0]["tuple"].__setitem__(0, 9) for one in changes(d)],
+            "_tables and",
+        ),
         (lambda d: of(d, "PassPrice")["_sorted"]["list"].pop(), "bids of _recent"),
+        (lambda d: of(d, "TimePrice")["_ordered"]["list"].append(1.0), "in _ordered the _slacks"),
         (lambda d: of(d, "Backoff").update(_left=10**400), "beyond"),
         (lambda d: d["parts"]["breakers"]["dict"].append(["b", 3]), r"breakers=.* dict\[str, "),
         (lambda d: d["parts"]["contexts"]["dict"][0].__setitem__(0, "a"), r"contexts="),

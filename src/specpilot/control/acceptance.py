@@ -27,7 +27,7 @@ REFRESH = 6
 """Observations after which a table's hazards are computed anew."""
 REJOIN = 30.0
 """Evidence (discounted observations of position 1) after which a restarted table trusts its parent again."""
-COMMON_LIMIT = 4.5
+COMMON_LIMIT = 4.0
 """Standard deviations of surprise, over all contexts of a drafter, beyond which all of them have changed."""
 KEPT = 0.1
 """What a context's evidence still counts for when all contexts of its drafter have changed."""

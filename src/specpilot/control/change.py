@@ -24,6 +24,8 @@ RISING = 0.5
 """Standard deviations of surprise that are taken for a sign of better times."""
 _LEAST_SCATTER = 0.3
 """Confidences that scatter less (variance of logit α̂) say no more of a shift than with this."""
+_DOUBT = 1.3
+"""How much more a score with confidences scatters: they are not normal, and a request's blocks are alike."""
 
 Observation = tuple[int, float, float]
 """(position, value, weight): what one reached position teaches a table of hazards."""
@@ -59,7 +61,7 @@ def surprise(hazards: Sequence[float], accepted: int, shown: Shown | None = None
     together = 2.0 * shown.slope * hazards[0] * (1.0 - hazards[0])
     return Surprise(
         bits + shown.slope * shown.away / scatter,
-        bits_variance + shown.slope**2 / scatter + together,
+        _DOUBT * (bits_variance + shown.slope**2 / scatter + together),
         bits,
         bits_variance,
     )
@@ -73,7 +75,7 @@ class Change:
         memory: what a block still counts for after the next one.
     """
 
-    def __init__(self, limit: float = 4.0, memory: float = 0.9) -> None:
+    def __init__(self, limit: float = 3.5, memory: float = 0.9) -> None:
         self._limit = limit
         self._memory = memory
         self._score = self._variance = 0.0
