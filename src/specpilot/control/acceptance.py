@@ -31,8 +31,6 @@ COMMON_LIMIT = 4.0
 """Standard deviations of surprise, over all contexts of a drafter, beyond which all of them have changed."""
 KEPT = 0.1
 """What a context's evidence still counts for when all contexts of its drafter have changed."""
-PRIOR_WEIGHT = 2.0
-"""How much more the prior counts for than a drafter's pooled hazards do for a context."""
 _MAX_WEIGHT = 8.0
 """Cap on the inverse-propensity weight: bounds its variance for little bias."""
 
@@ -157,7 +155,7 @@ class AcceptanceModel:
         if table is None:
             pooled = self._pooled.get(drafter)
             if pooled is None:
-                pooled = HazardTable(self._prior, self._discount, PRIOR_WEIGHT * self._shrinkage)
+                pooled = HazardTable(self._prior, self._discount, self._shrinkage)
                 self._pooled[drafter] = pooled
                 self._common[drafter] = Change(COMMON_LIMIT)
             table = HazardTable(self._prior, self._discount, self._shrinkage, pooled)
