@@ -153,7 +153,7 @@ ABLATIONS: dict[str, Ablation] = {
     "θ by load (θ = θ* always)": Ablation(((TimePrice, "price", _always_full_price),)),
     "θ by the queue": Ablation(((TimePrice, "price", _no_queue),), guards="SLO"),
     "θ by utilisation": Ablation(((TimePrice, "utilisation", 0.0),)),
-    "θ by SLO misses": Ablation(((TimePrice, "arrival", nothing),), guards="SLO"),
+    "θ by SLO misses": Ablation(((TimePrice, "_strain", nothing),), guards="SLO"),
     "θ by whom a cycle would hinder": Ablation(((TimePrice, "hindered", _hinders_nobody),), guards="SLO"),
     "λ (price of a pool pass)": Ablation(((PassPrice, "price", _free_pass),)),
     "finish bonus": Ablation(config={"finish_bonus_tokens": 0.0}, guards="completion"),

@@ -166,6 +166,16 @@ def tables(document: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
     return [(at, one) for at, one in enumerate(document["objects"]) if one["class"] == "HazardTable"]
 
 
+SLACK = (("_slacks", "deque"), ("_ordered", "list"))
+
+
+def taught_last(document: dict[str, Any]) -> list[Any]:
+    """(position, value, weight) of the first token of one of the last blocks."""
+    block = changes(document)[0]["recent"]["deque"][-1]["tuple"][1]["list"]
+    observation: list[Any] = block[0]["tuple"]
+    return observation
+
+
 def changes(document: dict[str, Any]) -> list[dict[str, Any]]:
     """The attributes of all sums of surprise."""
     return [one["attributes"] for one in document["objects"] if one["class"] == "Change"]
@@ -212,6 +222,10 @@ def changes(document: dict[str, Any]) -> list[dict[str, Any]]:
         ),
         (lambda d: of(d, "PassPrice")["_sorted"]["list"].pop(), "bids of _recent"),
         (lambda d: of(d, "TimePrice")["_ordered"]["list"].append(1.0), "in _ordered the _slacks"),
+        (lambda d: [of(d, "TimePrice")[key].update({kind: [1.0] * 65}) for key, kind in SLACK], "64 at most"),
+        (lambda d: taught_last(d).__setitem__(0, 0), "positions from 1 on"),
+        (lambda d: taught_last(d).__setitem__(2, -1e9), "weights in 0…8"),
+        (lambda d: of(d, "HazardTable")["reached"]["list"].__setitem__(0, -1.0), "≥ 0"),
         (lambda d: of(d, "Backoff").update(_left=10**400), "beyond"),
         (lambda d: d["parts"]["breakers"]["dict"].append(["b", 3]), r"breakers=.* dict\[str, "),
         (lambda d: d["parts"]["contexts"]["dict"][0].__setitem__(0, "a"), r"contexts="),

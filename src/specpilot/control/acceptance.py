@@ -31,7 +31,9 @@ COMMON_LIMIT = 4.0
 """Standard deviations of surprise, over all contexts of a drafter, beyond which all of them have changed."""
 KEPT = 0.1
 """What a context's evidence still counts for when all contexts of its drafter have changed."""
-_MAX_WEIGHT = 8.0
+_NOTHING = 1e-9
+"""Evidence that is none: a table fades by a tenth at a time."""
+MAX_WEIGHT = 8.0
 """Cap on the inverse-propensity weight: bounds its variance for little bias."""
 
 
@@ -121,6 +123,8 @@ class HazardTable:
 
     def _shrunk(self, index: int, towards: float) -> float:
         reached = self.reached[index]
+        if reached < _NOTHING:  # faded away
+            return towards
         weight = self.shrinkage * self.squares[index] / reached
         return (self.accepted[index] + weight * towards) / (reached + weight)
 
@@ -142,7 +146,7 @@ class AcceptanceModel:
 
     def __init__(self, prior: float, discount: float, shrinkage: float, open_every: int) -> None:
         self._prior, self._discount, self._shrinkage = prior, discount, shrinkage
-        self._open_weight = min(float(open_every), _MAX_WEIGHT)
+        self._open_weight = min(float(open_every), MAX_WEIGHT)
         self._pooled: dict[str, HazardTable] = {}
         self._tables: dict[tuple[str, int], HazardTable] = {}
         self._changes: dict[tuple[str, int], Change] = {}

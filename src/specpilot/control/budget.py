@@ -318,7 +318,11 @@ class PassPrice:
             self._quantile = self._sorted[min(count - 1, int((1.0 - served) * count))]
 
     def price(self, fill: float) -> float:
-        """λ in tokens for a pool that is ``fill`` (0…1) full; 0 until there are eight bids."""
+        """λ ≥ 0 in tokens for a pool that is ``fill`` (0…1) full; 0 until there are eight bids.
+
+        A bid below 0, where time is dearer than what the pass earns, is no price.
+        """
+        price = max(0.0, self._quantile)
         if fill <= 0.5:
-            return self._quantile
-        return self._quantile * (2.0 * (1.0 - fill)) if fill < 1.0 else 0.0
+            return price
+        return price * (2.0 * (1.0 - fill)) if fill < 1.0 else 0.0

@@ -8,7 +8,8 @@ mostly knows it, and its confidence says so before the first rejection.
 
 A table that has been wrong for some ten blocks in a row starts over from the last few, so that a phase change
 costs tens of cycles and not hundreds, while what is steady keeps a long memory (the idea of Adams and MacKay
-2007, on a budget: one hypothesis at a time).
+2007, on a budget: one hypothesis at a time). r is taken against the forecast and its usual distance from it,
+so it comes to rest when the table has started over.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ RISING = 0.5
 _LEAST_SCATTER = 0.3
 """Confidences that scatter less (variance of logit α̂) say no more of a shift than with this."""
 _DOUBT = 1.3
-"""How much more a score with confidences scatters: they are not normal, and a request's blocks are alike."""
+"""How much more is taken for chance where there are confidences: they are not normal, a request's blocks are
+alike, and of two sums either may be off."""
 
 Observation = tuple[int, float, float]
 """(position, value, weight): what one reached position teaches a table of hazards."""
@@ -63,12 +65,16 @@ def surprise(hazards: Sequence[float], accepted: int, shown: Shown | None = None
         bits + shown.slope * shown.away / scatter,
         _DOUBT * (bits_variance + shown.slope**2 / scatter + together),
         bits,
-        bits_variance,
+        _DOUBT * bits_variance,
     )
 
 
 class Change:
-    """A sum of surprise with a short memory, compared with its standard deviation.
+    """Sums of surprise with a short memory, compared with their standard deviations: an exponentially weighted
+    control chart (Roberts 1959).
+
+    The tokens' own sum counts by itself too: where confidences do not follow what is accepted, as those of a
+    draft that is surely wrong, they would hide the change.
 
     Args:
         limit: standard deviations beyond which it is no chance.
@@ -79,7 +85,8 @@ class Change:
         self._limit = limit
         self._memory = memory
         self._score = self._variance = 0.0
-        self._rise = self._rise_variance = 0.0
+        self._bits = self._bits_variance = 0.0
+        self._rise = 0.0
         self.recent: deque[tuple[int, list[Observation]]] = deque(maxlen=RECENT_BLOCKS)
         """The last blocks: each one's prompt-length bucket and observations."""
 
@@ -90,22 +97,26 @@ class Change:
         Tokens that were accepted, and no confidences: a draft that is asked again for its confidence alone
         costs more than it finds where it is slow.
         """
-        return self._rise > RISING * math.sqrt(max(1.0, self._rise_variance))
+        return self._rise > RISING * math.sqrt(max(1.0, self._bits_variance))
 
     def observe(self, block: Surprise) -> bool:
         """Add one block's; True if the change is beyond chance."""
         keep = self._memory
         self._score = self._score * keep + block.score
         self._variance = self._variance * keep**2 + block.variance
+        self._bits = self._bits * keep + block.bits
+        self._bits_variance = self._bits_variance * keep**2 + block.bits_variance
         # What went before a rise says nothing against it.
         self._rise = max(0.0, self._rise * keep + block.bits)
-        self._rise_variance = self._rise_variance * keep**2 + block.bits_variance
-        # The floor asks for some evidence: where almost all is accepted one rejection is no change.
-        if self._score**2 <= self._limit**2 * max(1.0, self._variance):
+        if not (self._beyond(self._score, self._variance) or self._beyond(self._bits, self._bits_variance)):
             return False
         self.settle()
         return True
 
+    def _beyond(self, total: float, variance: float) -> bool:
+        # The floor asks for some evidence: where almost all is accepted one rejection is no change.
+        return abs(total) > self._limit * math.sqrt(max(1.0, variance))
+
     def settle(self) -> None:
         """What is expected is new: what came before is no surprise any more."""
-        self._score = self._variance = self._rise = self._rise_variance = 0.0
+        self._score = self._variance = self._bits = self._bits_variance = self._rise = 0.0

@@ -136,7 +136,7 @@ class TimePrice:
         if slack_ms <= 0.0:
             return
         slacks, ordered = self._slacks, self._ordered
-        if len(slacks) == SLACKS:
+        if len(slacks) >= SLACKS:
             del ordered[bisect_left(ordered, slacks.popleft())]
         slacks.append(slack_ms)
         insort(ordered, slack_ms)

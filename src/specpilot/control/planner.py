@@ -60,7 +60,7 @@ class OptimalPlanner:
         if not view.speculation_allowed or view.max_draft == 0:
             return self._plain(view)
         context = self._contexts.get(view.request_id) or self._context(view)
-        theta = self._time.price(view.waiting, view.time_left_ms, view.cycle_ms)
+        theta = self._time.price(view.waiting, view.time_left_ms, view.typical_ms)
         if view.max_nodes and not context.trees:
             context = self._settle(view, context, theta)
         key = self._key(view, context, theta)
@@ -173,7 +173,7 @@ class OptimalPlanner:
 
         The request's last decision stands for its next one: this is asked for every request in every pass.
         """
-        theta = self._time.price(view.waiting, view.time_left_ms, view.cycle_ms)
+        theta = self._time.price(view.waiting, view.time_left_ms, view.typical_ms)
         if not view.speculation_allowed or view.max_draft <= 0:
             return Forecast(0, theta)
         context = self._contexts.get(view.request_id) or self.knowledge.known_context(

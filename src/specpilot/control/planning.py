@@ -63,7 +63,7 @@ class CycleView:
     acceptance: AcceptanceName = "greedy"
 
     @property
-    def cycle_ms(self) -> float:
+    def typical_ms(self) -> float:
         """The cycle's time with a few tokens drafted, by the upper quantiles; 0 where it is not known."""
         times = self.times
         return 0.0 if times is None else times[0] + min(TYPICAL_DRAFT, self.max_draft) * times[2]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from types import UnionType
 from typing import Any, get_args, get_origin
 
-from specpilot.control.acceptance import AcceptanceModel, HazardTable
+from specpilot.control.acceptance import MAX_WEIGHT, AcceptanceModel, HazardTable
 from specpilot.control.branching import Branches, Forks, Yields
 from specpilot.control.budget import PassPrice
 from specpilot.control.calibration import Calibration, Offset, PlacedCalibration
@@ -27,7 +27,7 @@ from specpilot.control.difficulty import Difficulty, Residuals
 from specpilot.control.drafting import DraftCost, TreeCost
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Backoff, Breaker, Fallback, Trials
-from specpilot.control.latency import DeadlineTracker, TimePrice
+from specpilot.control.latency import SLACKS, DeadlineTracker, TimePrice
 
 VERSION = 12
 MOST = 1e300
@@ -236,7 +236,14 @@ def _check_whole(target: object) -> None:
     if isinstance(target, HazardTable):
         lengths = {len(target.accepted), len(target.reached), len(target.squares)}
         whole = len(lengths) == 1 and (target.parent is None or target.parent.parent is None)
-        what = "accepted, reached and squares as long as each other, and a parent without a parent"
+        whole = whole and min([*target.reached, *target.squares], default=0.0) >= 0.0
+        what = "accepted, reached and squares as long as each other and ≥ 0, and a parent without a parent"
+    elif isinstance(target, Change):
+        seen = [each for _, block in target.recent for each in block]
+        whole = all(
+            at >= 1 and 0.0 <= value <= 1.0 and 0.0 < weight <= MAX_WEIGHT for at, value, weight in seen
+        )
+        what = f"positions from 1 on, values in 0…1 and weights in 0…{MAX_WEIGHT:g} of its recent blocks"
     elif isinstance(target, AcceptanceModel):
         told = {(name, bucket) for name, one in target._common.items() for bucket, _ in one.recent}
         drafters = {name for name, _ in target._tables}
@@ -247,8 +254,8 @@ def _check_whole(target: object) -> None:
         whole = target._sorted == sorted(bid for bid, _ in target._recent)
         what = "in _sorted the bids of _recent"
     elif isinstance(target, TimePrice):
-        whole = target._ordered == sorted(target._slacks)
-        what = "in _ordered the _slacks"
+        whole = target._ordered == sorted(target._slacks) and len(target._ordered) <= SLACKS
+        what = f"in _ordered the _slacks, {SLACKS} at most"
     else:
         return
     if not whole:

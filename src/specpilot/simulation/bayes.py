@@ -121,7 +121,7 @@ class Bayes:
             return Choice(0, StopRule(), Reason(Binding.BREAKER if view.max_draft else Binding.DEADLINE))
         known = self._known[view.request_id]
         costs, context = self._costs, view.context_tokens
-        theta = _grid(self._time.price(view.waiting, view.time_left_ms, view.cycle_ms))
+        theta = _grid(self._time.price(view.waiting, view.time_left_ms, view.typical_ms))
         cached, new = context - view.new_context_tokens, view.new_context_tokens
         step_ms = costs.draft_step(context)
         pass_ms = costs.verify_ms(new, cached)
