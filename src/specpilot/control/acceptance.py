@@ -28,7 +28,8 @@ REFRESH = 6
 REJOIN = 30.0
 """Evidence (discounted observations of position 1) after which a restarted table trusts its parent again."""
 COMMON_LIMIT = 4.0
-"""Standard deviations of surprise, over all contexts of a drafter, beyond which all of them have changed."""
+"""Standard deviations of surprise, over all contexts of a drafter under one rule of acceptance, beyond which
+all of them have changed."""
 KEPT = 0.1
 """What a context's evidence still counts for when all contexts of its drafter have changed."""
 _NOTHING = 1e-9

@@ -70,8 +70,8 @@ def surprise(hazards: Sequence[float], accepted: int, shown: Shown | None = None
 
 
 class Change:
-    """Sums of surprise with a short memory, compared with their standard deviations: an exponentially weighted
-    control chart (Roberts 1959).
+    """Sums of surprise with a short memory, compared with their standard deviations: an exponentially
+    weighted control chart (Roberts 1959).
 
     The tokens' own sum counts by itself too: where confidences do not follow what is accepted, as those of a
     draft that is surely wrong, they would hide the change.
