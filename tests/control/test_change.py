@@ -123,9 +123,9 @@ def test_a_context_that_stands_still_follows_the_others() -> None:
 
 
 def test_one_context_that_changes_leaves_the_others_alone() -> None:
-    """Measured in 160 draws: another context is touched in 1 of 20; the one that changed knows it in 97 of 100,
-    the others never follow. More than 5 of 20 touched: 1 in 3,000 draws of the seeds, which are fixed; fewer
-    than 16 that know it: 1 in 2,000.
+    """Measured in 160 draws: another context is touched in 1 of 20; the one that changed knows it in 97 of
+    100; the others never follow. More than 5 of 20 touched: 1 in 3,000 draws of the seeds, which are fixed;
+    fewer than 16 that know it: 1 in 2,000.
     """
     others = known = 0
     for seed in range(20):

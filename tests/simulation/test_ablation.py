@@ -19,7 +19,7 @@ CELLS = (
     ("B=1.5", 0.7, 80),
     ("outage", 0.7, 160),
     ("slow-draft", 0.0, 200),
-    ("good-bad-good", 0.0, 300),
+    ("good-bad-good", 0.0, 400),
     ("tight-slo", 0.4, 120),
 )
 TREE_CELLS = (("steady", 0.4, 60), ("compute-bound", 0.7, 60), ("slow-draft", 0.7, 100), ("steady", 0.7, 100))
