@@ -158,7 +158,7 @@ ABLATIONS: dict[str, Ablation] = {
     "λ (price of a pool pass)": Ablation(((PassPrice, "price", _free_pass),)),
     "finish bonus": Ablation(config={"finish_bonus_tokens": 0.0}, guards="completion"),
     "fallback and its hysteresis": Ablation(((Fallback, "decide", _never_fall_back),), guards="I6"),
-    "probes sooner after a good one": Ablation(((Change, "rising", False),)),
+    "probes sooner after a good one": Ablation(((Change, "rising", False),), guards="I6 (recovery)"),
     "probe length by price": Ablation(((OptimalPlanner, "_probe_length", _full_probe),)),
     "circuit breaker": Ablation(config={"breaker_faults": NEVER}, guards="I6"),
     "cold start at a static length": Ablation(((planner, "COLD_BLOCKS", 0),), guards="cold start"),
