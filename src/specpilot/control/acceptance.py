@@ -33,7 +33,7 @@ all of them have changed."""
 KEPT = 0.1
 """What a context's evidence still counts for when all contexts of its drafter have changed."""
 _NOTHING = 1e-9
-"""Evidence that is none: a table fades by a tenth at a time."""
+"""Evidence that is none: each change of all contexts leaves a tenth of it."""
 MAX_WEIGHT = 8.0
 """Cap on the inverse-propensity weight: bounds its variance for little bias."""
 
