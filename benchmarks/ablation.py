@@ -23,11 +23,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.ablating import Ablation, Cell, Results, arguments, arriving, compare, nothing, run
 
-from specpilot.control import ControllerConfig, acceptance, knowledge, planner, solving
-from specpilot.control.acceptance import HazardTable
+from specpilot.control import ControllerConfig, knowledge, planner, solving
+from specpilot.control.acceptance import AcceptanceModel, HazardTable
 from specpilot.control.budget import PassPrice
 from specpilot.control.calibration import Calibration
-from specpilot.control.change import Change, Shown, Surprise, surprise
+from specpilot.control.change import Change
 from specpilot.control.contexts import Context
 from specpilot.control.cost import CostModel
 from specpilot.control.curves import UpperQuantile
@@ -60,16 +60,11 @@ def _keep_weights(self: Difficulty, weights: Sequence[float], *args: object) -> 
 
 def _accepts_only(
     self: Knowledge, context: Context, request_id: str, log_odds: Sequence[float], *lengths: int
-) -> Shown | None:
+) -> None:
     """A request's difficulty shows in its accept lengths alone; how far confidences scatter is learnt."""
     _learn_difficulty(self, context, request_id, (), *lengths)
-    if not log_odds:
-        return None
-    usual = context.residuals
-    residuals = residuals_of(log_odds, self.hazards(context, len(log_odds)))
-    shown = Shown(usual.centred(residuals)[0], usual.variance, context.calibration.slope)
-    usual.observe(residuals)
-    return shown
+    if log_odds:
+        context.residuals.observe(residuals_of(log_odds, self.hazards(context, len(log_odds))))
 
 
 def _mean_block(hazards: Sequence[float], spread: float, *args: Any) -> tuple[float, tuple[float, ...]]:
@@ -97,12 +92,12 @@ def _hinders_nobody(self: TimePrice, cycle_ms: float) -> float:
     return 0.0
 
 
-def _no_change(self: Change, block: Surprise) -> bool:
+def _no_change(self: Change, surprise: float, variance: float) -> bool:
     return False
 
 
-def _bits_alone(hazards: Sequence[float], accepted: int, shown: Shown | None) -> Surprise:
-    return surprise(hazards, accepted)
+def _by_itself(self: AcceptanceModel, drafter: str) -> list[int]:
+    return []
 
 
 def _never_fall_back(self: Fallback, *args: object, **kwargs: object) -> bool:
@@ -136,8 +131,7 @@ ABLATIONS: dict[str, Ablation] = {
     ),
     "difficulty by confidences": Ablation(((Knowledge, "_learn_difficulty", _accepts_only),)),
     "change detection": Ablation(((Change, "observe", _no_change),), guards="I6 (recovery)"),
-    "change over all contexts": Ablation(((acceptance, "COMMON_LIMIT", float(NEVER)),)),
-    "change by confidences": Ablation(((acceptance, "surprise", _bits_alone),)),
+    "change over all contexts": Ablation(((AcceptanceModel, "_start_over", _by_itself),)),
     "shrinkage to the pooled table": Ablation(config={"shrinkage": 0.01}),
     "learnt costs": Ablation(
         (

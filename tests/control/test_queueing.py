@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specpilot.control import Controller, ControllerConfig, CycleOutcome, RequestInfo
-from specpilot.control.admission import Drafted, backlog_ms, refusal
+from specpilot.control.admission import Drafted, backlog_ms, judge
 from specpilot.control.health import Backoff
 from specpilot.control.latency import Lost
 from specpilot.control.queueing import Waiter, next_up, spare_ms
@@ -206,12 +206,12 @@ def test_what_a_refused_arrival_was_lost_to(waited_ms: float, slo_ms: float, los
     arrival = now - waited_ms / 1000.0
     late = OpenRequest(info, arrival, slo_ms, arrival + slo_ms / 1000.0, uncached=20, behind=20)
     others = [controller._requests["new0"]]
-    reason, why = refusal(cost, controller.config, late, others, Backoff(8, 8), Drafted(now, 20.0), now)
+    reason, why, _ = judge(cost, controller.config, late, others, Backoff(8, 8), Drafted(now, 20.0), now)
     assert reason
     assert why is lost
     # Had the same cycle ended before it came, its drafting would have been no reason.
     earlier = Drafted(arrival - 1.0, 20.0)
-    _, why = refusal(cost, controller.config, late, others, Backoff(8, 8), earlier, now)
+    _, why, _ = judge(cost, controller.config, late, others, Backoff(8, 8), earlier, now)
     assert why is (Lost.ALONE if lost is Lost.ALONE else Lost.CROWD)
 
 

@@ -166,14 +166,17 @@ def tables(document: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
     return [(at, one) for at, one in enumerate(document["objects"]) if one["class"] == "HazardTable"]
 
 
-SLACK = (("_slacks", "deque"), ("_ordered", "list"))
-
-
 def taught_last(document: dict[str, Any]) -> list[Any]:
     """(position, value, weight) of the first token of one of the last blocks."""
     block = changes(document)[0]["recent"]["deque"][-1]["tuple"][1]["list"]
     observation: list[Any] = block[0]["tuple"]
     return observation
+
+
+def windows(document: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """The attributes of the windows of recent values, by their size."""
+    found = [one["attributes"] for one in document["objects"] if one["class"] == "Window"]
+    return {one["size"]: one for one in found}
 
 
 def changes(document: dict[str, Any]) -> list[dict[str, Any]]:
@@ -220,9 +223,11 @@ def changes(document: dict[str, Any]) -> list[dict[str, Any]]:
             lambda d: [one["recent"]["deque"][0]["tuple"].__setitem__(0, 9) for one in changes(d)],
             "_tables and",
         ),
-        (lambda d: of(d, "PassPrice")["_sorted"]["list"].pop(), "bids of _recent"),
-        (lambda d: of(d, "TimePrice")["_ordered"]["list"].append(1.0), "in _ordered the _slacks"),
-        (lambda d: [of(d, "TimePrice")[key].update({kind: [1.0] * 65}) for key, kind in SLACK], "64 at most"),
+        (lambda d: of(d, "PassPrice")["_inflows"]["deque"].pop(), "an inflow at each"),
+        (lambda d: of(d, "Window")["ordered"]["list"].append(1.0), "in ordered its values"),
+        (lambda d: windows(d)[64].update(values={"deque": [1.0] * 65}, ordered={"list": [1.0] * 65}), "size"),
+        (lambda d: windows(d)[64].update(size=65), "_slacks of 64 at most"),
+        (lambda d: windows(d)[128].update(size=10**9), "_bids of 128 at most"),
         (lambda d: taught_last(d).__setitem__(0, 0), "positions from 1 on"),
         (lambda d: taught_last(d).__setitem__(2, -1e9), "weights in 0…8"),
         (lambda d: of(d, "HazardTable")["reached"]["list"].__setitem__(0, -1.0), "≥ 0"),

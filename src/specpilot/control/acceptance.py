@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from operator import mul
 
-from specpilot.control.change import Change, Observation, Shown, surprise
+from specpilot.control.change import Change, Observation, surprise
 
 MAX_POSITIONS = 32
 """Positions tracked; τ is never larger."""
@@ -27,9 +27,6 @@ REFRESH = 6
 """Observations after which a table's hazards are computed anew."""
 REJOIN = 30.0
 """Evidence (discounted observations of position 1) after which a restarted table trusts its parent again."""
-COMMON_LIMIT = 4.0
-"""Standard deviations of surprise, over all contexts of a drafter under one rule of acceptance, beyond which
-all of them have changed."""
 KEPT = 0.1
 """What a context's evidence still counts for when all contexts of its drafter have changed."""
 _NOTHING = 1e-9
@@ -162,7 +159,7 @@ class AcceptanceModel:
             if pooled is None:
                 pooled = HazardTable(self._prior, self._discount, self._shrinkage)
                 self._pooled[drafter] = pooled
-                self._common[drafter] = Change(COMMON_LIMIT)
+                self._common[drafter] = Change()
             table = HazardTable(self._prior, self._discount, self._shrinkage, pooled)
             self._tables[key] = table
             self._changes[key] = Change()
@@ -180,7 +177,6 @@ class AcceptanceModel:
         proposed: int,
         cut_at: int | None,
         dropped: float | None,
-        shown: Shown | None = None,
     ) -> list[int]:
         """Learn from one block; returns the buckets of the drafter whose acceptance was seen to have changed.
 
@@ -195,7 +191,6 @@ class AcceptanceModel:
             proposed: proposed draft tokens.
             cut_at: in an open block, the first position that the stop rule would not have computed.
             dropped: calibrated acceptance of the token that was computed but not proposed.
-            shown: what the first token's confidence says.
         """
         table, pooled = self.table(drafter, bucket), self._pooled[drafter]
         reached = min(accepted + 1, proposed, MAX_POSITIONS)
@@ -213,12 +208,10 @@ class AcceptanceModel:
         common.recent.append((bucket, seen))
         if not reached:
             return []
-        block = surprise(expected, min(accepted, reached), shown)
-        has_changed, all_have = change.observe(block), common.observe(block)
-        if all_have:
-            return self._start_over(drafter)
-        if not has_changed:
-            return []
+        block = surprise(expected, min(accepted, reached))
+        buckets = self._start_over(drafter) if common.observe(*block) else []
+        if buckets or not change.observe(*block):
+            return buckets
         table.restart()
         for _, observations in change.recent:
             table.learn(observations)

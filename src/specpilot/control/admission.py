@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from specpilot.control.config import ControllerConfig
 from specpilot.control.cost import CostModel
@@ -37,7 +38,17 @@ class Drafted:
         return min(self.took_ms, (now - arrival_s) * 1000.0) if self.end_s >= arrival_s else 0.0
 
 
-def refusal(
+class Verdict(NamedTuple):
+    """On an arrival: why it is refused, empty if it is not; what it was lost to; and how long it could have
+    waited for its first pass to begin, ``None`` where that is not known.
+    """
+
+    reason: str
+    lost: Lost | None = None
+    slack_ms: float | None = None
+
+
+def judge(
     cost: CostModel,
     config: ControllerConfig,
     request: OpenRequest,
@@ -45,8 +56,8 @@ def refusal(
     measuring: Backoff,
     drafted: Drafted,
     now: float,
-) -> tuple[str, Lost | None]:
-    """Why an arrival cannot be served as promised, and what it was lost to; empty and None if it can.
+) -> Verdict:
+    """Whether an arrival can be served as promised.
 
     Args:
         cost: the engine's costs.
@@ -60,29 +71,31 @@ def refusal(
     own = int(min(config.pass_budget, 1e9))
     passes = request.info.prefill_passes + 1
     if passes > own:
-        return (
+        return Verdict(
             f"budget: the prompt needs {passes} target passes, a request owns {own}; "
             "shorten the prompt, enlarge the prefill chunk or raise pass_budget"
-        ), None
+        )
     if not cost.calibrated:
-        return "", None
+        return Verdict("")
     first = request.first_ms(cost)
     left = request.left_ms(now)
-    hopeless = first > request.window_ms
+    slack = request.window_ms - first
+    hopeless = slack < 0.0
     backlog = backlog_ms(cost, others, config.max_batch, now)
     if hopeless and not backlog and measuring.due():
         request.measures = True
-        return "", None
+        return Verdict("", None, slack)
     if backlog + first <= left:
         measuring.reset()
-        return "", None
+        return Verdict("", None, slack)
     running = max([other.drafting_ms for other in others if other.began_s is not None], default=0.0)
     drafting = drafted.since(request.arrival_s, now) + running
     lost = Lost.ALONE if hopeless else Lost.DRAFTING if backlog + first <= left + drafting else Lost.CROWD
-    return (
+    reason = (
         f"deadline: {left:.0f} ms are left, the first target pass needs about {first:.0f} ms and the "
         f"work before it {backlog:.0f} ms; retry later, shorten the prompt or raise slo_ms"
-    ), lost
+    )
+    return Verdict(reason, lost, slack)
 
 
 def backlog_ms(cost: CostModel, requests: Iterable[OpenRequest], max_batch: int, now: float) -> float:

@@ -19,15 +19,18 @@ on its own, it holds for a fleet with no coordination.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from specpilot.control.window import Window
 
 CREDIT = 1000
 TENANTS = 4096
 """Tenants without a request in flight whose balance is kept, at most: a tenant may be any client's string."""
 _UNLIMITED = 10**15
+BIDS = 128
+"""Bids that λ is a quantile of."""
 
 
 class BudgetExhausted(RuntimeError):  # noqa: N818 - the public name in the interface
@@ -295,27 +298,23 @@ class PassPrice:
     full, since a full pool burns what flows in.
     """
 
-    def __init__(self, window: int = 128) -> None:
-        self._window = window
-        self._recent: deque[tuple[float, int]] = deque()
-        self._sorted: list[float] = []
+    def __init__(self) -> None:
+        self._bids = Window(BIDS)
+        self._inflows: deque[int] = deque(maxlen=BIDS)  # the total at each of them
         self._quantile = 0.0
         self._total = 0  # millicredits that flowed in between the bids, of earlier processes too
         self._last = 0  # the ledger's count at the last bid
 
     def bid(self, tokens: float, inflow: int) -> None:
         """Record a bid and the ledger's total inflow (millicredits) at that time."""
-        if len(self._recent) == self._window:
-            oldest, _ = self._recent.popleft()
-            del self._sorted[bisect_left(self._sorted, oldest)]
         self._total += inflow - self._last
         self._last = inflow
-        self._recent.append((tokens, self._total))
-        insort(self._sorted, tokens)
-        count = len(self._recent)
+        self._bids.add(tokens)
+        self._inflows.append(self._total)
+        count = len(self._bids)
         if count >= 8:
-            served = min(1.0, (self._total - self._recent[0][1]) / CREDIT / (count - 1))
-            self._quantile = self._sorted[min(count - 1, int((1.0 - served) * count))]
+            served = min(1.0, (self._total - self._inflows[0]) / CREDIT / (count - 1))
+            self._quantile = self._bids.upper(served)
 
     def price(self, fill: float) -> float:
         """λ ≥ 0 in tokens for a pool that is ``fill`` (0…1) full; 0 until there are eight bids.

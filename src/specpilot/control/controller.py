@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from specpilot.control.admission import HOPELESS_FIRST, HOPELESS_MAX, Drafted, must_stop, refusal
+from specpilot.control.admission import HOPELESS_FIRST, HOPELESS_MAX, Drafted, judge, must_stop
 from specpilot.control.budget import PassLedger
 from specpilot.control.config import ControllerConfig, Mode
 from specpilot.control.contexts import BUCKET_EDGES, bucket_of
@@ -105,14 +105,14 @@ class Controller:
         counters.arrivals += 1
         measuring = self._measuring[bucket_of(uncached)]
         others = self._requests.values()
-        reason, lost = refusal(self.cost, self.config, record, others, measuring, self._drafted, now)
-        if self.cost.calibrated and (lost or not reason):
-            self.time_price.arrived(record.window_ms - record.first_ms(self.cost))
-        if reason:
-            if lost:
-                self.time_price.refused(lost)
+        verdict = judge(self.cost, self.config, record, others, measuring, self._drafted, now)
+        if verdict.slack_ms is not None:
+            self.time_price.arrived(verdict.slack_ms)
+        if verdict.reason:
+            if verdict.lost:
+                self.time_price.refused(verdict.lost)
             counters.refused += 1
-            return Admission(False, deadline, reason)
+            return Admission(False, deadline, verdict.reason)
         self.ledger.admit(request_id, request.tenant)
         self._requests[request_id] = record
         self._ready += 1

@@ -13,7 +13,6 @@ from typing import Any
 
 from specpilot.control.acceptance import MAX_POSITIONS, AcceptanceModel
 from specpilot.control.calibration import Calibration, PlacedCalibration
-from specpilot.control.change import Shown
 from specpilot.control.config import ControllerConfig
 from specpilot.control.contexts import Context, bucket_of, grid
 from specpilot.control.difficulty import Difficulty, residuals_of
@@ -146,10 +145,9 @@ class Knowledge:
         if decision and decision.forecast > 0.0 and plain and view.new_context_tokens == 1:
             brought = outcome.emitted - 1.0
             context.yields.observe(branching=decision.branching, brought=brought, forecast=decision.forecast)
-        shown = None
         if proposed:
-            shown = self._learn_difficulty(context, view.request_id, log_odds, accepted, proposed)
-        changed = self.acceptance.observe(source, bucket, accepted, proposed, cut_at, dropped, shown)
+            self._learn_difficulty(context, view.request_id, log_odds, accepted, proposed)
+        changed = self.acceptance.observe(source, bucket, accepted, proposed, cut_at, dropped)
         if changed:
             for (name, place), other in self.contexts.items():
                 if name == source and place in changed:
@@ -198,13 +196,12 @@ class Knowledge:
 
     def _learn_difficulty(
         self, context: Context, request_id: str, log_odds: Sequence[float], accepted: int, proposed: int
-    ) -> Shown | None:
-        """Learn what a block says of its request; returns what its first confidence says of the context."""
+    ) -> None:
+        """Learn what a block says of its request."""
         difficulty = self._difficulty(context.source)
         prior = self.posteriors.get(request_id, difficulty.weights)
         known = min(max(proposed, len(log_odds)), MAX_POSITIONS)
         hazards = self.hazards(context, known)
-        shown = None
         if log_odds:
             residuals = residuals_of(log_odds, hazards)
             away, variance = context.residuals.centred(residuals), context.residuals.variance
@@ -213,12 +210,10 @@ class Knowledge:
                 prior, away, variance, log_odds, accepted, proposed, slope
             )
             context.residuals.observe(residuals)
-            shown = Shown(away[0], variance, slope)
         else:
             posterior = difficulty.posterior(prior, hazards, accepted, proposed)
         self.posteriors[request_id] = posterior
         difficulty.learn(posterior)
-        return shown
 
     def finished(self, request_id: str) -> None:
         """Forget what belongs to the request alone."""

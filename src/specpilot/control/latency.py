@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections import deque
 from dataclasses import dataclass
 from enum import StrEnum
+
+from specpilot.control.window import Window
 
 STRAIN_STEP = 0.1
 LOST_MEMORY = 0.995
@@ -99,8 +99,7 @@ class TimePrice:
         self._span_ms = 0.0
         self._cycles = 0.0
         self._last_s: float | None = None
-        self._slacks: deque[float] = deque()
-        self._ordered: list[float] = []  # the same, ascending
+        self._slacks = Window(SLACKS)
         self._lost = 0.0  # share of recent arrivals that are refused whatever is drafted
         self.strain = 0.0
         """0…1: how far the promise to all arrivals is in danger."""
@@ -133,20 +132,14 @@ class TimePrice:
 
         One that could not be served even at once is hindered by nobody.
         """
-        if slack_ms <= 0.0:
-            return
-        slacks, ordered = self._slacks, self._ordered
-        if len(slacks) >= SLACKS:
-            del ordered[bisect_left(ordered, slacks.popleft())]
-        slacks.append(slack_ms)
-        insort(ordered, slack_ms)
+        if slack_ms > 0.0:
+            self._slacks.add(slack_ms)
 
     def hindered(self, cycle_ms: float) -> float:
         """The share of the recent arrivals that could not have waited for such a cycle, had they come as it
         began; 0 where nothing is known.
         """
-        ordered = self._ordered
-        return bisect_left(ordered, cycle_ms) / len(ordered) if ordered else 0.0
+        return self._slacks.share_below(cycle_ms)
 
     def arrival(self, in_time: bool) -> None:
         """One that was admitted was answered within its SLO, or not."""

@@ -17,7 +17,7 @@ from typing import Any, get_args, get_origin
 
 from specpilot.control.acceptance import MAX_WEIGHT, AcceptanceModel, HazardTable
 from specpilot.control.branching import Branches, Forks, Yields
-from specpilot.control.budget import PassPrice
+from specpilot.control.budget import BIDS, PassPrice
 from specpilot.control.calibration import Calibration, Offset, PlacedCalibration
 from specpilot.control.change import Change
 from specpilot.control.contexts import Context
@@ -28,8 +28,9 @@ from specpilot.control.drafting import DraftCost, TreeCost
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Backoff, Breaker, Fallback, Trials
 from specpilot.control.latency import SLACKS, DeadlineTracker, TimePrice
+from specpilot.control.window import Window
 
-VERSION = 12
+VERSION = 13
 MOST = 1e300
 """Largest number that is taken: all that is learned stays far below."""
 AFRESH = "start without this snapshot"
@@ -60,6 +61,7 @@ BLANK: dict[str, Callable[[], object]] = {
     "TreeCost": TreeCost,
     "Trials": lambda: Trials(1, 1),
     "UpperQuantile": UpperQuantile,
+    "Window": lambda: Window(1),
     "Yields": Yields,
 }
 """The classes that a snapshot may hold, each with a way to make one that is then filled in."""
@@ -87,8 +89,8 @@ CONTENTS: dict[str, dict[str, Any]] = {
         "_hazards": list[float],
     },
     "PlacedCalibration": {"_buckets": dict[int, Offset]},
-    "PassPrice": {"_recent": deque[tuple[float, int]], "_sorted": list[float]},
-    "TimePrice": {"_slacks": deque[float], "_ordered": list[float]},
+    "PassPrice": {"_inflows": deque[int]},
+    "Window": {"values": deque[float], "ordered": list[float]},
 }
 """What the attributes hold of which a blank says nothing, being empty; the others are as long as in a blank.
 """
@@ -251,11 +253,14 @@ def _check_whole(target: object) -> None:
         whole = whole and target._pooled.keys() == target._common.keys() == drafters
         what = "_tables and _changes of the same contexts, _pooled and _common of their drafters"
     elif isinstance(target, PassPrice):
-        whole = target._sorted == sorted(bid for bid, _ in target._recent)
-        what = "in _sorted the bids of _recent"
+        whole = target._bids.size == BIDS and len(target._bids) == len(target._inflows)
+        what = f"_bids of {BIDS} at most and an inflow at each"
     elif isinstance(target, TimePrice):
-        whole = target._ordered == sorted(target._slacks) and len(target._ordered) <= SLACKS
-        what = f"in _ordered the _slacks, {SLACKS} at most"
+        whole = target._slacks.size == SLACKS
+        what = f"_slacks of {SLACKS} at most"
+    elif isinstance(target, Window):
+        whole = target.ordered == sorted(target.values) and len(target.ordered) <= target.size
+        what = "in ordered its values, no more than its size"
     else:
         return
     if not whole:
