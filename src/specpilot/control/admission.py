@@ -21,9 +21,10 @@ from specpilot.control.types import Binding, PlannedStop, Reason, StopCause
 
 HOPELESS_FIRST, HOPELESS_MAX = 8, 512
 """Prompts that could not be served in time even alone and at once are let in now and then where nobody else
-is in flight, and get their first pass, so that a wrong cost estimate cannot refuse for ever: after so many in
-a row of those as long, then after twice as many, up to the maximum, for prompts that are too long in fact
-would cost arrivals after them much. Refusals because of others do not count: their passes are measured."""
+is in flight, and get their first pass, so that a wrong cost estimate cannot refuse for ever: the first of a
+width that no pass was measured at; later after so many in a row of those as long, then after twice as many,
+up to the maximum, for prompts that are too long in fact would cost arrivals after them much. Refusals because
+of others do not count: their passes are measured."""
 
 
 @dataclass(slots=True)
@@ -82,7 +83,7 @@ def judge(
     slack = request.window_ms - first
     hopeless = slack < 0.0
     backlog = backlog_ms(cost, others, config.max_batch, now)
-    if hopeless and not backlog and measuring.due():
+    if hopeless and not backlog and (not cost.measured(request.uncached) or measuring.due()):
         request.measures = True
         return Verdict("", None, slack)
     if backlog + first <= left:

@@ -7,8 +7,8 @@ Its mean is 0 and its variance Σh(1 − h) while nothing changes.
 A table that has been wrong for some ten blocks in a row starts over from the last few, so that a phase change
 costs tens of cycles and not hundreds, while what is steady keeps a long memory (the idea of Adams and MacKay
 2007, on a budget: one hypothesis at a time). Accepted tokens and no confidences: with the first token's in
-the sum a change was seen in eight blocks instead of thirteen, which earned less than half a per cent anywhere,
-and a draft that is surely wrong could hide one.
+the sum a change was seen in eight blocks instead of thirteen, which earned less than half a per cent
+anywhere, and a draft that is surely wrong could hide one.
 """
 
 from __future__ import annotations

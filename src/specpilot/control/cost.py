@@ -92,6 +92,10 @@ class CostModel:
         """Expected time of one target pass of this width behind this much cached context."""
         return self._verify.at(new_tokens) + self._context.ms_per_token * context_tokens
 
+    def measured(self, new_tokens: float) -> bool:
+        """Whether target passes about as wide have been measured."""
+        return self._verify.measured(new_tokens)
+
     def pass_times(
         self,
         draft: int,

@@ -57,6 +57,10 @@ class CostCurve:
         index = bisect_right(KNOTS, width, 0, _LAST) - 1
         return self.values[index] + self._slopes[index] * (width - KNOTS[index])
 
+    def measured(self, width: float) -> bool:
+        """Whether a pass about as wide has been seen: of a width far from all that were, little is known."""
+        return self._seen[_nearer(width)[0]] > 0
+
     def run(self, width: int, count: int) -> list[float]:
         """Costs of ``width``, ``width + 1`` … ``width + count`` tokens (``width`` ≥ 1)."""
         values, slopes = self.values, self._slopes
@@ -76,11 +80,9 @@ class CostCurve:
         """
         predicted = self.at(width)
         self.observations += 1
-        index = bisect_right(KNOTS, max(width, 1), 0, _LAST)
-        low, high = KNOTS[index - 1], KNOTS[index]
-        share = min(1.0, max(0.0, (width - low) / (high - low)))
+        nearer, index, share = _nearer(width)
         ratio = observed_ms / predicted - 1.0
-        settled = self._seen[index - 1 if share < 0.5 else index] >= 3
+        settled = self._seen[nearer] >= 3
         if settled and ratio > NO_ACCIDENT:
             ratio = max(-self._clamp, min(self._clamp, ratio))
         for knot, weight in ((index - 1, 1.0 - share), (index, share)):
@@ -94,7 +96,7 @@ class CostCurve:
             for knot, count in enumerate(self._seen):
                 if count == 0:
                     self.values[knot] = max(LEAST_MS, self.values[knot] * rescale)
-        self._make_monotone(index if share >= 0.5 else index - 1)
+        self._make_monotone(nearer)
         self._slopes = _slopes(self.values)
 
     def _make_monotone(self, anchor: int) -> None:
@@ -109,6 +111,14 @@ class CostCurve:
             if values[knot] > most:
                 values[knot] = most
             most = values[knot]
+
+
+def _nearer(width: float) -> tuple[int, int, float]:
+    """(the knot nearest to a width, the one above it, how far it is from the one below to that, 0…1)."""
+    above = bisect_right(KNOTS, max(width, 1), 0, _LAST)
+    low, high = KNOTS[above - 1], KNOTS[above]
+    share = min(1.0, max(0.0, (width - low) / (high - low)))
+    return above - 1 if share < 0.5 else above, above, share
 
 
 def _slopes(values: Sequence[float]) -> list[float]:
