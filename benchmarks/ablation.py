@@ -44,7 +44,7 @@ from specpilot.simulation.suite import offered
 from specpilot.trace import read_agreement
 
 NEVER = 10**9
-_learn_difficulty = Knowledge._learn_difficulty
+_learn_difficulty, _price = Knowledge._learn_difficulty, TimePrice.price
 
 
 def _pooled_positions(self: HazardTable, count: int, *, keep: bool = True) -> list[float]:
@@ -80,8 +80,8 @@ def _always_full_price(self: TimePrice, *args: float) -> float:
     return self.busy_rate
 
 
-def _no_queue(self: TimePrice, *args: float) -> float:
-    return self.busy_rate * self.utilisation**6
+def _no_queue(self: TimePrice, waiting: int, left_ms: float, cycle_ms: float = 0.0) -> float:
+    return _price(self, 0, left_ms, cycle_ms)
 
 
 def _reset_upper(self: UpperQuantile, ratio: float) -> None:

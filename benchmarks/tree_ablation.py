@@ -32,7 +32,7 @@ from specpilot.control.contexts import Context, Key
 from specpilot.control.cost import CostModel
 from specpilot.control.horizon import Decision
 from specpilot.control.knowledge import Knowledge
-from specpilot.control.planner import OptimalPlanner, cold_blocks
+from specpilot.control.planner import COLD_BLOCKS, OptimalPlanner
 from specpilot.control.planning import Choice, CycleView
 from specpilot.control.solving import Inputs
 from specpilot.control.stop import StopRule
@@ -91,7 +91,7 @@ def _cold_chains(
     self: OptimalPlanner, view: CycleView, context: Context, *args: Any, branching: bool, **kwargs: Any
 ) -> Choice:
     """A drafter's first blocks are chains, as without trees."""
-    warm = context.calibration.blocks >= cold_blocks(view)
+    warm = context.calibration.blocks >= COLD_BLOCKS
     return _branch(self, view, context, *args, branching=branching and warm, **kwargs)
 
 

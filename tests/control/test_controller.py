@@ -221,6 +221,26 @@ def test_long_prompts_are_measured_again_although_short_ones_are_served() -> Non
     assert answers == [False] * 7 + [True] + [False] * 15 + [True]  # neither had a pass: twice as late
 
 
+def test_a_width_that_was_never_measured_refuses_nobody() -> None:
+    """Found by counting refusals: costs learnt from short prompts, scaled to long ones, kept those out for
+    eight arrivals though their pass would have been in time.
+    """
+    controller = Controller()
+    serial = 0
+    while not controller.cost.calibrated:  # four times as slow as the profile says, at 40 tokens
+        serial += 1
+        controller.admit(RequestInfo(f"s{serial}", 40, 24), now=float(serial))
+        while one_cycle(controller, f"s{serial}", float(serial), verify_ms=60.0, verified_tokens=40):
+            pass
+    assert controller.cost.verify_ms(600) > 250.0
+    in_chunks = RequestInfo("c", 600, 24, prefill_passes=1)
+    assert not controller.admit(in_chunks, now=99.0).admitted, "it makes no pass of that width"
+    assert controller.admit(RequestInfo("l", 600, 24), now=100.0).admitted
+    assert one_cycle(controller, "l", 100.0, verify_ms=150.0, verified_tokens=600)
+    controller.finish("l", StopCause.CANCELLED, now=100.2)
+    assert controller.admit(RequestInfo("m", 600, 24), now=101.0).admitted
+
+
 def test_hopeless_prompts_are_measured_only_where_nobody_is_kept_waiting() -> None:
     """Found under load: every eighth prompt that is too long in fact took its pass from those in time."""
     controller = calibrated()

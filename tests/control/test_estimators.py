@@ -368,15 +368,15 @@ def test_misses_make_time_dear_and_the_queue_press_harder() -> None:
     for cycle in range(400):
         idle.cycle(2.0, 10.0, now=cycle * 0.1)
     for _ in range(3):
-        idle.refused(Lost.DRAFTING)  # + 0.1 · 0.97 each
+        idle.refused(Lost.DRAFTING)  # + 0.1 · 0.965 each
     for _ in range(7):
-        idle.arrival(in_time=True)  # − 0.1 · 0.03 each
-    assert idle.strain == pytest.approx(0.27)
-    # A fifth of the time is spoken for, and counts 1 + 8 · 0.27 times.
-    assert idle.price(4, 200.0) == pytest.approx(0.2 * 0.2 * 3.16, rel=0.01)
-    assert idle.price(100, 200.0) == pytest.approx(0.2 * 1.135, rel=0.01)  # at most 1 + 0.5 · 0.27 of θ*
+        idle.arrival(in_time=True)  # − 0.1 · 0.035 each
+    assert idle.strain == pytest.approx(0.265)
+    # A fifth of the time is spoken for, and counts 1 + 16 · 0.265 times.
+    assert idle.price(4, 200.0) == pytest.approx(0.2 * 0.2 * 5.24, rel=0.01)
+    assert idle.price(100, 200.0) == pytest.approx(0.2 * 1.265, rel=0.01)  # at most 1 + 1 · 0.265 of θ*
     # Nobody waits, but those who come now may be refused because of this cycle.
-    assert idle.price(0, 200.0) == pytest.approx(0.2 * 0.75 * 0.27)
+    assert idle.price(0, 200.0) == pytest.approx(0.2 * 0.75 * 0.265)
     for _ in range(100):
         idle.arrival(in_time=True)
     assert idle.strain == 0.0

@@ -83,7 +83,9 @@ def judge(
     slack = request.window_ms - first
     hopeless = slack < 0.0
     backlog = backlog_ms(cost, others, config.max_batch, now)
-    if hopeless and not backlog and (not cost.measured(request.uncached) or measuring.due()):
+    # A prompt in chunks makes no pass of its width: it would be unmeasured for ever.
+    unmeasured = not request.info.prefill_passes and not cost.measured(request.uncached)
+    if hopeless and not backlog and (unmeasured or measuring.due()):
         request.measures = True
         return Verdict("", None, slack)
     if backlog + first <= left:

@@ -26,9 +26,10 @@ from specpilot.control.types import Binding, CycleOutcome, Reason
 
 PROBE_DRAFT = 4
 """τ of a probe at most, and of a drafter's first blocks."""
-COLD_BLOCKS = 4
-"""A drafter's first blocks of each kind (chains, trees where there may be any), drafted at a static length
-without a confidence stop: neither the forecast nor the calibration nor θ* means anything before."""
+COLD_BLOCKS = 12
+"""A drafter's first blocks, drafted at a static length without a confidence stop: of what is forecast,
+calibrated and priced from fewer the best looks better than it is, which costs more than the static length
+does where acceptance is the same everywhere. Where there may be trees every other one is a tree."""
 GIVE_WAY_TOKENS = 0.5
 """With ``give_way``: what a later pass must earn above its price while others wait."""
 _USUAL = Asked()
@@ -100,7 +101,7 @@ class OptimalPlanner:
             probe = min(ceiling, self._probe_length())
             return Choice(probe, rule, Reason(Binding.PROBE, numbers), bid, coupled=_gone_over(view, context))
         context.blocks += 1
-        if context.calibration.blocks < cold_blocks(view):
+        if context.calibration.blocks < COLD_BLOCKS:
             del self._latest[view.request_id]  # not what is drafted: nothing can be learnt of its forecast
             rule = self._rule(view, context, (), ())
             reason = Reason(Binding.PROBE, numbers, "cold start")
@@ -179,7 +180,7 @@ class OptimalPlanner:
         context = self._contexts.get(view.request_id) or self.knowledge.known_context(
             view.drafter, view.acceptance, view.prompt_tokens
         )
-        if context is None or context.calibration.blocks < cold_blocks(view):
+        if context is None or context.calibration.blocks < COLD_BLOCKS:
             probe = min(view.max_draft, PROBE_DRAFT)
             return Forecast(probe, theta, probe)
         ceiling = view.max_draft
@@ -226,9 +227,9 @@ class OptimalPlanner:
         """
         trees = self.knowledge.context(view.drafter, view.acceptance, view.prompt_tokens, coupled=True)
         better = chains
-        if trees.calibration.blocks < cold_blocks(view):
+        if trees.calibration.blocks < COLD_BLOCKS:
             # What was asked for and never seen (in shadow mode a static τ is run) is not asked for again.
-            if trees.blocks < cold_blocks(view):
+            if trees.blocks < COLD_BLOCKS:
                 better = trees
         else:
             key = self._key(view, trees, theta)
@@ -340,11 +341,6 @@ class OptimalPlanner:
             times[3],
             times[4],
         )
-
-
-def cold_blocks(view: CycleView) -> int:
-    """A drafter's first blocks, of which nothing is decided."""
-    return COLD_BLOCKS * (2 if view.max_nodes else 1)
 
 
 def _gone_over(view: CycleView, context: Context) -> bool:
