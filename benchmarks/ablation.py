@@ -92,7 +92,7 @@ def _hinders_nobody(self: TimePrice, cycle_ms: float) -> float:
     return 0.0
 
 
-def _no_change(self: Change, surprise: float, variance: float) -> bool:
+def _no_change(self: Change, *args: float) -> bool:
     return False
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from specpilot.control.acceptance import KEPT, AcceptanceModel, HazardTable
+from specpilot.control.acceptance import KEPT, OWN_LIMIT, AcceptanceModel, HazardTable
 from specpilot.control.change import RECENT_BLOCKS, Change, surprise
 from specpilot.control.stop import logit, sigmoid
 from specpilot.simulation.policies import replay_policy
@@ -27,18 +27,18 @@ def test_change_is_noticed_and_chance_is_not() -> None:
     change = Change()
     alarms = 0
     for _ in range(2000):
-        alarms += change.observe(*surprise([0.6] * 3, sum(rng.random() < 0.6 for _ in range(3))))
-    # 4 σ on a correlated sum of about ten blocks: under one alarm in 400 blocks is ample.
-    assert alarms <= 5
+        alarms += change.observe(*surprise([0.6] * 3, sum(rng.random() < 0.6 for _ in range(3))), OWN_LIMIT)
+    # 3.5 σ on a correlated sum of about ten blocks: 7 in 40,000 blocks of the model below.
+    assert alarms <= 2
     change = Change()
-    assert any(change.observe(*surprise([0.6] * 3, 0)) for _ in range(12))
+    assert any(change.observe(*surprise([0.6] * 3, 0), OWN_LIMIT) for _ in range(12))
 
 
 def test_better_times_show_in_accepted_tokens() -> None:
     worse, better = Change(), Change()
     for _ in range(3):
-        worse.observe(*surprise([0.4], 0))
-        better.observe(*surprise([0.4], 1))
+        worse.observe(*surprise([0.4], 0), OWN_LIMIT)
+        better.observe(*surprise([0.4], 1), OWN_LIMIT)
     assert not worse.rising
     assert better.rising
 
@@ -75,7 +75,7 @@ def test_what_changes_all_contexts_is_seen_over_all_of_them() -> None:
 def test_a_context_that_stands_still_follows_the_others() -> None:
     """Context 2 is not drafted for (fallback) while acceptance falls everywhere: what it knew is void too.
 
-    In 394 of 400 draws it was seen over all contexts first.
+    In 371 of 400 draws it was seen over all contexts first.
     """
     together = 0
     for seed in range(20):
@@ -93,13 +93,13 @@ def test_a_context_that_stands_still_follows_the_others() -> None:
             # Of the last blocks some may have been its own.
             assert acceptance.table("d", 2).reached[0] < before * KEPT + RECENT_BLOCKS / 2
             assert acceptance.table("d", 2).hazards(1)[0] < 0.74
-    assert together >= 15
+    assert together >= 14
 
 
 def test_one_context_that_changes_leaves_the_others_alone() -> None:
-    """Measured in 400 draws: another context is touched in 25; the one that changed knows it in 369; the
+    """Measured in 400 draws: another context is touched in 25; the one that changed knows it in 391; the
     others never follow. More than 5 of 20 touched: 1 in 1,000 draws of the seeds, which are fixed; fewer
-    than 14 that know it: 1 in 2,000.
+    than 16 that know it: 1 in 10,000.
     """
     others = known = 0
     for seed in range(20):
@@ -113,7 +113,24 @@ def test_one_context_that_changes_leaves_the_others_alone() -> None:
         known += acceptance.table("d", 3).hazards(1)[0] < 0.5
         assert acceptance.table("d", 0).hazards(1)[0] > 0.5
     assert others <= 5
-    assert known >= 14
+    assert known >= 16
+
+
+def test_most_of_the_traffic_does_not_speak_for_the_rest() -> None:
+    """Nine blocks in ten are of a context that changes; the other one is touched in 33 of 200 draws. More
+    than 9 of 20: 1 in 1,800 draws of the seeds, which are fixed.
+    """
+    touched = 0
+    for seed in range(20):
+        rng, acceptance = random.Random(seed), model()
+        for _ in range(400):
+            block(rng, acceptance, int(rng.random() < 0.1), 0.75)
+        seen: set[int] = set()
+        for _ in range(200):
+            bucket = int(rng.random() < 0.1)
+            seen.update(block(rng, acceptance, bucket, 0.75 if bucket else 0.25))
+        touched += 1 in seen
+    assert touched <= 9
 
 
 def test_evidence_that_has_faded_away_is_none() -> None:

@@ -221,7 +221,7 @@ def test_long_prompts_are_measured_again_although_short_ones_are_served() -> Non
     assert answers == [False] * 7 + [True] + [False] * 15 + [True]  # neither had a pass: twice as late
 
 
-def test_a_width_that_was_never_measured_refuses_nobody() -> None:
+def test_a_width_that_was_never_measured_is_measured_at_once() -> None:
     """Found by counting refusals: costs learnt from short prompts, scaled to long ones, kept those out for
     eight arrivals though their pass would have been in time.
     """
@@ -233,12 +233,26 @@ def test_a_width_that_was_never_measured_refuses_nobody() -> None:
         while one_cycle(controller, f"s{serial}", float(serial), verify_ms=60.0, verified_tokens=40):
             pass
     assert controller.cost.verify_ms(600) > 250.0
-    in_chunks = RequestInfo("c", 600, 24, prefill_passes=1)
-    assert not controller.admit(in_chunks, now=99.0).admitted, "it makes no pass of that width"
     assert controller.admit(RequestInfo("l", 600, 24), now=100.0).admitted
     assert one_cycle(controller, "l", 100.0, verify_ms=150.0, verified_tokens=600)
     controller.finish("l", StopCause.CANCELLED, now=100.2)
     assert controller.admit(RequestInfo("m", 600, 24), now=101.0).admitted
+
+
+def test_passes_that_are_given_up_do_not_let_everybody_in() -> None:
+    """Nothing is learnt of a width whose passes the clients do not wait for."""
+    controller = calibrated()
+    for _ in range(4):
+        controller.cost.observe_verify(300, 0, 1000.0)
+    in_time = 0
+    for serial in range(200):
+        now, name = 100.0 + serial, f"l{serial}"
+        if controller.admit(RequestInfo(name, 2000, 24), now=now).admitted:
+            in_time += 1
+            (plan,) = controller.plan([name], now=now).cycles
+            controller.begin([plan.cycle_id], now=now)
+            controller.finish(name, StopCause.CANCELLED, now=now + 0.1)
+    assert 1 <= in_time <= 8  # the first, then after 2, 4, 8 … more
 
 
 def test_hopeless_prompts_are_measured_only_where_nobody_is_kept_waiting() -> None:

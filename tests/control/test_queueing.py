@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from specpilot.control import Controller, ControllerConfig, CycleOutcome, RequestInfo
-from specpilot.control.admission import Drafted, backlog_ms, judge
-from specpilot.control.health import Backoff
+from specpilot.control.admission import Drafted, Measuring, backlog_ms, judge
 from specpilot.control.latency import Lost
 from specpilot.control.queueing import Waiter, next_up, spare_ms
 from specpilot.control.requests import OpenRequest
@@ -181,7 +180,7 @@ def test_nothing_is_drafted_that_would_make_a_first_pass_late(firsts: int, draft
 
 def test_a_tree_has_no_more_nodes_than_leave_the_others_their_first_passes() -> None:
     """A pass takes 10 ms and half a one for each token: 52 with 64 nodes, too long for the others."""
-    controller = crowd(6, 100.0, max_nodes=64)
+    controller = crowd(6, 130.0, max_nodes=64)
     cost = controller.cost
     for _ in range(60):
         for width in (1, 2, 4, 8, 16, 32, 64, 128):
@@ -206,12 +205,12 @@ def test_what_a_refused_arrival_was_lost_to(waited_ms: float, slo_ms: float, los
     arrival = now - waited_ms / 1000.0
     late = OpenRequest(info, arrival, slo_ms, arrival + slo_ms / 1000.0, uncached=20, behind=20)
     others = [controller._requests["new0"]]
-    reason, why, _ = judge(cost, controller.config, late, others, Backoff(8, 8), Drafted(now, 20.0), now)
+    reason, why, _ = judge(cost, controller.config, late, others, Measuring(), Drafted(now, 20.0), now)
     assert reason
     assert why is lost
     # Had the same cycle ended before it came, its drafting would have been no reason.
     earlier = Drafted(arrival - 1.0, 20.0)
-    _, why, _ = judge(cost, controller.config, late, others, Backoff(8, 8), earlier, now)
+    _, why, _ = judge(cost, controller.config, late, others, Measuring(), earlier, now)
     assert why is (Lost.ALONE if lost is Lost.ALONE else Lost.CROWD)
 
 

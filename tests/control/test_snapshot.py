@@ -203,6 +203,9 @@ def changes(document: dict[str, Any]) -> list[dict[str, Any]]:
             r"CostCurve\.values=.* list of 12",
         ),
         (lambda d: of(d, "CostCurve")["values"]["list"].__delitem__(slice(3, None)), r"CostCurve\.values="),
+        (lambda d: of(d, "CostCurve")["values"]["list"].__setitem__(0, -1.0), "rising values"),
+        (lambda d: of(d, "CostCurve")["covariance"]["list"][3]["list"].__setitem__(3, -1.0), "a covariance"),
+        (lambda d: of(d, "CostCurve")["covariance"]["list"][3]["list"].pop(), r"CostCurve\.covariance="),
         (lambda d: of(d, "CostCurve")["_seen"]["list"].__setitem__(0, 0.5), r"CostCurve\._seen="),
         (lambda d: of(d, "PlacedCalibration")["_positions"]["list"].pop(), r"PlacedCalibration\._positions="),
         (

@@ -27,6 +27,10 @@ REFRESH = 6
 """Observations after which a table's hazards are computed anew."""
 REJOIN = 30.0
 """Evidence (discounted observations of position 1) after which a restarted table trusts its parent again."""
+OWN_LIMIT, COMMON_LIMIT = 3.5, 4.0
+"""Standard deviations of surprise beyond which a context has changed; and over all contexts of a drafter,
+under one rule of acceptance, beyond which all of them have. A context's own is the lower one: where most of
+the traffic is its, the others are not to go by it."""
 KEPT = 0.1
 """What a context's evidence still counts for when all contexts of its drafter have changed."""
 _NOTHING = 1e-9
@@ -209,8 +213,9 @@ class AcceptanceModel:
         if not reached:
             return []
         block = surprise(expected, min(accepted, reached))
-        buckets = self._start_over(drafter) if common.observe(*block) else []
-        if buckets or not change.observe(*block):
+        has_changed, all_have = change.observe(*block, OWN_LIMIT), common.observe(*block, COMMON_LIMIT)
+        buckets = self._start_over(drafter) if all_have else []
+        if buckets or not has_changed:
             return buckets
         table.restart()
         for _, observations in change.recent:

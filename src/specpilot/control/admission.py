@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from specpilot.control.config import ControllerConfig
@@ -25,6 +25,15 @@ is in flight, and get their first pass, so that a wrong cost estimate cannot ref
 width that no pass was measured at; later after so many in a row of those as long, then after twice as many,
 up to the maximum, for prompts that are too long in fact would cost arrivals after them much. Refusals because
 of others do not count: their passes are measured."""
+
+
+@dataclass(slots=True)
+class Measuring:
+    """When the next hopeless prompt of about one length is let in."""
+
+    first: Backoff = field(default_factory=lambda: Backoff(1, HOPELESS_MAX))
+    """Of widths that no pass was measured at; a pass that is given up says nothing either."""
+    again: Backoff = field(default_factory=lambda: Backoff(HOPELESS_FIRST, HOPELESS_MAX))
 
 
 @dataclass(slots=True)
@@ -54,7 +63,7 @@ def judge(
     config: ControllerConfig,
     request: OpenRequest,
     others: Collection[OpenRequest],
-    measuring: Backoff,
+    measuring: Measuring,
     drafted: Drafted,
     now: float,
 ) -> Verdict:
@@ -83,13 +92,13 @@ def judge(
     slack = request.window_ms - first
     hopeless = slack < 0.0
     backlog = backlog_ms(cost, others, config.max_batch, now)
-    # A prompt in chunks makes no pass of its width: it would be unmeasured for ever.
-    unmeasured = not request.info.prefill_passes and not cost.measured(request.uncached)
-    if hopeless and not backlog and (unmeasured or measuring.due()):
-        request.measures = True
-        return Verdict("", None, slack)
+    if hopeless and not backlog:
+        when = measuring.again if cost.measured(request.uncached) else measuring.first
+        request.measures = when.due()
+        if request.measures:
+            return Verdict("", None, slack)
     if backlog + first <= left:
-        measuring.reset()
+        measuring.again.reset()
         return Verdict("", None, slack)
     running = max([other.drafting_ms for other in others if other.began_s is not None], default=0.0)
     drafting = drafted.since(request.arrival_s, now) + running

@@ -12,13 +12,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from specpilot.control.admission import HOPELESS_FIRST, HOPELESS_MAX, Drafted, judge, must_stop
+from specpilot.control.admission import Drafted, Measuring, judge, must_stop
 from specpilot.control.budget import PassLedger
 from specpilot.control.config import ControllerConfig, Mode
 from specpilot.control.contexts import BUCKET_EDGES, bucket_of
 from specpilot.control.cost import CostProfile
 from specpilot.control.estimates import Estimates
-from specpilot.control.health import Backoff
 from specpilot.control.planner import OptimalPlanner
 from specpilot.control.planning import Choice, CycleView, Planner, static_choice
 from specpilot.control.queueing import ahead_ms, schedule, spare_ms
@@ -76,7 +75,7 @@ class Controller:
         self.counters = _Counters()
         # By the bucket of the prompt's uncached tokens: short prompts do not vouch for what long ones cost.
         buckets = len(BUCKET_EDGES) + 1
-        self._measuring = [Backoff(HOPELESS_FIRST, HOPELESS_MAX) for _ in range(buckets)]
+        self._measuring = [Measuring() for _ in range(buckets)]
         self._views = Views(self.config, self.ledger, estimates)
         self._requests = Requests()
         self._cycles = Cycles()
@@ -230,7 +229,7 @@ class Controller:
             first = not view.emitted_tokens
             if cycle.request.measures and first and 0.0 < outcome.verify_ms <= cycle.request.window_ms:
                 # Not hopeless after all: the estimate needs a few more like this one.
-                self._measuring[bucket_of(view.new_context_tokens)].hurry()
+                self._measuring[bucket_of(view.new_context_tokens)].again.hurry()
             if cycle.learns:
                 self.planner.observe(view, outcome, now=now)
         if outcomes:

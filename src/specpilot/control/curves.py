@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
+from math import exp, log
 
 KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 LEAST_MS = 1e-3
@@ -16,6 +17,17 @@ NO_ACCIDENT = -0.5
 """By what share a time may fall short by chance: a pass may be preempted and take any time, but none takes
 less than half of its time.
 """
+SETTLED, CLAMP = 3, 0.25
+"""Passes about as wide after which a single one is believed to be off by so much at most."""
+_MOST_OFF = 1e-3
+_SCALE, _BEND = 2.25, 0.09
+"""Variances of the first guess's errors on the logarithmic scale: of all knots alike, and from one knot to
+the next. A factor of 4.5 either way, and a third more or less for each doubling of the width."""
+_NOISE = 0.01
+"""Variance of a measured time: a tenth of it."""
+_DRIFT = 5e-5
+"""Variance that a pass adds: an engine gets slower or faster as a whole, by so much, and as much again where
+it is used and its curve may bend anew. So a pass goes on counting for a tenth."""
 _LAST = len(KNOTS) - 1
 _GAPS = [high - low for low, high in pairwise(KNOTS)]
 _PLACES = [(knot, offset) for knot, gap in enumerate(_GAPS) for offset in range(gap)]
@@ -39,15 +51,21 @@ class UpperQuantile:
 
 
 class CostCurve:
-    """Milliseconds as a piecewise-linear, non-decreasing function of a width in tokens."""
+    """Milliseconds as a piecewise-linear, non-decreasing function of a width in tokens.
 
-    def __init__(self, values_ms: Sequence[float], gain: float = 0.1, clamp: float = 0.25) -> None:
+    The logarithms of its values at ``KNOTS`` are learnt by an extended Kalman filter (Kalman 1960). The first
+    guess is taken to be right in shape, roughly, and in scale hardly at all: its error is one offset for all
+    knots and a random walk from one to the next. So the first pass moves the whole curve, a second one at
+    another width bends it, and widths between the same two knots do not undo what each other taught.
+    """
+
+    def __init__(self, values_ms: Sequence[float]) -> None:
         self.values = list(values_ms)
         """Milliseconds at ``KNOTS``."""
         self._slopes = _slopes(self.values)
         self._seen = [0] * len(KNOTS)
-        self._gain = gain
-        self._clamp = clamp
+        self.covariance = [[_SCALE + _BEND * min(i, j) for j in range(len(KNOTS))] for i in range(len(KNOTS))]
+        """Of the errors of their logarithms."""
         self.observations = 0
 
     def at(self, width: float) -> float:
@@ -72,30 +90,35 @@ class CostCurve:
         return [values[knot] + slopes[knot] * offset for knot, offset in places]
 
     def observe(self, width: float, observed_ms: float) -> None:
-        """Move the two neighbouring knots towards an observation.
+        """Move the curve towards an observation.
 
-        The first observations count fully (gain 1/n down to ``gain``) and also rescale knots that
-        have never been seen; later ones are clamped to ±25 % of the prediction, unless less than half of it
-        shows that the prediction is wrong.
+        Where three passes about as wide have been seen one is believed to be ±25 % off at most, unless less
+        than half of what was predicted shows that the prediction is wrong.
         """
-        predicted = self.at(width)
-        self.observations += 1
-        nearer, index, share = _nearer(width)
+        predicted, values = self.at(width), self.values
+        nearer, above, share = _nearer(width)
         ratio = observed_ms / predicted - 1.0
-        settled = self._seen[nearer] >= 3
-        if settled and ratio > NO_ACCIDENT:
-            ratio = max(-self._clamp, min(self._clamp, ratio))
-        for knot, weight in ((index - 1, 1.0 - share), (index, share)):
-            if weight > 0.0:
-                self._seen[knot] += 1
-                gain = max(self._gain, 1.0 / self._seen[knot])
-                step = gain * ratio * weight / (share**2 + (1.0 - share) ** 2)
-                self.values[knot] = max(LEAST_MS, self.values[knot] * max(0.1, 1.0 + step))
-        if 0 in self._seen:
-            rescale = 1.0 + max(self._gain, 1.0 / self.observations) * ratio
-            for knot, count in enumerate(self._seen):
-                if count == 0:
-                    self.values[knot] = max(LEAST_MS, self.values[knot] * rescale)
+        if self._seen[nearer] >= SETTLED and ratio > NO_ACCIDENT:
+            ratio = max(-CLAMP, min(CLAMP, ratio))
+        error = log(max(_MOST_OFF, min(1.0 / _MOST_OFF, 1.0 + ratio)))
+        self.observations += 1
+        # How the logarithm of the cost moves with those of the two knots' values.
+        low, high = (1.0 - share) * values[above - 1], share * values[above]
+        below, beyond = low / (low + high), high / (low + high)
+        rows = self.covariance
+        common = [below * p + beyond * q for p, q in zip(rows[above - 1], rows[above], strict=True)]
+        doubt = below * common[above - 1] + beyond * common[above] + _NOISE
+        gains = [each / doubt for each in common]
+        self.values = [
+            max(LEAST_MS, value * exp(gain * error)) for value, gain in zip(values, gains, strict=True)
+        ]
+        self.covariance = rows = [
+            [p - gain * q + _DRIFT for p, q in zip(row, common, strict=True)]
+            for row, gain in zip(rows, gains, strict=True)
+        ]
+        rows[above - 1][above - 1] += below * _DRIFT
+        rows[above][above] += beyond * _DRIFT
+        self._seen[nearer] += 1
         self._make_monotone(nearer)
         self._slopes = _slopes(self.values)
 

@@ -47,7 +47,7 @@ class Pressing:
     above: float
 
 
-PRESSING = Pressing(0.035, 0.75, 8.0, 16.0, 1.0)
+PRESSING = Pressing(0.04, 0.75, 8.0, 8.0, 0.5)
 """Every request takes its own passes: much more would cost tokens and help few. With these 95 % of the
 arrivals are in time on development seeds where a static length manages that."""
 GIVING_WAY = Pressing(0.03, 0.75, 8.0, 24.0, 3.0)

@@ -26,7 +26,7 @@ from specpilot.control.types import Binding, CycleOutcome, Reason
 
 PROBE_DRAFT = 4
 """τ of a probe at most, and of a drafter's first blocks."""
-COLD_BLOCKS = 12
+COLD_BLOCKS = 8
 """A drafter's first blocks, drafted at a static length without a confidence stop: of what is forecast,
 calibrated and priced from fewer the best looks better than it is, which costs more than the static length
 does where acceptance is the same everywhere. Where there may be trees every other one is a tree."""
@@ -180,7 +180,7 @@ class OptimalPlanner:
         context = self._contexts.get(view.request_id) or self.knowledge.known_context(
             view.drafter, view.acceptance, view.prompt_tokens
         )
-        if context is None or context.calibration.blocks < COLD_BLOCKS:
+        if context is None or (context.calibration.blocks < COLD_BLOCKS and not context.fallback.active):
             probe = min(view.max_draft, PROBE_DRAFT)
             return Forecast(probe, theta, probe)
         ceiling = view.max_draft

@@ -22,7 +22,7 @@ from specpilot.control.calibration import Calibration, Offset, PlacedCalibration
 from specpilot.control.change import Change
 from specpilot.control.contexts import Context
 from specpilot.control.cost import CostModel
-from specpilot.control.curves import KNOTS, ContextSlope, CostCurve, UpperQuantile
+from specpilot.control.curves import KNOTS, LEAST_MS, ContextSlope, CostCurve, UpperQuantile
 from specpilot.control.difficulty import Difficulty, Residuals
 from specpilot.control.drafting import DraftCost, TreeCost
 from specpilot.control.ending import EndHazard
@@ -30,7 +30,7 @@ from specpilot.control.health import Backoff, Breaker, Fallback, Trials
 from specpilot.control.latency import SLACKS, DeadlineTracker, TimePrice
 from specpilot.control.window import Window
 
-VERSION = 13
+VERSION = 14
 MOST = 1e300
 """Largest number that is taken: all that is learned stays far below."""
 AFRESH = "start without this snapshot"
@@ -240,6 +240,16 @@ def _check_whole(target: object) -> None:
         whole = len(lengths) == 1 and (target.parent is None or target.parent.parent is None)
         whole = whole and min([*target.reached, *target.squares], default=0.0) >= 0.0
         what = "accepted, reached and squares as long as each other and ≥ 0, and a parent without a parent"
+    elif isinstance(target, CostCurve):
+        rows, places = target.covariance, range(len(KNOTS))
+        whole = target.values[0] >= LEAST_MS and target.values == sorted(target.values)
+        # Of any two knots, for a pass's cost depends on two; symmetric but for rounding.
+        whole = whole and all(
+            rows[i][i] >= 0.0 and rows[i][j] ** 2 <= 1.0001 * rows[i][i] * rows[j][j]
+            for i in places
+            for j in places
+        )
+        what = f"rising values from {LEAST_MS:g} ms on and a covariance"
     elif isinstance(target, Change):
         seen = [each for _, block in target.recent for each in block]
         whole = all(
