@@ -28,8 +28,8 @@ PROMPT_TOKENS, MAX_TOKENS, MAX_DRAFT = 300, 48, 8
 PHASES: Sequence[tuple[str, int, tuple[int, ...]]] = (
     ("easy text", 20, (8,)),
     ("hard: rejected at token 2 or 3", 24, (1, 2)),
-    ("useless: rejected at token 1", 30, (0,)),
-    ("easy text again", 32, (8,)),
+    ("useless: rejected at token 1", 38, (0,)),
+    ("easy text again", 50, (8,)),
 )
 """(what the text is like, cycles, draft tokens that would be accepted, in turn)."""
 

@@ -255,6 +255,21 @@ def test_passes_that_are_given_up_do_not_let_everybody_in() -> None:
     assert 1 <= in_time <= 8  # the first, then after 2, 4, 8 … more
 
 
+def test_prompts_in_chunks_are_measured_again_when_their_passes_were_in_time() -> None:
+    """Found by a reviewer: they make no pass of their width, so it is never measured."""
+    controller = calibrated()
+    for _ in range(4):
+        controller.cost.observe_verify(2000, 0, 2000.0)
+    admitted = 0
+    for serial in range(100):
+        now, name = 100.0 + serial, f"c{serial}"
+        if controller.admit(RequestInfo(name, 2000, 24, prefill_passes=1), now=now).admitted:
+            admitted += 1
+            one_cycle(controller, name, now, verify_ms=20.0, verified_tokens=512, accepted=0)
+            controller.finish(name, StopCause.CANCELLED, now=now + 0.1)
+    assert admitted > 50
+
+
 def test_hopeless_prompts_are_measured_only_where_nobody_is_kept_waiting() -> None:
     """Found under load: every eighth prompt that is too long in fact took its pass from those in time."""
     controller = calibrated()

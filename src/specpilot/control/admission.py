@@ -32,7 +32,9 @@ class Measuring:
     """When the next hopeless prompt of about one length is let in."""
 
     first: Backoff = field(default_factory=lambda: Backoff(1, HOPELESS_MAX))
-    """Of widths that no pass was measured at; a pass that is given up says nothing either."""
+    """Of widths that no pass was measured at: at once, but after one that was given up, which taught nothing,
+    as seldom as the others.
+    """
     again: Backoff = field(default_factory=lambda: Backoff(HOPELESS_FIRST, HOPELESS_MAX))
 
 
@@ -93,7 +95,9 @@ def judge(
     hopeless = slack < 0.0
     backlog = backlog_ms(cost, others, config.max_batch, now)
     if hopeless and not backlog:
-        when = measuring.again if cost.measured(request.uncached) else measuring.first
+        # A prompt in chunks makes no pass of its width, which would stay unmeasured.
+        known = request.info.prefill_passes or cost.measured(request.uncached)
+        when = measuring.again if known else measuring.first
         request.measures = when.due()
         if request.measures:
             return Verdict("", None, slack)

@@ -227,9 +227,12 @@ class Controller:
             self._estimates.learn(cycle, outcome, self.ledger.fill, now, *together)
             view = cycle.view
             first = not view.emitted_tokens
-            if cycle.request.measures and first and 0.0 < outcome.verify_ms <= cycle.request.window_ms:
-                # Not hopeless after all: the estimate needs a few more like this one.
-                self._measuring[bucket_of(view.new_context_tokens)].again.hurry()
+            if cycle.request.measures and first and outcome.verify_ms > 0.0:
+                measuring = self._measuring[bucket_of(view.new_context_tokens)]
+                measuring.first.reset()
+                if outcome.verify_ms <= cycle.request.window_ms:
+                    # Not hopeless after all: the estimate needs a few more like this one.
+                    measuring.again.hurry()
             if cycle.learns:
                 self.planner.observe(view, outcome, now=now)
         if outcomes:

@@ -9,17 +9,21 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import pairwise
-from math import exp, log
+from math import exp, log, sqrt
+from operator import mul
 
 KNOTS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 LEAST_MS = 1e-3
+_LARGEST = 1e9
+"""No time in ms and no variance is larger."""
 NO_ACCIDENT = -0.5
 """By what share a time may fall short by chance: a pass may be preempted and take any time, but none takes
 less than half of its time.
 """
 SETTLED, CLAMP = 3, 0.25
 """Passes about as wide after which a single one is believed to be off by so much at most."""
-_MOST_OFF = 1e-3
+_MOST_MOVED = 7.0
+"""Logarithm of the factor, a thousand, that one pass moves a knot by at most."""
 _SCALE, _BEND = 2.25, 0.09
 """Variances of the first guess's errors on the logarithmic scale: of all knots alike, and from one knot to
 the next. A factor of 4.5 either way, and a third more or less for each doubling of the width."""
@@ -60,7 +64,7 @@ class CostCurve:
     """
 
     def __init__(self, values_ms: Sequence[float]) -> None:
-        self.values = list(values_ms)
+        self.values = [max(LEAST_MS, value) for value in values_ms]
         """Milliseconds at ``KNOTS``."""
         self._slopes = _slopes(self.values)
         self._seen = [0] * len(KNOTS)
@@ -95,32 +99,48 @@ class CostCurve:
         Where three passes about as wide have been seen one is believed to be ±25 % off at most, unless less
         than half of what was predicted shows that the prediction is wrong.
         """
-        predicted, values = self.at(width), self.values
+        predicted = self.at(width)
         nearer, above, share = _nearer(width)
         ratio = observed_ms / predicted - 1.0
         if self._seen[nearer] >= SETTLED and ratio > NO_ACCIDENT:
             ratio = max(-CLAMP, min(CLAMP, ratio))
-        error = log(max(_MOST_OFF, min(1.0 / _MOST_OFF, 1.0 + ratio)))
+        error = log(max(LEAST_MS, 1.0 + ratio))
         self.observations += 1
-        # How the logarithm of the cost moves with those of the two knots' values.
-        low, high = (1.0 - share) * values[above - 1], share * values[above]
-        below, beyond = low / (low + high), high / (low + high)
+        # By the width alone, not by the values: a gradient that turns with what is learnt would carry them
+        # off where one width says nothing of how its two knots share its cost.
+        below, beyond = 1.0 - share, share
         rows = self.covariance
         common = [below * p + beyond * q for p, q in zip(rows[above - 1], rows[above], strict=True)]
         doubt = below * common[above - 1] + beyond * common[above] + _NOISE
         gains = [each / doubt for each in common]
+        moves = [max(-_MOST_MOVED, min(_MOST_MOVED, gain * error)) for gain in gains]
         self.values = [
-            max(LEAST_MS, value * exp(gain * error)) for value, gain in zip(values, gains, strict=True)
+            max(LEAST_MS, value * exp(move)) for value, move in zip(self.values, moves, strict=True)
         ]
         self.covariance = rows = [
-            [p - gain * q + _DRIFT for p, q in zip(row, common, strict=True)]
+            [p - gain * q + _DRIFT for p, q in zip(row, common, strict=False)]
             for row, gain in zip(rows, gains, strict=True)
         ]
-        rows[above - 1][above - 1] += below * _DRIFT
-        rows[above][above] += beyond * _DRIFT
+        own = _DRIFT / (below * below + beyond * beyond)
+        rows[above - 1][above - 1] += below * below * own
+        rows[above - 1][above] += below * beyond * own
+        rows[above][above - 1] += below * beyond * own
+        rows[above][above] += beyond * beyond * own
         self._seen[nearer] += 1
         self._make_monotone(nearer)
         self._slopes = _slopes(self.values)
+
+    def sound(self) -> bool:
+        """Whether its parts fit each other: rising values, their slopes, and a covariance that is one."""
+        values, rows = self.values, self.covariance
+        return (
+            values[0] >= LEAST_MS
+            and values[-1] <= _LARGEST
+            and values == sorted(values)
+            and self._slopes == _slopes(values)
+            and min([*self._seen, self.observations]) >= 0
+            and _is_covariance(rows)
+        )
 
     def _make_monotone(self, anchor: int) -> None:
         """The knot just measured is believed; the others give way."""
@@ -142,6 +162,24 @@ def _nearer(width: float) -> tuple[int, int, float]:
     low, high = KNOTS[above - 1], KNOTS[above]
     share = min(1.0, max(0.0, (width - low) / (high - low)))
     return above - 1 if share < 0.5 else above, above, share
+
+
+def _is_covariance(rows: Sequence[Sequence[float]]) -> bool:
+    """Symmetric but for rounding, and positive definite (by Cholesky's decomposition)."""
+    factor: list[list[float]] = []
+    for i, row in enumerate(rows):
+        if not 0.0 < row[i] <= _LARGEST:
+            return False
+        found: list[float] = []
+        for j, other in enumerate(factor):
+            if not abs(row[j] - rows[j][i]) <= 1e-6 * (row[i] + rows[j][j]):
+                return False
+            found.append((row[j] - sum(map(mul, found, other))) / other[j])
+        left = row[i] - sum(map(mul, found, found))
+        if not left > 0.0:
+            return False
+        factor.append([*found, sqrt(left)])
+    return True
 
 
 def _slopes(values: Sequence[float]) -> list[float]:

@@ -22,7 +22,7 @@ from specpilot.control.calibration import Calibration, Offset, PlacedCalibration
 from specpilot.control.change import Change
 from specpilot.control.contexts import Context
 from specpilot.control.cost import CostModel
-from specpilot.control.curves import KNOTS, LEAST_MS, ContextSlope, CostCurve, UpperQuantile
+from specpilot.control.curves import KNOTS, ContextSlope, CostCurve, UpperQuantile
 from specpilot.control.difficulty import Difficulty, Residuals
 from specpilot.control.drafting import DraftCost, TreeCost
 from specpilot.control.ending import EndHazard
@@ -241,15 +241,8 @@ def _check_whole(target: object) -> None:
         whole = whole and min([*target.reached, *target.squares], default=0.0) >= 0.0
         what = "accepted, reached and squares as long as each other and ≥ 0, and a parent without a parent"
     elif isinstance(target, CostCurve):
-        rows, places = target.covariance, range(len(KNOTS))
-        whole = target.values[0] >= LEAST_MS and target.values == sorted(target.values)
-        # Of any two knots, for a pass's cost depends on two; symmetric but for rounding.
-        whole = whole and all(
-            rows[i][i] >= 0.0 and rows[i][j] ** 2 <= 1.0001 * rows[i][i] * rows[j][j]
-            for i in places
-            for j in places
-        )
-        what = f"rising values from {LEAST_MS:g} ms on and a covariance"
+        whole = target.sound()
+        what = "rising values, their slopes and a covariance"
     elif isinstance(target, Change):
         seen = [each for _, block in target.recent for each in block]
         whole = all(
