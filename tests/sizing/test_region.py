@@ -35,11 +35,14 @@ def test_a_draft_that_is_always_right() -> None:
     two = found[2.0, 250.0]  # 17 + 7: 16 + 10 ms and, six drafted, 6 + 10 ms
     assert (two.tokens_per_request, two.completion_share, two.binds) == (24.0, 1.0, "nothing")
     assert two.e2e_p95_ms == pytest.approx(42.0)
-    tight = found[2.0, 30.0]  # τ = 4: two cycles of 14 ms, five tokens each; with steps of ½ ms τ = 8: 18
-    assert (tight.tau, tight.tokens_per_request) == (4, 10.0)
-    assert tight.e2e_p95_ms == pytest.approx(28.0)
-    assert tight.gains["draft_cost"] == pytest.approx(18 / 10 - 1)
-    assert tight.gains["deadline"] == pytest.approx(24 / 10 - 1)
+    # τ = 4: two cycles of 14 ms, five tokens each, or four where the controller, which does not know yet how
+    # much passes scatter, leaves room; with steps of ½ ms τ = 8: 18.
+    tight = found[2.0, 30.0]
+    assert tight.tau == 4
+    assert 9.0 <= tight.tokens_per_request <= 10.0
+    assert 27.0 <= tight.e2e_p95_ms <= 28.0 + 1e-9
+    assert 16.0 <= tight.tokens_per_request * (1.0 + tight.gains["draft_cost"]) <= 18.0
+    assert tight.gains["deadline"] == pytest.approx(24.0 / tight.tokens_per_request - 1.0)
     assert tight.binds == "draft_cost", "0.8 is more than half of 1.4"
 
 
