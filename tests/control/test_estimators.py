@@ -263,8 +263,8 @@ def test_what_is_measured_next_to_a_knot_is_not_measured_at_the_next_one() -> No
 
 
 def test_one_width_for_ever_leaves_its_neighbours_alone() -> None:
-    """Found by a reviewer: a gradient by the values it moves carried the knots around a width off, to half and
-    twice their cost after 20,000 noisy passes, for nothing tells how they share it.
+    """Found by a reviewer: a gradient by the values it moves carried the knots around a width off, to half
+    and twice their cost after 20,000 noisy passes, for nothing tells how they share it.
     """
     rng = random.Random(1)
     curve = CostCurve(CostProfile().verify_ms)
