@@ -206,9 +206,7 @@ def test_a_slow_start_is_not_held_against_the_engine_for_ever(prompt_tokens: int
 
 def test_long_prompts_are_measured_again_although_short_ones_are_served() -> None:
     """A cost that is wrong for long prompts alone: those served between refusals do not vouch for it."""
-    controller = calibrated()
-    for _ in range(4):
-        controller.cost.observe_verify(600, 0, 2000.0)
+    controller = calibrated_but_for(600, 2000.0)
     answers = []
     for serial in range(24):
         now = 1.0 + serial
@@ -241,25 +239,21 @@ def test_a_width_that_was_never_measured_is_measured_at_once() -> None:
 
 def test_passes_that_are_given_up_do_not_let_everybody_in() -> None:
     """Nothing is learnt of a width whose passes the clients do not wait for."""
-    controller = calibrated()
-    for _ in range(4):
-        controller.cost.observe_verify(300, 0, 1000.0)
-    in_time = 0
+    controller = calibrated_but_for(300, 1000.0)
+    admitted = 0
     for serial in range(200):
         now, name = 100.0 + serial, f"l{serial}"
         if controller.admit(RequestInfo(name, 2000, 24), now=now).admitted:
-            in_time += 1
+            admitted += 1
             (plan,) = controller.plan([name], now=now).cycles
             controller.begin([plan.cycle_id], now=now)
             controller.finish(name, StopCause.CANCELLED, now=now + 0.1)
-    assert 1 <= in_time <= 8  # the first, then after 2, 4, 8 … more
+    assert 1 <= admitted <= 8  # the first, then after 2, 4, 8 … more
 
 
 def test_prompts_in_chunks_are_measured_again_when_their_passes_were_in_time() -> None:
     """Found by a reviewer: they make no pass of their width, so it is never measured."""
-    controller = calibrated()
-    for _ in range(4):
-        controller.cost.observe_verify(2000, 0, 2000.0)
+    controller = calibrated_but_for(2000, 2000.0)
     admitted = 0
     for serial in range(100):
         now, name = 100.0 + serial, f"c{serial}"
@@ -272,9 +266,7 @@ def test_prompts_in_chunks_are_measured_again_when_their_passes_were_in_time() -
 
 def test_hopeless_prompts_are_measured_only_where_nobody_is_kept_waiting() -> None:
     """Found under load: every eighth prompt that is too long in fact took its pass from those in time."""
-    controller = calibrated()
-    for _ in range(4):
-        controller.cost.observe_verify(600, 0, 2000.0)
+    controller = calibrated_but_for(600, 2000.0)
     assert controller.admit(RequestInfo("first", 40, 24), now=1.0).admitted
     crowd = [controller.admit(RequestInfo(f"c{n}", 600, 24), now=1.0).admitted for n in range(40)]
     assert not any(crowd)
@@ -670,6 +662,14 @@ def calibrated(**config: object) -> Controller:
     for _ in range(40):
         for width in (1, 4, 16, 32, 64):
             controller.cost.observe_verify(width, 0, 8.0)
+    return controller
+
+
+def calibrated_but_for(tokens: int, verify_ms: float) -> Controller:
+    """The same, which has also seen passes of so many tokens take so long."""
+    controller = calibrated()
+    for _ in range(4):
+        controller.cost.observe_verify(tokens, 0, verify_ms)
     return controller
 
 

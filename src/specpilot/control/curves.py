@@ -22,6 +22,8 @@ less than half of its time.
 """
 SETTLED, CLAMP = 3, 0.25
 """Passes about as wide after which a single one is believed to be off by so much at most."""
+_LEAST_RATIO = 1e-3
+"""Of what was predicted: no time counts for less."""
 _MOST_MOVED = 7.0
 """Logarithm of the factor, a thousand, that one pass moves a knot by at most."""
 _SCALE, _BEND = 2.25, 0.09
@@ -104,7 +106,7 @@ class CostCurve:
         ratio = observed_ms / predicted - 1.0
         if self._seen[nearer] >= SETTLED and ratio > NO_ACCIDENT:
             ratio = max(-CLAMP, min(CLAMP, ratio))
-        error = log(max(LEAST_MS, 1.0 + ratio))
+        error = log(max(_LEAST_RATIO, 1.0 + ratio))
         self.observations += 1
         # By the width alone, not by the values: a gradient that turns with what is learnt would carry them
         # off where one width says nothing of how its two knots share its cost.
@@ -122,10 +124,9 @@ class CostCurve:
             for row, gain in zip(rows, gains, strict=True)
         ]
         own = _DRIFT / (below * below + beyond * beyond)
-        rows[above - 1][above - 1] += below * below * own
-        rows[above - 1][above] += below * beyond * own
-        rows[above][above - 1] += below * beyond * own
-        rows[above][above] += beyond * beyond * own
+        for place, part in ((above - 1, below), (above, beyond)):
+            rows[place][above - 1] += part * below * own
+            rows[place][above] += part * beyond * own
         self._seen[nearer] += 1
         self._make_monotone(nearer)
         self._slopes = _slopes(self.values)
