@@ -17,13 +17,12 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.ablating import Ablation, Cell, Results, arguments, arriving, compare, nothing, run
 
-from specpilot.control import ControllerConfig, knowledge, planner, solving
+from specpilot.control import ControllerConfig, knowledge, planner
 from specpilot.control.acceptance import AcceptanceModel, HazardTable
 from specpilot.control.budget import PassPrice
 from specpilot.control.calibration import Calibration
@@ -36,7 +35,6 @@ from specpilot.control.ending import EndHazard
 from specpilot.control.health import Fallback
 from specpilot.control.knowledge import Knowledge
 from specpilot.control.latency import DeadlineTracker, TimePrice
-from specpilot.control.option import adaptive_block
 from specpilot.control.planner import PROBE_DRAFT, OptimalPlanner
 from specpilot.simulation.costs import read_costs
 from specpilot.simulation.scenarios import SCENARIOS, scenario
@@ -65,11 +63,6 @@ def _accepts_only(
     _learn_difficulty(self, context, request_id, (), *lengths)
     if log_odds:
         context.residuals.observe(residuals_of(log_odds, self.hazards(context, len(log_odds))))
-
-
-def _mean_block(hazards: Sequence[float], spread: float, *args: Any) -> tuple[float, tuple[float, ...]]:
-    """Every token is as likely as the mean: a block is worth what the best fixed τ is."""
-    return adaptive_block(hazards, 0.0, *args)
 
 
 def _full_probe(self: OptimalPlanner) -> int:
@@ -122,7 +115,6 @@ ABLATIONS: dict[str, Ablation] = {
     "draft confidence": Ablation(confidences=False),
     "calibration (α̂ = max q)": Ablation(((Calibration, "observe", nothing),)),
     "open blocks": Ablation(config={"open_block_every": NEVER}, guards="I6 (upward)"),
-    "worth of stopping in the block": Ablation(((solving, "adaptive_block", _mean_block),)),
     "request difficulty": Ablation(
         (
             (Difficulty, "posterior", _keep_weights),

@@ -18,8 +18,7 @@ class Residuals:
 
     Discounted means by position over a context's blocks (later positions share the last), and the variance
     of the first token's: other tokens' confidences are seen only where the ones before them were good enough.
-    The spread is how much confidence tells tokens apart: what a stop in the block can earn, and what a
-    request's confidences say of the request.
+    The less they vary within a context, the more a request's confidences say of the request.
     """
 
     def __init__(self, memory: float = 0.98, weight: float = 4.0, variance: float = 0.5) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from math import exp, sqrt
+from math import exp
 from operator import mul
 
 from specpilot.control.acceptance import survival
@@ -18,14 +18,11 @@ from specpilot.control.contexts import Context, Key
 from specpilot.control.cost import CostModel
 from specpilot.control.ending import EndHazard
 from specpilot.control.horizon import Decision, Horizon, best_length, increments, thresholds
-from specpilot.control.option import adaptive_block
 from specpilot.control.tree import LookupRule
 
 EASY_SHIFT = 1.0
 """How much easier than forecast a block may turn out (logit scale): sets the ceiling on τ, below which
 the confidence stop decides."""
-RARELY = 0.03
-"""S_k beyond which a block hardly ever gets: what comes there adds nothing to its worth."""
 COUNTED_NODES = 32
 """Nodes that a tree of any depth is taken to have at most: where time has its price a deep one is stopped
 before it is so large, and where it has none further nodes cost nothing."""
@@ -91,7 +88,7 @@ def decide(known: Inputs, key: Key) -> Decision:
     survive = list(map(max, _scaled(survival(widened, shift), share), looked_up))
     wide_ms = step_ms + (breadth - 1.0) * cost.side_ms * asked
     began_ms = start_ms + cost.tree_ms
-    tree = _solve(known, key, theta, widened, survive, wider, wide_ms, began_ms, stops=False)
+    tree = _solve(known, key, theta, widened, survive, wider, wide_ms, began_ms)
     tree.forecast = (tree.expected - 1.0) / share
     tree.branching = True
     better = tree if tree.value >= chain.value else chain
@@ -114,14 +111,11 @@ def _solve(
     verify: Sequence[float],
     step_ms: float,
     start_ms: float,
-    *,
-    stops: bool = True,
 ) -> Decision:
     """The best τ for blocks that are accepted so and cost so.
 
     ``survive`` is S_0 … S_ceiling, ``hazards`` what the rules' thresholds rest on; ``verify`` the
     pass's time by the depth of the block, in ms. Drafting costs ``start_ms`` and ``step_ms`` for each step.
-    ``stops``: the block's stops are valued (a chain's).
     """
     ceiling, wanted, later, _, _, behind, quarters, _, _, sharing = key
     cost = known.cost
@@ -144,11 +138,6 @@ def _solve(
         easy = survival(hazards, quarters / 4.0 + EASY_SHIFT)
         depth = max(depth, best_length(easy, worth, costs)[0])
     keep_at, draft_at = thresholds(hazards, worth, costs, verify, theta, depth)
-    if stops and theta > 0.0 and known.context.has_confidence:
-        block, draft_at = _with_stops(known, theta, survive, verify, worth, step_ms, draft_at)
-        block -= costs[1] - theta * (step_ms + verify[1] - verify[0])  # what starting to draft costs
-        if not tau and block > 0.0:
-            tau, value = 1, plain + block
     return Decision(
         tau,
         value,
@@ -174,28 +163,6 @@ def _solve(
 def _scaled(survive: Sequence[float], share: float) -> list[float]:
     """S_j for j ≥ 1 by what of it comes true."""
     return [1.0, *[min(1.0, share * s) for s in survive[1:]]]
-
-
-def _with_stops(
-    known: Inputs,
-    theta: float,
-    survive: Sequence[float],
-    verify: Sequence[float],
-    worth: Sequence[float],
-    step_ms: float,
-    draft_at: Sequence[float],
-) -> tuple[float, tuple[float, ...]]:
-    """What a block that stops by its confidences earns beyond plain decoding, the cost of starting to draft
-    not taken off. And its thresholds in the place of ``draft_at``, as deep as it may get.
-    """
-    near = len(draft_at)
-    while near > 1 and survive[near] < RARELY:
-        near -= 1
-    hazards = [after / before if before > 0.0 else 0.0 for before, after in pairwise(survive[: near + 1])]
-    prices = [theta * (after - before) for before, after in pairwise(verify[: near + 1])]
-    spread = sqrt(known.context.residuals.variance)
-    block, nearest = adaptive_block(hazards, spread, worth, theta * step_ms, prices)
-    return block, (*nearest, *draft_at[near:])
 
 
 def _looked_up(known: Inputs, matched: int, count: int) -> list[float]:
