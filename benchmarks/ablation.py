@@ -6,7 +6,7 @@
 Each row switches one signal off by patching the estimator behind it (nothing in the product knows of
 ablations) and replays the same arrivals; a cell is the change of specpilot's goodput, the least and the
 most over the three loads. A signal that costs less than 0.5 % everywhere and guards no invariant has no
-reason to stay. Simulated workloads. The worst of 45 rows is half a per cent or more by chance alone: with
+reason to stay. Simulated workloads. The worst of 45 rows is one or two per cent by chance alone: with
 ``--confirm N`` each signal's three worst rows are run again on N seeds that nothing was seen on.
 """
 
@@ -30,7 +30,7 @@ from specpilot.control.change import Change
 from specpilot.control.contexts import Context
 from specpilot.control.cost import CostModel
 from specpilot.control.curves import UpperQuantile
-from specpilot.control.difficulty import Difficulty, residuals_of
+from specpilot.control.difficulty import Difficulty
 from specpilot.control.ending import EndHazard
 from specpilot.control.health import Fallback
 from specpilot.control.knowledge import Knowledge
@@ -59,10 +59,8 @@ def _keep_weights(self: Difficulty, weights: Sequence[float], *args: object) -> 
 def _accepts_only(
     self: Knowledge, context: Context, request_id: str, log_odds: Sequence[float], *lengths: int
 ) -> None:
-    """A request's difficulty shows in its accept lengths alone; how far confidences scatter is learnt."""
+    """A request's difficulty shows in its accept lengths alone."""
     _learn_difficulty(self, context, request_id, (), *lengths)
-    if log_odds:
-        context.residuals.observe(residuals_of(log_odds, self.hazards(context, len(log_odds))))
 
 
 def _full_probe(self: OptimalPlanner) -> int:

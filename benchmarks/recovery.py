@@ -42,7 +42,7 @@ BEFORE, AFTER = 200, 80
 """Requests before and after a change of phase."""
 WELL = 60
 """Requests before an outage; after it twice as many."""
-OUTAGES = (5, 20, 80, 320)
+OUTAGES = (5, 10, 20, 40, 80, 160, 320)
 FIRST_SEED = 2000
 Rates = list[tuple[float, float]]
 """By window of cycles since the change: (tokens, engine ms)."""
@@ -122,7 +122,8 @@ def outage(length: int, seed: int) -> tuple[int, int]:
     drafted = [cycle.drafted > 0 for cycle in cycles_of("specpilot", one, requests) if cycle.request in well]
     first = drafted.index(True) if True in drafted else len(drafted)
     regular = next(
-        (start for start in range(len(drafted) - 20) if sum(drafted[start : start + 20]) >= 16), len(drafted)
+        (start for start in range(first, len(drafted) - 20) if sum(drafted[start : start + 20]) >= 16),
+        len(drafted),
     )
     return first, regular
 
@@ -180,8 +181,9 @@ def main() -> int:
     lines += ["", "| outage of | first block after, worst | regular after, worst | stated bounds |"]
     lines += ["| --- " * 4 + "|"]
     bounds = (CONFIG.probe_max, CONFIG.probe_max + 16)
+    outages = max(1, options.seeds // 4)
     for length in OUTAGES:
-        done = [outage(length, FIRST_SEED + seed) for seed in range(max(1, options.seeds // 6))]
+        done = [outage(length, FIRST_SEED + seed) for seed in range(outages)]
         first, regular = (max(values) for values in zip(*done, strict=True))
         kept = kept and first <= bounds[0] and regular <= bounds[1]
         lines.append(f"| {length} requests | {first} cycles | {regular} cycles | {bounds[0]}, {bounds[1]} |")
@@ -193,7 +195,8 @@ def main() -> int:
         f"Steady, per 1,000 cycles of a context: fallback changed {flips:.1f} times, τ turned {turns:.1f}.",
     ]
     lines.append(
-        f"Seeds from {FIRST_SEED}, {options.seeds} of them; promises {'kept' if kept else 'BROKEN'}."
+        f"Phases: {options.seeds} seeds from {FIRST_SEED}; outages: {outages} of them; steady: seeds "
+        f"{EVALUATION_SEEDS}. Promises {'kept' if kept else 'BROKEN'}."
     )
     text = "\n".join(lines)
     print(text)

@@ -20,11 +20,11 @@ from specpilot.control.timing import shared_cost
 from specpilot.control.types import Binding, PlannedStop, Reason, StopCause
 
 HOPELESS_FIRST, HOPELESS_MAX = 8, 512
-"""Prompts that could not be served in time even alone and at once are let in now and then where nobody else
-is in flight, and get their first pass, so that a wrong cost estimate cannot refuse for ever: the first of a
-width that no pass was measured at; later after so many in a row of those as long, then after twice as many,
-up to the maximum, for prompts that are too long in fact would cost arrivals after them much. Refusals because
-of others do not count: their passes are measured."""
+"""Prompts that could not be served in time even alone and at once are let in now and then where no pass runs
+and nobody waits for a first one, and get their first pass, so that a wrong cost estimate cannot refuse for
+ever: the first of a width that no pass was measured at; later after so many in a row of those as long, then
+after twice as many, up to the maximum, for prompts that are too long in fact would cost arrivals after them
+much. Refusals because of others do not count: their passes are measured."""
 
 
 @dataclass(slots=True)

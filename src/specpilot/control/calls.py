@@ -1,4 +1,4 @@
-"""The calls of a controller: what drives one asks no more, and a tap in front of one writes them down."""
+"""The calls that change a controller: a tap in front of one writes them down, and a replay makes them."""
 
 from __future__ import annotations
 

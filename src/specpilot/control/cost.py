@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-from specpilot.control.curves import KNOTS, ContextSlope, CostCurve, UpperQuantile
+from specpilot.control.curves import CLAMP, KNOTS, SETTLED, ContextSlope, CostCurve, UpperQuantile
 from specpilot.control.drafting import DRAFTER_CHANGED, DraftCost, TreeCost
 
 
@@ -164,8 +164,8 @@ class CostModel:
         predicted = self.verify_ms(new_tokens, context_tokens)
         if self.calibrated:
             self.verify_upper.observe(verify_ms / predicted)
-        if context_tokens and self._verify.observations >= 3:
-            error = max(-0.25, min(0.25, verify_ms / predicted - 1.0)) * predicted
+        if context_tokens and self._verify.observations >= SETTLED:
+            error = max(-CLAMP, min(CLAMP, verify_ms / predicted - 1.0)) * predicted
             self._context.observe(context_tokens, error)
         context_ms = self._context.ms_per_token * context_tokens
         self._verify.observe(new_tokens, max(0.1 * verify_ms, verify_ms - context_ms))

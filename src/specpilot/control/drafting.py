@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from specpilot.control.curves import LEAST_MS, UpperQuantile
+from specpilot.control.curves import CLAMP, LEAST_MS, SETTLED, UpperQuantile
 
 DRAFTER_CHANGED = 1.5
 """How far a tree's drafting time may be off what was expected before it is put down to the drafter."""
@@ -40,10 +40,10 @@ class DraftCost:
         """
         self._seen += 1
         keep = self._memory
-        if self._seen > 3:
+        if self._seen > SETTLED:
             expected = self.expected_ms(steps)
             self.upper.observe(draft_ms / expected)
-            clamped = max(0.75 * expected, min(1.25 * expected, draft_ms))
+            clamped = max((1.0 - CLAMP) * expected, min((1.0 + CLAMP) * expected, draft_ms))
             side = (draft_ms > clamped) - (draft_ms < clamped)
             self._odd = self._odd + side if side * self._odd > 0 else side
             if abs(self._odd) >= ODD_BLOCKS:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
 from functools import lru_cache
 from itertools import accumulate, islice
 from operator import mul
@@ -57,7 +57,7 @@ class Decision:
 
     tau: int
     value: float
-    plain: float
+    plain: InitVar[float]
     first: float
     reach: float
     expected: float
@@ -79,14 +79,14 @@ class Decision:
     looked-up text is under it."""
     until: int = 0
     """The context's age at which the decision is made anew."""
-    stake: float = 1.0
+    stake: InitVar[float] = 1.0
     """What the first drafted token is worth: nearly 1 while passes are scarce; where there is a pass for each
     token, no more than the time that it saves."""
     gain: float = field(init=False)
     """What drafting is worth beside plain decoding, in tokens worth as much as the first one drafted."""
 
-    def __post_init__(self) -> None:
-        self.gain = (self.value - self.plain) / self.stake if self.stake > 0.0 else 0.0
+    def __post_init__(self, plain: float, stake: float) -> None:
+        self.gain = (self.value - plain) / stake if stake > 0.0 else 0.0
 
 
 def future_values(

@@ -90,7 +90,7 @@ class OptimalPlanner:
         # Once the draft has caught up with a request, drafting for it may pay where starting to does not:
         # that says nothing of the context's next request.
         behind = view.draft_behind_tokens > 2
-        if (behind or not tau) and context.fallback.decide(gain if tau else min(gain, 0.0)):
+        if (behind or not tau) and context.fallback.decide(gain):
             # A request that draws its pass from the pool may not get it, and a probe would be lost with it.
             if view.from_pool or not context.fallback.probe_due():
                 return self._fall_back(

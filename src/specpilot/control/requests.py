@@ -7,7 +7,6 @@ from typing import NoReturn
 
 from specpilot.control.cost import CostModel
 from specpilot.control.planning import TYPICAL_DRAFT, CycleView
-from specpilot.control.timing import cycle_ms
 from specpilot.control.types import CycleOutcome, CyclePlan, RequestInfo, StopCause
 
 
@@ -61,8 +60,9 @@ class OpenRequest:
         return cost.verify_ms(self.uncached, self.cached) + cost.host_ms
 
     def cycle_ms(self, cost: CostModel) -> float:
-        """Expected time of the next cycle, where one token is drafted."""
-        return cycle_ms(cost, self.uncached, self.behind, self.cached)
+        """Expected time of the next cycle in a crowd, where one token is drafted."""
+        drafting = cost.drafting_ms(self.behind - 1, 1)
+        return drafting + cost.verify_ms(self.uncached + 1, self.cached) + cost.host_ms
 
     def rest_ms(self, cost: CostModel, now: float) -> float:
         """Expected time that its open cycle still takes, ≥ 0."""

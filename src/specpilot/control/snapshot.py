@@ -131,7 +131,6 @@ class _Writer:
 
 class _Reader:
     def __init__(self, records: list[Any]) -> None:
-        self._records = records
         self._objects = [self._blank(index, record) for index, record in enumerate(records)]
         for index, record in enumerate(records):
             self._fill(index, record["attributes"])

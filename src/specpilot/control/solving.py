@@ -53,8 +53,7 @@ def decide(known: Inputs, key: Key) -> Decision:
     """The best block for what ``key`` says: a tree where the context's rule can judge one, else a chain.
 
     A tree pays for each node beside the draft's first choices, and where none is worth it what grows is a
-    chain. So what it is worth is the better of two forecasts, a tree's and a chain's that stops where it is
-    unsure.
+    chain. So what it is worth is the better of two forecasts, a tree's and a chain's.
     """
     ceiling, _, _, price, width, _, quarters, matched, beside, sharing = key
     theta = exp(price / 10.0) if price > NO_PRICE else 0.0

@@ -118,18 +118,6 @@ def shared_draft(view: CycleView, survive: Sequence[float]) -> tuple[int, int]:
     return answer
 
 
-def cycle_ms(cost: CostModel, uncached: int, behind: int, cached: int) -> float:
-    """Expected time of a request's next cycle in a crowd, where one token is drafted.
-
-    Args:
-        cost: the engine's costs.
-        uncached: context tokens that the target has not cached.
-        behind: context tokens that the draft has not cached.
-        cached: context tokens that the target has cached.
-    """
-    return cost.drafting_ms(behind - 1, 1) + cost.verify_ms(uncached + 1, cached) + cost.host_ms
-
-
 def shared_cost(cost: CostModel, sharing: int) -> float:
     """What a pass that ``sharing`` requests share costs each of them, as a share of a pass of its own."""
     if sharing <= 1:

@@ -14,7 +14,8 @@ from specpilot.simulation.results import PolicyResult, goodput
 from specpilot.simulation.scenarios import Scenario, scenario
 
 LOADS = (0.0, 0.4, 0.7)
-"""Arrival rate ÷ specpilot's closed-loop capacity; 0 is the closed loop (saturation)."""
+"""Arrival rate ÷ specpilot's closed-loop capacity; 0 is the closed loop (saturation). Two versions of
+specpilot so get different arrivals: their ratios to other policies compare, their goodput does not."""
 WARM_UP = 200
 """Requests left out of ``warm_goodput_tokens_per_s``: every policy has learnt what it will by then."""
 T = TypeVar("T")
