@@ -116,6 +116,32 @@ def test_batches_share_passes() -> None:
     assert [summary.e2e_ms for summary in result.summaries] == pytest.approx([20.0, 20.0, 40.0])
 
 
+class Slow(StaticController):
+    """Planning takes 3 ms, learning 2."""
+
+    def __init__(self, clock: VirtualClock) -> None:
+        super().__init__(2)
+        self.clock = clock
+        self.host_ms: list[float] = []
+
+    def plan(self, request_ids: Sequence[str], *, now: float) -> BatchPlan:
+        self.clock.elapse(3.0)
+        return super().plan(request_ids, now=now)
+
+    def observe(self, outcomes: Sequence[CycleOutcome], *, now: float) -> None:
+        self.host_ms += [outcome.host_ms for outcome in outcomes]
+        self.clock.elapse(2.0)
+        super().observe(outcomes, now=now)
+
+
+def test_planning_a_cycle_and_learning_from_the_last_one_are_part_of_its_host_time() -> None:
+    clock = VirtualClock()
+    controller = Slow(clock)
+    result = ServeLoop(controller, Engine(), clock).run([info("a"), info("b", 1.0)])
+    assert controller.host_ms == pytest.approx([3.0, 5.0, 5.0, 5.0])
+    assert [summary.e2e_ms for summary in result.summaries] == pytest.approx([30.0, 30.0])
+
+
 class Deadlines(StaticController):
     """Deadlines by name: z is the most urgent."""
 

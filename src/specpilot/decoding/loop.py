@@ -80,6 +80,7 @@ class ServeLoop:
         self._orders = count()
         self._result: RunResult | None = None  # only while run() or run_closed() collects
         self._stepping = False
+        self._after_ms = 0.0  # what came after the last cycle took: the controller learns, observers are told
         self._raised: list[Exception] = []  # by the observer, and not passed on yet
         self.lock = RLock()
         """Held around every call of the controller; hold it to read the controller's state from elsewhere."""
@@ -190,6 +191,7 @@ class ServeLoop:
         return busy
 
     def _step(self) -> bool:
+        began = self._clock.now()
         with self.lock:
             self._drop_cancelled()
             if not self._active:
@@ -209,7 +211,7 @@ class ServeLoop:
             self._drop_cancelled()
             cycles = [cycle for cycle in plan.cycles if cycle.request_id in self._active]
         if cycles:
-            self._run(cycles)
+            self._run(cycles, began)
         return True
 
     def _next(self, urgent: list[_Active]) -> list[_Active]:
@@ -279,12 +281,14 @@ class ServeLoop:
         self._result = None
         return result
 
-    def _run(self, cycles: list[CyclePlan]) -> None:
+    def _run(self, cycles: list[CyclePlan], began: float) -> None:
         cycle_ids = [cycle.cycle_id for cycle in cycles]
         with self.lock:
             infos = [self._active[cycle.request_id].info for cycle in cycles]
             start = self._clock.now()
             self._controller.begin(cycle_ids, now=start)
+        # A pass costs what planning it and learning from the one before took, too.
+        beside_ms = self._after_ms + (start - began) * 1000.0
         try:
             outcomes = self._executor.run(cycles)
         except Exception:
@@ -297,6 +301,7 @@ class ServeLoop:
         with self.lock:
             self._clock.elapse(duration_ms(outcomes))
             end = self._clock.now()
+            outcomes = [replace(outcome, host_ms=outcome.host_ms + beside_ms) for outcome in outcomes]
             self._controller.observe(outcomes, now=end)
             for info, cycle, outcome in zip(infos, cycles, outcomes, strict=True):
                 self._tell(self._observer.cycle, info, cycle, outcome, start, end)
@@ -304,6 +309,7 @@ class ServeLoop:
                 # One whose last pass has completed has finished, even if its client has just left.
                 if outcome.ended is not None:
                     self._finish(cycle.request_id, outcome.ended)
+        self._after_ms = (self._clock.now() - end) * 1000.0
 
     def _finish(self, request_id: str, cause: StopCause) -> None:
         info = self._active.pop(request_id).info
