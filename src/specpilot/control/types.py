@@ -184,11 +184,12 @@ class CycleOutcome:
     ``drafted`` steps, ``draft_prefill_ms`` the tokens the draft's cache had to catch up with
     (``draft_prefill_tokens``). ``verified_tokens`` is the width of the target pass for this request
     (uncached prompt + block), ``batch_tokens`` that of the whole physical pass (0: this request ran
-    alone), ``context_tokens`` what its KV cache already held. ``host_ms`` is what else the cycle took, and with
-    it what planning it and learning from the one before did: every pass costs that, too. In a shared pass
-    ``verify_ms`` is the whole pass's, and ``host_ms`` and the longest block's ``draft_ms`` are what all that
-    share it wait for together (blocks grow in step); ``draft_prefill_ms`` is this request's part. ``ended`` is
-    set when the output ended in this cycle. ``draft_fault`` says what went wrong with the drafter.
+    alone), ``context_tokens`` what its KV cache already held. ``host_ms`` is what else the cycle took, and
+    with it what planning it and learning from the one before did: every pass costs that, too. In a shared
+    pass ``verify_ms`` is the whole pass's, and ``host_ms`` and the longest block's ``draft_ms`` are what all
+    that share it wait for together (blocks grow in step); ``draft_prefill_ms`` is this request's part.
+    ``ended`` is set when the output ended in this cycle. ``draft_fault`` says what went wrong with the
+    drafter.
 
     Of a token tree ``proposed`` and ``accepted`` count its main chain only: what is learnt of them is how
     far the draft's first choices hold. The nodes beside it are ``side_proposed``, those of them that were
