@@ -142,6 +142,15 @@ def test_planning_a_cycle_and_learning_from_the_last_one_are_part_of_its_host_ti
     assert [summary.e2e_ms for summary in result.summaries] == pytest.approx([30.0, 30.0])
 
 
+def test_what_came_after_a_cycle_counts_once_though_the_next_one_fails() -> None:
+    """Found on reading the change again: the cycle after the failed one was charged with it too."""
+    clock = VirtualClock()
+    controller = Slow(clock)
+    engine = Engine(fail_run=lambda name: name == "b")
+    ServeLoop(controller, engine, clock).run([info("a"), info("b", 1.0), info("c", 2.0)])
+    assert controller.host_ms == pytest.approx([3.0, 5.0, 3.0, 5.0])
+
+
 class Deadlines(StaticController):
     """Deadlines by name: z is the most urgent."""
 

@@ -289,6 +289,7 @@ class ServeLoop:
             self._controller.begin(cycle_ids, now=start)
         # A pass costs what planning it and learning from the one before took, too.
         beside_ms = self._after_ms + (start - began) * 1000.0
+        self._after_ms = 0.0
         try:
             outcomes = self._executor.run(cycles)
         except Exception:
