@@ -35,7 +35,8 @@ from specpilot.control.ending import EndHazard
 from specpilot.control.health import Fallback
 from specpilot.control.knowledge import Knowledge
 from specpilot.control.latency import DeadlineTracker, TimePrice
-from specpilot.control.planner import PROBE_DRAFT, OptimalPlanner
+from specpilot.control.planner import OptimalPlanner
+from specpilot.control.solving import STATIC_DRAFT
 from specpilot.simulation.costs import read_costs
 from specpilot.simulation.scenarios import SCENARIOS, scenario
 from specpilot.simulation.suite import offered
@@ -64,7 +65,7 @@ def _accepts_only(
 
 
 def _full_probe(self: OptimalPlanner) -> int:
-    return PROBE_DRAFT
+    return STATIC_DRAFT
 
 
 def _always_full_price(self: TimePrice, *args: float) -> float:
@@ -145,7 +146,9 @@ ABLATIONS: dict[str, Ablation] = {
     "probes sooner after a good one": Ablation(((Change, "rising", False),), guards="I6 (recovery)"),
     "probe length by price": Ablation(((OptimalPlanner, "_probe_length", _full_probe),)),
     "circuit breaker": Ablation(config={"breaker_faults": NEVER}, guards="I6"),
-    "cold start at a static length": Ablation(((planner, "COLD_BLOCKS", 0),), guards="cold start"),
+    "cold start at a static length": Ablation(
+        ((planner, "COLD_BLOCKS", 0), (planner, "UNSURE_BLOCKS", 0)), guards="cold start"
+    ),
     "length so far (end hazard)": Ablation(((EndHazard, "observe", nothing),)),
 }
 """By name; every signal of the policy page's table has a row."""

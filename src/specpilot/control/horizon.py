@@ -77,6 +77,8 @@ class Decision:
     coupling_loss: float = 0.0
     """Where a request may go on without shared noise: how much more a chain is worth there than a chain with
     looked-up text is under it."""
+    lead: float = math.inf
+    """What τ* is worth beyond the static length of a cold start, in tokens, ≥ 0."""
     until: int = 0
     """The context's age at which the decision is made anew."""
     stake: InitVar[float] = 1.0

@@ -7,6 +7,7 @@ and under which rule of acceptance an unseeded request is sampled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,17 +20,19 @@ from specpilot.control.knowledge import Asked, Knowledge
 from specpilot.control.latency import TimePrice
 from specpilot.control.planning import Choice, CycleView
 from specpilot.control.sharing import Forecast
-from specpilot.control.solving import Inputs, decide
+from specpilot.control.solving import STATIC_DRAFT, Inputs, decide
 from specpilot.control.stop import StopRule
 from specpilot.control.treeplan import with_tree
 from specpilot.control.types import Binding, CycleOutcome, Reason
 
-PROBE_DRAFT = 4
-"""τ of a probe at most, and of a drafter's first blocks."""
 COLD_BLOCKS = 8
 """A drafter's first blocks, drafted at a static length without a confidence stop: of what is forecast,
 calibrated and priced from fewer the best looks better than it is, which costs more than the static length
 does where acceptance is the same everywhere. Where there may be trees every other one is a tree."""
+UNSURE_BLOCKS = 40
+"""Blocks (those of twenty requests with two passes each) up to which a chain keeps that length unless what is
+decided is worth ``SURE_LEAD`` ÷ √blocks tokens more: forecasts from n blocks err by as much as 1 ÷ √n."""
+SURE_LEAD = 0.5
 GIVE_WAY_TOKENS = 0.5
 """With ``give_way``: what a later pass must earn above its price while others wait."""
 _USUAL = Asked()
@@ -101,11 +104,11 @@ class OptimalPlanner:
             probe = min(ceiling, self._probe_length())
             return Choice(probe, rule, Reason(Binding.PROBE, numbers), bid, coupled=_gone_over(view, context))
         context.blocks += 1
-        if context.calibration.blocks < COLD_BLOCKS:
+        if _is_cold(context, decision, trees=view.max_nodes > 0):
             del self._latest[view.request_id]  # not what is drafted: nothing can be learnt of its forecast
             rule = self._rule(view, context, (), ())
             reason = Reason(Binding.PROBE, numbers, "cold start")
-            choice = Choice(min(ceiling, PROBE_DRAFT), rule, reason, bid)
+            choice = Choice(min(ceiling, STATIC_DRAFT), rule, reason, bid)
             if not view.max_nodes:
                 return choice
             # Both kinds of blocks in turn: what either costs has to be known.
@@ -181,7 +184,7 @@ class OptimalPlanner:
             view.drafter, view.acceptance, view.prompt_tokens
         )
         if context is None or (context.calibration.blocks < COLD_BLOCKS and not context.fallback.active):
-            probe = min(view.max_draft, PROBE_DRAFT)
+            probe = min(view.max_draft, STATIC_DRAFT)
             return Forecast(probe, theta, probe)
         ceiling = view.max_draft
         decision = self._latest.get(view.request_id)
@@ -195,6 +198,8 @@ class OptimalPlanner:
                 decision = context.forecasts.get(key)
             if decision is None or decision.until <= context.age:
                 decision = self._decide(context, key, context.forecasts)
+        if not context.fallback.active and _is_cold(context, decision, trees=view.max_nodes > 0):
+            return Forecast(min(ceiling, STATIC_DRAFT), theta, gains=decision.gains)
         if context.fallback.active and decision.tau == 0:
             due = not view.from_pool and context.fallback.due_within(view.sharing)
             probe = min(ceiling, self._probe_length()) if due else 0
@@ -214,7 +219,7 @@ class OptimalPlanner:
     def _probe_length(self) -> int:
         """τ of a probe: as much drafting as a plain pass takes, or one step."""
         affordable = self._cost.verify_ms(1) / max(self._cost.draft_step_ms, 1e-9)
-        return int(min(float(PROBE_DRAFT), max(1.0, affordable)))
+        return int(min(float(STATIC_DRAFT), max(1.0, affordable)))
 
     def _settle(self, view: CycleView, chains: Context, theta: float) -> Context:
         """Under which rule a request sampled without a seed goes on: noise that is shared, which can judge
@@ -341,6 +346,14 @@ class OptimalPlanner:
             times[3],
             times[4],
         )
+
+
+def _is_cold(context: Context, decision: Decision, *, trees: bool) -> bool:
+    """Whether too little is known of the drafter to leave the static length for what was decided."""
+    blocks = context.calibration.blocks
+    if blocks < COLD_BLOCKS or blocks >= UNSURE_BLOCKS:
+        return blocks < COLD_BLOCKS
+    return not trees and decision.lead < SURE_LEAD / math.sqrt(blocks)
 
 
 def _gone_over(view: CycleView, context: Context) -> bool:

@@ -23,6 +23,8 @@ from specpilot.control.tree import LookupRule
 EASY_SHIFT = 1.0
 """How much easier than forecast a block may turn out (logit scale): sets the ceiling on τ, below which
 the confidence stop decides."""
+STATIC_DRAFT = 4
+"""τ of a drafter's first blocks, and of a probe at most."""
 COUNTED_NODES = 32
 """Nodes that a tree of any depth is taken to have at most: where time has its price a deep one is stopped
 before it is so large, and where it has none further nodes cost nothing."""
@@ -132,6 +134,7 @@ def _solve(
     later_costs = [theta * later_ms, *costs[1:]] if later else costs
     worth = increments(survive, horizon, later_costs, ceiling)
     tau, value, plain = best_length(survive, worth, costs)
+    static = sum([s * w - c for s, w, c in zip(survive[: STATIC_DRAFT + 1], worth, costs, strict=False)])
     depth = max(tau, 1)  # one adverse decision is not yet fallback
     if known.context.has_confidence and tau < ceiling:
         easy = survival(hazards, quarters / 4.0 + EASY_SHIFT)
@@ -149,6 +152,7 @@ def _solve(
         (0.0, *draft_at[1:]),  # position 1 of a chain is settled by the choice of τ
         first_at=draft_at[0],
         stake=worth[1],
+        lead=value - static,
         worth=tuple(worth[1:]) if known.max_nodes else (),
         gains=tuple(
             [
