@@ -68,7 +68,7 @@ def test_lead_over_the_static_length_by_hand(hazard: float, tau: int) -> None:
     def worth(length: int) -> float:
         return sum(hazard**j * goes_on[j] - step for j in range(1, length + 1)) - start
 
-    assert decision.lead == pytest.approx(worth(tau) - worth(STATIC_DRAFT), abs=1e-9)
+    assert decision.lead == pytest.approx((worth(tau) - worth(STATIC_DRAFT)) / goes_on[1], abs=1e-9)
 
 
 def test_a_length_that_is_hardly_better_has_to_wait() -> None:

@@ -77,18 +77,21 @@ class Decision:
     coupling_loss: float = 0.0
     """Where a request may go on without shared noise: how much more a chain is worth there than a chain with
     looked-up text is under it."""
-    lead: float = math.inf
-    """What τ* is worth beyond the static length of a cold start, in tokens, ≥ 0."""
     until: int = 0
     """The context's age at which the decision is made anew."""
     stake: InitVar[float] = 1.0
     """What the first drafted token is worth: nearly 1 while passes are scarce; where there is a pass for each
     token, no more than the time that it saves."""
+    static: InitVar[float] = 0.0
+    """The value of a cold start's static length."""
     gain: float = field(init=False)
     """What drafting is worth beside plain decoding, in tokens worth as much as the first one drafted."""
+    lead: float = field(init=False)
+    """What τ* is worth beyond the static length of a cold start, in the same."""
 
-    def __post_init__(self, plain: float, stake: float) -> None:
+    def __post_init__(self, plain: float, stake: float, static: float) -> None:
         self.gain = (self.value - plain) / stake if stake > 0.0 else 0.0
+        self.lead = (self.value - static) / stake if stake > 0.0 else 0.0
 
 
 def future_values(

@@ -152,7 +152,7 @@ def _solve(
         (0.0, *draft_at[1:]),  # position 1 of a chain is settled by the choice of τ
         first_at=draft_at[0],
         stake=worth[1],
-        lead=value - static,
+        static=static,
         worth=tuple(worth[1:]) if known.max_nodes else (),
         gains=tuple(
             [
