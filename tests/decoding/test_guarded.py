@@ -125,9 +125,25 @@ def test_a_bad_draft_is_its_own_requests_fault() -> None:
 def test_missing_q_is_a_fault_where_the_rule_needs_it() -> None:
     rule = Rejection(SamplingParams(temperature=1.0))
     assert (fault(lambda: [GOOD], rule) or "").startswith("malformed: q of shape None")
-    q = np.full((1, VOCAB), 1.0 / VOCAB, dtype=np.float32)
-    assert fault(lambda: [Draft(Block.chain([3]), (0.5,), q)], rule) is None
-    assert fault(lambda: [GOOD]) is None
+
+
+EVEN = np.full(VOCAB, 1.0 / VOCAB)
+BAD_Q = {
+    "not normalised": (2.0 * EVEN, "malformed: q at place 1 sums to 2.0, not to 1"),
+    "logits": (np.arange(VOCAB, dtype=float) - 5.0, "malformed: q at place 1 sums to 6.0, not to 1"),
+    "no numbers": (np.where(np.arange(VOCAB) == 5, NAN, EVEN), "malformed: q at place 1 sums to nan"),
+    "below 0": (np.eye(VOCAB)[3] + 0.1 * (np.eye(VOCAB)[1] - np.eye(VOCAB)[2]), "malformed: q at place 1"),
+    "of another token": (np.eye(VOCAB)[4], "malformed: token 3 at place 1 has no chance under its q"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_Q)
+def test_a_q_that_the_token_was_not_drawn_from_is_a_fault(name: str) -> None:
+    """Rejection sampling would accept by it all the same, and what it emits would not follow p."""
+    rule = Rejection(SamplingParams(temperature=1.0))
+    row, message = BAD_Q[name]
+    draft = Draft(Block.chain([3, 3]), (0.5, 0.5), q=np.stack([EVEN, row]))
+    assert (fault(lambda: [draft], rule) or "").startswith(message)
 
 
 def test_an_exception_is_a_fault() -> None:

@@ -18,7 +18,10 @@ from typing import Any
 from specpilot.decoding.types import Draft
 from specpilot.drafters.base import Drafter, DraftItem
 from specpilot.drafters.core import SharedCore
+from specpilot.models.base import FloatArray
 
+_Q_SUM = 1e-3
+"""By how much a distribution may miss 1, rounding in single precision included."""
 _PATIENCE = 10.0
 """Time-outs after which a call is given up for good, where a fresh drafter can be had."""
 _MOST_HANGING = 4
@@ -179,6 +182,8 @@ class GuardedDrafter:
             shape = None if draft.q is None else draft.q.shape
             if shape != (len(block), self._vocab_size):
                 return f"q of shape {shape}, the acceptance rule needs {(len(block), self._vocab_size)}"
+            if problem := _q_problem(block.token_ids, draft.q):
+                return problem
         if not (0.0 <= draft.draft_ms < math.inf and 0.0 <= draft.prefill_ms < math.inf):
             return f"times {draft.draft_ms} and {draft.prefill_ms} are not finite and ≥ 0"
         if draft.main is not None and not 0 <= draft.main <= len(block):
@@ -210,6 +215,19 @@ class GuardedDrafter:
         if draft.side_worth is not None and not 0.0 <= draft.side_worth < math.inf:
             return f"side_worth {draft.side_worth} is not finite and ≥ 0"
         return None
+
+
+def _q_problem(tokens: Sequence[int], q: FloatArray | None) -> str | None:
+    """Why the tokens cannot be samples of these rows; rejection sampling is lossless only if they are."""
+    for place, (token, row) in enumerate(zip(tokens, () if q is None else q, strict=True)):
+        total, least = float(row.sum()), float(row.min())
+        if not abs(total - 1.0) < _Q_SUM:
+            return f"q at place {place} sums to {total}, not to 1"
+        if not least >= 0.0:
+            return f"q at place {place} has {least}, which is no probability"
+        if not row[token] > 0.0:
+            return f"token {token} at place {place} has no chance under its q"
+    return None
 
 
 class _DrafterError(Exception):
