@@ -813,6 +813,7 @@ def test_shadow_mode_does_not_judge_forecasts_by_blocks_that_were_not_drafted() 
         ({"accepted": -1}, r"outcomes\[0\]\.accepted: -1 is not in 0…4 \(proposed\)"),
         ({"emitted": 99}, r"outcomes\[0\]\.emitted: 99 is not in 0…3 .*; count the tokens"),
         ({"emitted": -1}, r"outcomes\[0\]\.emitted: -1 is not in 0…3"),
+        ({"confidences": (0.5,) * 3}, r"outcomes\[0\]\.confidences: 3 are fewer than 4 \(proposed\)"),
         ({"side_accepted": 1}, r"outcomes\[0\]\.side_accepted: 1 is not in 0…0 \(side_proposed\)"),
     ],
 )

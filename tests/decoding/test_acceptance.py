@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -168,6 +170,13 @@ def test_unseeded_trees_have_noise_of_their_own() -> None:
     # Two of 40 alike: odds of 780 / 4096^8.
     assert len({drawn() for _ in range(40)}) == 40
     assert drawn(np.random.default_rng(3)) == drawn(np.random.default_rng(3))
+
+
+def test_any_integer_is_a_seed() -> None:
+    row = HALVES[None].repeat(2, axis=0)
+    seeds: list[Any] = [5, np.int64(5), np.uint8(5)]
+    rules = [Coupled(SamplingParams(1.0, seed=seed)) for seed in seeds]
+    assert len({rule.accept(Block.chain([0]), None, row, 3) for rule in rules}) == 1
 
 
 def test_coupled_confidence_is_of_the_noisy_weights() -> None:

@@ -102,6 +102,19 @@ BAD: dict[str, tuple[Any, str]] = {
     "side worth": (tree(side_worth=float("nan")), "malformed: side_worth nan"),
     "looked up": (tree(looked_up=((3,), 2.0)), "malformed: confidence 2.0 of looked-up text"),
     "looked up without confidence": (tree(looked_up=(3,)), "malformed: ValueError"),
+    "looked up text that is none": (tree(looked_up=(None, 0.5)), "malformed: TypeError"),
+    "too few confidences": (
+        [Draft(Block.chain([1, 2]), (0.5,))],
+        "malformed: 1 confidences for 2 tokens",
+    ),
+    "too many confidences": (
+        [Draft(Block.chain([1]), (0.5,) * 3)],
+        "malformed: 3 confidences for 1 tokens",
+    ),
+    "tokens that are no numbers of tokens": (
+        [Draft(Block.chain([1.0]), (0.5,))],  # type: ignore[list-item]
+        "malformed: TypeError",
+    ),
     "prefill": ([Draft(Block.chain([1]), (0.5,), prefill_tokens=-1)], "malformed: -1 prefill tokens"),
     "steps that are no number": ([Draft(Block.chain([1]), (0.5,), steps=NAN)], "malformed: nan steps"),
     "steps": ([Draft(Block.chain([1]), (0.5,), steps=-1)], "malformed: -1 steps"),
@@ -125,6 +138,12 @@ def test_a_bad_draft_is_its_own_requests_fault() -> None:
 def test_missing_q_is_a_fault_where_the_rule_needs_it() -> None:
     rule = Rejection(SamplingParams(temperature=1.0))
     assert (fault(lambda: [GOOD], rule) or "").startswith("malformed: q of shape None")
+
+
+def test_a_tree_is_a_fault_where_the_rule_takes_chains() -> None:
+    rule = Rejection(SamplingParams(temperature=1.0))
+    q = np.full((2, VOCAB), 1.0 / VOCAB)
+    assert (fault(lambda: tree(q=q), rule) or "").startswith("malformed: a tree, rejection takes chains")
 
 
 EVEN = np.full(VOCAB, 1.0 / VOCAB)

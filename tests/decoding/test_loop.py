@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from threading import Thread
+from typing import Any, cast
+from unittest.mock import patch
 
 import pytest
 
@@ -149,6 +151,37 @@ def test_what_came_after_a_cycle_counts_once_though_the_next_one_fails() -> None
     engine = Engine(fail_run=lambda name: name == "b")
     ServeLoop(controller, engine, clock).run([info("a"), info("b", 1.0), info("c", 2.0)])
     assert controller.host_ms == pytest.approx([3.0, 5.0, 3.0, 5.0])
+
+
+class Passing:
+    """A controller behind a wrapper that passes on what it does not have itself."""
+
+    def __init__(self, inner: Controller) -> None:
+        self.inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+def test_a_wrapped_controller_says_whose_turn_it_is() -> None:
+    """Python 3.12's isinstance does not see what a wrapper passes on, and a traced server would go by another
+    order than one without a trace.
+    """
+    engine = Engine()
+    inner = Controller(ControllerConfig(max_batch=4))
+    asked: list[list[str]] = []
+    schedule = inner.schedule
+
+    def noted(request_ids: Sequence[str], limit: int, *, now: float) -> list[str]:
+        asked.append(list(request_ids))
+        return schedule(request_ids, limit, now=now)
+
+    with patch.object(inner, "schedule", noted):
+        loop = ServeLoop(cast(Controller, Passing(inner)), engine, VirtualClock(), max_batch=4)
+        for name in "ab":
+            loop.submit(info(name))
+        loop.step()
+    assert sorted(asked[0]) == ["a", "b"]
 
 
 class Deadlines(StaticController):

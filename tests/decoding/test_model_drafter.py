@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
 from specpilot.control.stop import StopRule
+from specpilot.control.tree import TreeRule
 from specpilot.decoding.acceptance import Greedy, Rejection
 from specpilot.decoding.types import Draft, SamplingParams
 from specpilot.drafters.base import DraftItem
@@ -154,6 +156,31 @@ def test_drafting_ends_with_the_end_of_the_text() -> None:
     source, _ = drafter(frozenset({tokens[1]}))
     source.open("r", [1, 2])
     assert propose(source, [1, 2], 6).block.token_ids == tokens[: tokens.index(tokens[1]) + 1]
+
+
+def test_a_sample_does_not_change_how_long_a_block_takes() -> None:
+    """Else a time-out would keep blocks that drew the end of the text, which come sooner, and drop others:
+    what is emitted would not follow p.
+    """
+    everything = frozenset(range(ScriptedLM().vocab_size))
+    source, _ = drafter(everything)
+    source.open("r", [1, 2])
+    rule = Rejection(SamplingParams(temperature=1.0))
+    assert len(source.propose([DraftItem("r", [1, 2], 6, 6, StopRule(), rule)])[0].block) == 6
+
+
+@pytest.mark.parametrize("room", range(1, 10))
+def test_a_tree_stays_within_the_drafts_context(room: int) -> None:
+    """Nodes that lose their place to better ones have taken rows all the same."""
+    rng = random.Random(room)
+    for seed in range(30):
+        model = ScriptedLM(vocab_size=12, seed=seed, scale=0.7, context_limit=40)
+        source = ModelDrafter(model)
+        context = [rng.randrange(12) for _ in range(40 - room)]
+        source.open("r", context)
+        tree = TreeRule(width=6)
+        draft = source.propose([DraftItem("r", context, 8, 16, StopRule(), Greedy(), tree=tree)])[0]
+        assert 1 <= draft.block.depth <= room + 1
 
 
 def test_sampled_drafts_carry_the_rows_they_were_drawn_from() -> None:

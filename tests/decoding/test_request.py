@@ -44,6 +44,14 @@ def test_characters_are_held_until_complete() -> None:
     assert stream.flush() == ""
 
 
+def test_a_character_that_the_prompt_breaks_off_is_shown_once_it_is_whole() -> None:
+    """A prompt given as tokens may end inside one."""
+    first, second = "é".encode()
+    stream = TextStream(Bytes(), [first])
+    assert stream.push(second) == "é"
+    assert stream.push(ord("a")) == "a"
+
+
 def test_text_that_depends_on_the_token_before() -> None:
     stream = TextStream(Words())
     assert [stream.push(token) for token in (1, 2, 3)] == ["w1", " w2", " w3"]

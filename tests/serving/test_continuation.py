@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from live_server import Reply, Serve, scripted_pair
 
 from specpilot.control.types import StopCause
+from specpilot.serving.config import ServerConfig
 from specpilot.serving.continuation import ContinuationCache, Rest
 
 BUDGET, EOS = StopCause.BUDGET, StopCause.EOS
@@ -52,6 +57,16 @@ def test_what_a_request_itself_limited_does_not_bind_the_next() -> None:
     cache.put("me", [1], [2, 3], StopCause.MAX_TOKENS)
     assert cache.get("me", [1]) == Rest((2, 3), StopCause.MAX_TOKENS, lasting=False)
     assert cache.get("me", [1, 2]) == Rest((3,), StopCause.MAX_TOKENS)
+
+
+def test_what_was_cut_by_its_requests_own_limits_does_not_bind_the_next() -> None:
+    """One that asked for no drafts, or for an answer within 50 ms, knows less than another may get."""
+    cache = ContinuationCache(1000)
+    cache.put("me", [1], [2, 3], BUDGET, limited=True)
+    assert cache.get("me", [1]) == Rest((2, 3), BUDGET, lasting=False)
+    assert cache.get("me", [1, 2]) == Rest((3,), BUDGET)
+    cache.put("me", [1], [2, 3, 4], BUDGET)
+    assert cache.get("me", [1]) == Rest((2, 3, 4), BUDGET)
 
 
 @pytest.mark.parametrize("cause", [StopCause.CANCELLED, StopCause.ERROR])
@@ -126,3 +141,25 @@ def test_never_more_than_allowed_never_another_text(
     for entry in list(cache._entries.values()):
         cache._drop(entry)
     assert (cache.tokens, cache._index) == (0, {})
+
+
+def test_text_held_back_for_a_stop_string_is_in_a_served_rest(serve: Serve) -> None:
+    """The last letter might begin the stop string; it does not, and belongs to the answer as in any other."""
+    run = serve(scripted_pair(), ServerConfig(port=0, measure=False))
+    ask: dict[str, Any] = {"prompt": "ab", "max_tokens": 24, "whole_words": False}
+    first = run.post(ask).json
+    text = first["choices"][0]["text"]
+    assert first["specpilot"]["stop_cause"] == "budget"
+    ask["stop"] = [text[-1] + "@never@"]
+    for streamed in (False, True):
+        again = run.post(ask | {"stream": streamed})
+        assert again.status == 200
+        assert text[-1] == last_letter(again, streamed=streamed)
+
+
+def last_letter(answer: Reply, *, streamed: bool) -> str:
+    if not streamed:
+        assert answer.json["specpilot"]["cached"]
+        return str(answer.json["choices"][0]["text"])[-1]
+    events = [line[6:] for line in answer.body.decode().splitlines() if line.startswith("data: {")]
+    return "".join(json.loads(event)["choices"][0]["text"] for event in events)[-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -16,10 +17,14 @@ from specpilot.serving.config import Keys, ServerConfig
 BODY = json.dumps({"prompt": "ab", "max_tokens": 4, "continuation": False}).encode()
 
 
-def exchange(run: Running, data: bytes, *, stop_sending: bool = False) -> bytes:
-    """Send all of the bytes, then read until the server closes."""
+def exchange(run: Running, *pieces: bytes, stop_sending: bool = False) -> bytes:
+    """Send all of the bytes, in these pieces, then read until the server closes."""
     with socket.create_connection(("127.0.0.1", run.port), timeout=30.0) as connection:
-        connection.sendall(data)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for place, piece in enumerate(pieces):
+            if place:
+                time.sleep(0.05)  # so that the server sees two
+            connection.sendall(piece)
         if stop_sending:
             connection.shutdown(socket.SHUT_WR)
         answer = b""
@@ -152,6 +157,16 @@ def test_an_upgrade_that_is_not_taken_keeps_its_body(letters: Running) -> None:
     assert b'"stop_cause":"max_tokens"' in answer
     websocket = request("GET", "/health", b"", "Connection: Upgrade, close", "Upgrade: websocket")
     assert reply(exchange(letters, websocket)).status == 200
+
+
+def test_an_upgrade_that_comes_in_pieces_keeps_its_body(letters: Running) -> None:
+    """Wherever the request is cut; a name cut in two is put together again."""
+    lines = ("Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAAB", "Connection: Upgrade, HTTP2-Settings, close")
+    whole = request("POST", "/v1/completions", BODY, *lines)
+    name = whole.index(b"Upgrade: h2c")
+    body = whole.index(b"\r\n\r\n")
+    for cut in (5, name - 2, name, name + 3, name + 9, body, body + 2, body + 4, body + 9):
+        assert reply(exchange(letters, whole[:cut], whole[cut:])).status == 200, cut
 
 
 def test_chunks_pipelines_and_expect(letters: Running) -> None:

@@ -71,6 +71,21 @@ def test_malformed_keys_are_refused_without_repeating_them() -> None:
 
 
 @pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (",", r"SPECPILOT_API_KEYS\[0\]: it is not name:token"),
+        ("ann:x,", r"SPECPILOT_API_KEYS\[1\]: it is not name:token"),
+        ("ann:x,ben:x", r"SPECPILOT_API_KEYS\[1\]: another entry has the same token"),
+    ],
+)
+def test_keys_that_were_left_out_do_not_open_the_server(keys: str, message: str) -> None:
+    """What "$ANN,$BEN" becomes where neither is set."""
+    with pytest.raises(ValueError, match=message):
+        Keys({"SPECPILOT_API_KEYS": keys})
+    assert not Keys({"SPECPILOT_API_KEYS": ""}).required
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"",

@@ -102,6 +102,11 @@ class OpenCycle:
                 f"{where}.accepted: {outcome.accepted} is not in 0…{outcome.proposed} (proposed); count the "
                 "drafted tokens of the main chain that were accepted, not the target's own"
             )
+        if outcome.confidences and len(outcome.confidences) < outcome.proposed:
+            raise ValueError(
+                f"{where}.confidences: {len(outcome.confidences)} are fewer than {outcome.proposed} "
+                "(proposed); give one for each drafted token, or none at all"
+            )
         if not 0 <= outcome.side_accepted <= outcome.side_proposed:
             raise ValueError(
                 f"{where}.side_accepted: {outcome.side_accepted} is not in 0…{outcome.side_proposed} "

@@ -172,9 +172,10 @@ class Coupled:
     needs_q = False
 
     def __init__(self, params: SamplingParams, seed: int | None = None) -> None:
-        chosen = params.seed if seed is None else seed
-        if chosen is None:
+        given = params.seed if seed is None else seed
+        if given is None:
             raise ValueError("seed: None is not an integer; coupled sampling is keyed by a seed")
+        chosen = int(given)  # numpy's integers do not take a mask of 64 bits
         self._params = params
         self._key = np.array([chosen & _WORD, (chosen >> 64) & _WORD], dtype=np.uint64)
         self._noise: dict[int, DoubleArray] = {}

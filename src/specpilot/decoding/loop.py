@@ -23,7 +23,7 @@ from specpilot.control.types import (
     StopCause,
 )
 from specpilot.decoding.clock import Clock
-from specpilot.decoding.seams import Executor, LoopObserver, Schedules
+from specpilot.decoding.seams import Executor, LoopObserver, Schedule
 
 
 @dataclass(slots=True)
@@ -216,10 +216,12 @@ class ServeLoop:
 
     def _next(self, urgent: list[_Active]) -> list[_Active]:
         """Who runs next: as the controller says, else simply the most urgent."""
-        if len(urgent) == 1 or not isinstance(self._controller, Schedules):
+        # Not isinstance: since Python 3.12 it does not see what a wrapper (a traced controller) passes on.
+        schedule: Schedule | None = getattr(self._controller, "schedule", None)
+        if len(urgent) == 1 or schedule is None:
             return urgent[: self._max_batch]
         names = [active.info.request_id for active in urgent]
-        chosen = self._controller.schedule(names, self._max_batch, now=self._clock.now())
+        chosen = schedule(names, self._max_batch, now=self._clock.now())
         return [self._active[name] for name in chosen]
 
     def _opened(self, active: _Active) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 from specpilot.control.types import (
     Admission,
@@ -16,11 +16,10 @@ from specpilot.control.types import (
 )
 
 
-@runtime_checkable
-class Schedules(Protocol):
-    """A controller that knows whose cycle is next, and which requests had better run together."""
+class Schedule(Protocol):
+    """A controller's ``schedule``, if it has one: whose cycle is next, and who had better run together."""
 
-    def schedule(self, request_ids: Sequence[str], limit: int, *, now: float) -> list[str]:
+    def __call__(self, request_ids: Sequence[str], limit: int, *, now: float) -> list[str]:
         """Some of the requests, which come most urgent first, at least one and at most ``limit``."""
         ...
 

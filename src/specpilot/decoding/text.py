@@ -33,7 +33,8 @@ class TextStream:
     def __init__(self, detokenizer: Detokenizer, before: Sequence[int] = ()) -> None:
         self._detokenizer = detokenizer
         self._tokens = list(before)
-        self._known = detokenizer.decode(self._tokens) if before else ""  # given out (or the prompt's)
+        # Given out, or the prompt's; a character that the prompt breaks off is shown by whoever completes it.
+        self._known = detokenizer.decode(self._tokens).removesuffix(_PARTIAL) if before else ""
 
     def push(self, token: int) -> str:
         """The text that ``token`` completes; often a word, sometimes nothing."""

@@ -12,6 +12,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from operator import index
 from queue import Empty, SimpleQueue
 from typing import Any
 
@@ -172,13 +173,15 @@ class GuardedDrafter:
         if block.depth > item.max_draft:
             return f"{block.depth} positions deep, {item.max_draft} asked for"
         for token in block.token_ids:
-            if not 0 <= token < self._vocab_size:
+            if not 0 <= index(token) < self._vocab_size:
                 return f"vocabulary: token {token} is not in 0…{self._vocab_size - 1}"
         for confidence in draft.confidences:
             # Also catches NaN, and with it logits that are none.
             if not 0.0 <= confidence <= 1.0 + 1e-6:
                 return f"confidence {confidence} is not in 0…1"
         if item.rule.needs_q and len(block):
+            if not block.is_chain:
+                return f"a tree, {item.rule.name} takes chains"
             shape = None if draft.q is None else draft.q.shape
             if shape != (len(block), self._vocab_size):
                 return f"q of shape {shape}, the acceptance rule needs {(len(block), self._vocab_size)}"
@@ -188,10 +191,16 @@ class GuardedDrafter:
             return f"times {draft.draft_ms} and {draft.prefill_ms} are not finite and ≥ 0"
         if draft.main is not None and not 0 <= draft.main <= len(block):
             return f"main {draft.main} is not in 0…{len(block)}"
+        # One more where the last token computed was not kept; of a tree those of its main chain.
+        known, main = len(draft.confidences), block.main_chain if draft.main is None else draft.main
+        if known and (known < main or (block.is_chain and known > len(block) + 1)):
+            return f"{known} confidences for {main} tokens; one for each computed position is needed"
         if not draft.prefill_tokens >= 0:
             return f"{draft.prefill_tokens} prefill tokens are not ≥ 0"
         if draft.looked_up is not None:
-            _, confidence = draft.looked_up
+            tokens, confidence = draft.looked_up
+            for token in tokens:
+                index(token)
             if not 0.0 <= confidence <= 1.0:
                 return f"confidence {confidence} of looked-up text is not in 0…1"
         return self._tree_problem(draft)

@@ -101,7 +101,8 @@ class _Chain:
     def goes_on(self, elapsed_ms: float) -> bool:
         return (
             len(self.tokens) < self.depth
-            and self.tokens[-1] not in self.eos_token_ids
+            # A sample of q must not change how long the block takes: a time-out would keep some, drop others.
+            and (self.item.rule.needs_q or self.tokens[-1] not in self.eos_token_ids)
             and self.item.stop.draft_on(len(self.tokens) + 1, elapsed_ms)
         )
 
@@ -118,6 +119,7 @@ class _Tree:
     place: int
     cache: KVCache
     growth: Growth
+    room: int  # rows that the cache has left behind the context's
     looked_up: LookedUp | None = None
     frontier: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)  # of the rows behind the context's
@@ -163,7 +165,9 @@ class _Tree:
         return True
 
     def goes_on(self, elapsed_ms: float) -> bool:
-        self.frontier = self.growth.frontier()
+        frontier = self.growth.frontier()
+        # Rows of nodes that have lost their place since are taken, too.
+        self.frontier = frontier[: self.room - len(self.parents)] if self.fed else frontier
         return self.growth.goes_on(self.frontier, elapsed_ms)
 
     def draft(self, times: _Times) -> Draft:
@@ -299,11 +303,10 @@ class ModelDrafter:
         if looked_up is None and not rule.branching:  # the same block, without a tree's bookkeeping
             depth = min(depth, rule.model_depth)
             return _Chain(item, place, cache, depth, eos) if depth else None
-        # A tree's nodes share the rows that are left.
         growth = Growth(rule, item.stop, depth, min(item.max_nodes, room), eos)
         if looked_up is not None:
             growth.look_up(*looked_up)
-        return _Tree(item, place, cache, growth, looked_up)
+        return _Tree(item, place, cache, growth, room - 1, looked_up)
 
     def _step(self, growing: list[_Growing], start: float, first: bool) -> list[_Growing]:
         """One draft step for all, everybody's ``first`` or nobody's; returns those that go on."""

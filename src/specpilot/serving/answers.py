@@ -39,6 +39,11 @@ class Ask:
         return self.tenant, self.user, self.session_id, drawn
 
     @property
+    def limited(self) -> bool:
+        """Whether it may be cut where another request for the same text would not be."""
+        return self.slo_ms is not None or self.max_draft is not None
+
+    @property
     def repeatable(self) -> bool:
         """Whether the output is a function of prompt and parameters."""
         return self.params.temperature == 0.0 or self.params.seed is not None

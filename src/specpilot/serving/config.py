@@ -123,13 +123,19 @@ class Keys:
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         self._tenants: list[tuple[bytes, str]] = []
-        for index, entry in enumerate(filter(None, environment.get(KEYS_VARIABLE, "").split(","))):
+        given = environment.get(KEYS_VARIABLE, "")
+        for index, entry in enumerate(given.split(",") if given.strip() else ()):
             name, colon, token = entry.strip().partition(":")
             if not (name and colon and token):
                 raise ValueError(
                     f"{KEYS_VARIABLE}[{index}]: it is not name:token; separate several by commas"
                 )
-            self._tenants.append((_digest(token), name))
+            digest = _digest(token)
+            if any(known == digest for known, _ in self._tenants):
+                raise ValueError(
+                    f"{KEYS_VARIABLE}[{index}]: another entry has the same token; give each one of its own"
+                )
+            self._tenants.append((digest, name))
         admin = environment.get(ADMIN_VARIABLE, "")
         self._admin = _digest(admin) if admin else None
 

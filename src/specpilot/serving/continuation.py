@@ -28,7 +28,8 @@ class Rest:
     """Verified tokens that follow a prompt, and why they end where they do.
 
     ``lasting``: not merely what an earlier request for this very prompt asked for (its max_tokens, its stop
-    string) or had when it was broken off; another request may want more.
+    string) or had when it was broken off, or what one with limits of its own was given; another request may
+    want more.
     """
 
     tokens: tuple[int, ...]
@@ -42,6 +43,7 @@ class _Entry:
     tokens: tuple[int, ...]
     prompt_tokens: int
     cause: StopCause
+    limited: bool
 
     def follows(self, scope: Hashable, tokens: tuple[int, ...]) -> bool:
         """Whether it is of this scope and begins with these tokens."""
@@ -78,11 +80,22 @@ class ContinuationCache:
         """Tokens held."""
         return self._tokens
 
-    def put(self, scope: Hashable, prompt: Sequence[int], output: Sequence[int], cause: StopCause) -> None:
-        """Keep a verified output. Where two know what follows a prompt, the one that knows more stays."""
+    def put(
+        self,
+        scope: Hashable,
+        prompt: Sequence[int],
+        output: Sequence[int],
+        cause: StopCause,
+        *,
+        limited: bool = False,
+    ) -> None:
+        """Keep a verified output. Where two know what follows a prompt, the one that knows more stays.
+
+        ``limited``: its request had limits of its own (a latency, a draft length) that may have cut it.
+        """
         if not output or len(prompt) + len(output) > self._max_tokens:
             return
-        entry = _Entry(scope, (*prompt, *output), len(prompt), cause)
+        entry = _Entry(scope, (*prompt, *output), len(prompt), cause, limited)
         fresh = False
         for length in range(len(prompt), len(entry.tokens)):
             key = _key(scope, entry.tokens, length)
@@ -109,7 +122,7 @@ class ContinuationCache:
         if entry is None or not entry.follows(scope, tokens):
             return None
         self._entries.move_to_end(id(entry))
-        own_end = len(tokens) == entry.prompt_tokens and entry.cause in _OWN
+        own_end = len(tokens) == entry.prompt_tokens and (entry.cause in _OWN or entry.limited)
         return Rest(entry.tokens[len(tokens) :], entry.cause, not own_end)
 
     def _drop(self, entry: _Entry) -> None:

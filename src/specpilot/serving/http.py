@@ -43,6 +43,7 @@ def protocol(
     class Bounded(HttpToolsProtocol):
         _deadline: asyncio.TimerHandle | None = None
         _header_bytes = 0
+        _line = b""  # a header that has not come in whole
         _received_s = 0.0
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -53,8 +54,9 @@ def protocol(
 
         def data_received(self, data: bytes) -> None:
             self._received_s = now()
-            if self._idle and not self._header_bytes:
-                data = _without_upgrade(data)
+            size = len(data)
+            if self._idle:
+                data, self._line = _without_upgrade(self._line + data)
             before = self.cycle
             super().data_received(data)
             if self.cycle is not before:  # a request's headers are complete
@@ -63,7 +65,7 @@ def protocol(
                 if not self._header_bytes:
                     self._stop_waiting()
                     self._deadline = self.loop.call_later(header_timeout_s, self._too_slow)
-                self._header_bytes += len(data)
+                self._header_bytes += size
                 if self._header_bytes > MAX_HEADER_BYTES:
                     self._refuse(
                         431, f"the headers exceed {MAX_HEADER_BYTES} bytes; send fewer", "headers_too_large"
@@ -124,15 +126,17 @@ def protocol(
     return Bounded
 
 
-def _without_upgrade(data: bytes) -> bytes:
-    """The start of a request, its offer of another protocol (Java's client: h2c) left out.
+def _without_upgrade(data: bytes) -> tuple[bytes, bytes]:
+    """A piece of a request's headers, its offer of another protocol (Java's client: h2c) left out, and what
+    has to wait for the next piece: a last line that may be such an offer.
 
     The offer is never taken, and the parser would stop behind the headers and lose the body.
     """
     end = data.find(b"\r\n\r\n")
-    head = data if end < 0 else data[:end]
-    found = _UPGRADE.search(head)
-    return data if found is None else data[: found.start()] + data[found.end() :]
+    last = data.rfind(b"\r\n") if end < 0 else -1
+    data, rest = (data, b"") if last < 0 else (data[:last], data[last:])
+    found = _UPGRADE.search(data, 0, len(data) if end < 0 else end)
+    return data if found is None else data[: found.start()] + data[found.end() :], rest
 
 
 def uvicorn_config(server: Server, config: ServerConfig) -> uvicorn.Config:

@@ -168,6 +168,8 @@ class CompletionService:
         return ask.slo_ms or self.engine.controller.config.slo_p95_ms
 
     def _from_cache(self, ask: Ask, request: DecodingRequest, cause: StopCause, arrival_s: float) -> Run:
+        request.end(cause)
+        cause = request.ended or cause
         run = Run(request.request_id, ask, lambda: None)
         e2e_ms = (self.engine.now() - arrival_s) * 1000.0
         account = account_of(ask, request, cause, carried=request.emitted, cached=True, e2e_ms=e2e_ms)
@@ -263,7 +265,7 @@ class CompletionService:
         if summary is None:  # the engine sets it before it tells
             return
         if ask.repeatable and ask.continuation:
-            self.continuations.put(ask.scope, ask.prompt, request.output, summary.cause)
+            self.continuations.put(ask.scope, ask.prompt, request.output, summary.cause, limited=ask.limited)
         account = account_of(
             ask, request, summary.cause, carried=carried, cached=False, e2e_ms=summary.e2e_ms, job=job
         )
