@@ -47,7 +47,10 @@ def status(*arguments: str) -> int:
         (("record", "x.jsonl", "--prompts", "missing.jsonl"), "missing.jsonl"),
         (("record", "x.jsonl", "--limit", "0"), "limit: 0 is not ≥ 1"),
         (("record", "x.jsonl", "--limit", "-1"), "limit: -1 is not ≥ 1"),
-        (("record", "x.jsonl", "--costs", "x.jsonl"), "trace and costs cannot go to one file"),
+        (("record", "x.jsonl", "--costs", "x.jsonl"), "two results cannot go to one file"),
+        (("record", "x.jsonl", "--json", "./x.jsonl"), "two results cannot go to one file"),
+        (("serve", "--snapshot", "x", "--trace", "x"), "two results cannot go to one file"),
+        (("plan", "--acceptance", "0.6", "--plot", "w.svg", "--json", "w.svg"), "cannot go to one file"),
         (("complete", "a", "--target", "org/model"), "engine transformers"),
         (("serve", "--port", "70000"), "port: 70000 is not in 0…65535"),
         (("serve", "--mode", "fast"), "mode: 'fast' is not off, shadow or on"),
@@ -61,6 +64,36 @@ def test_one_clear_line(arguments: tuple[str, ...], message: str, capsys: pytest
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("record", "FILE", "--prompts", "FILE"),
+        ("record", "x.jsonl", "--prompts", "FILE", "--costs", "FILE"),
+        ("replay", "FILE", "--json", "FILE"),
+        ("replay", "x.jsonl", "--cost", "FILE", "--json", "FILE"),
+        ("plan", "FILE", "--json", "FILE"),
+        ("plan", "--models", "FILE", "--json", "FILE"),
+        ("simulate", "--arrivals", "FILE", "--json", "FILE"),
+        ("diagnose", "FILE", "--report", "FILE"),
+        ("diagnose", "x.jsonl", "--before", "FILE", "--json", "FILE"),
+        ("audit", "--trace", "FILE", "--json", "FILE"),
+        ("audit", "--prompts", "FILE", "--json", "FILE"),
+        ("trace", "validate", "FILE", "--json", "FILE"),
+        ("trace", "import", "FILE", "FILE"),
+        ("trace", "export", "FILE", "FILE"),
+    ],
+    ids=" ".join,
+)
+def test_no_command_overwrites_what_it_reads(
+    arguments: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "file.jsonl"
+    path.write_text("{}\n", encoding="utf-8")
+    assert status(*[word.replace("FILE", str(path)) for word in arguments]) == 2
+    assert "the command reads this file; name another one to write" in capsys.readouterr().err
+    assert path.read_text(encoding="utf-8") == "{}\n"
 
 
 def test_prompts_from_a_file(tmp_path: Path) -> None:

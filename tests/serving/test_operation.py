@@ -20,6 +20,7 @@ from specpilot.serving.answers import Ask
 from specpilot.serving.config import Keys, ServerConfig
 from specpilot.trace import CycleRecord, read_trace
 from specpilot.trace.replay import replay_decisions
+from specpilot.trace.validate import validate
 
 
 def scrape(run: Running) -> dict[str, float]:
@@ -204,8 +205,9 @@ def test_learned_state_survives_a_restart(
     second = serve(scripted_pair(), config)
     assert learned(second) == known
     second.stop()
-    # One that is damaged, or was learned under other constants, is left alone with a warning.
-    path.write_bytes(path.read_bytes()[:-5])
+    # One that is damaged, or was learned under other constants, is kept beside the new one, with a warning.
+    damaged = path.read_bytes()[:-5]
+    path.write_bytes(damaged)
     third = serve(scripted_pair(), config)
     assert learned(third) == blank
     third.stop()
@@ -214,7 +216,22 @@ def test_learned_state_survives_a_restart(
     other = serve(scripted_pair(), config, ControllerConfig(pass_budget=3.0, shrinkage=5.0))
     assert "cannot be used" in caplog.text
     assert other.post({"prompt": "ab"}).status == 200
-    assert [file.name for file in tmp_path.iterdir()] == ["state.json"]
+    other.stop()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["state.1.json", "state.2.json", "state.json"]
+    assert (tmp_path / "state.1.json").read_bytes() == damaged
+
+
+def test_a_restart_keeps_the_trace_of_the_run_before(serve: Serve, tmp_path: Path) -> None:
+    """A supervisor starts the same command again after a crash, which the trace is to explain."""
+    path = tmp_path / "my.trace.jsonl.gz"
+    for prompt in ("ab", "cd", "ef"):
+        run = serve(scripted_pair(), ServerConfig(port=0, measure=False, trace=path))
+        assert run.post({"prompt": prompt}).status == 200
+        run.stop()
+    names = ["my.trace.1.jsonl.gz", "my.trace.2.jsonl.gz", "my.trace.jsonl.gz"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+    for name in names:
+        assert validate(tmp_path / name).requests == 1
 
 
 def test_the_state_is_saved_while_running(serve: Serve, tmp_path: Path) -> None:

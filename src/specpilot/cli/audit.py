@@ -60,7 +60,7 @@ def run(
     """
     from specpilot.auditing import audit_trace, verdict
 
-    check_writable(json_target)
+    check_writable(json_target, read=[trace, prompts])
     for name, value in (("limit", limit), ("samples", samples), ("max_tokens", max_tokens)):
         if value < 1:
             raise ValueError(f"{name}: {value} is not ≥ 1; give a count")

@@ -73,7 +73,7 @@ def run(
     from specpilot.diagnosis.findings import diagnose
     from specpilot.diagnosis.rescore import rescore as again
 
-    check_writable(json_target, report)
+    check_writable(json_target, report, read=[*traces, before])
     if before is not None and len(traces) != 1:
         raise ValueError(f"before: given with {len(traces)} traces; compare one trace with one earlier trace")
     for name, path in (("before", before), *(("trace", path) for path in traces)):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,16 +61,28 @@ def write_json(target: str | None, result: Mapping[str, Any]) -> None:
         Path(target).write_text(text, encoding="utf-8")
 
 
-def check_writable(*targets: str | Path | None) -> None:
-    """Fail before the work and not after it where a result could not be written.
+def check_writable(*targets: str | Path | None, read: Iterable[str | Path | None] = ()) -> None:
+    """Fail before the work and not after it where a result could not be written, or would replace something.
+
+    Args:
+        targets: files to write; None: not asked for, ``-``: standard output.
+        read: files that the command reads.
 
     Raises:
-        ValueError: if a file's folder does not exist, or the file is a folder.
+        ValueError: if a file's folder does not exist, the file is a folder, or it is read or written as well.
     """
+    inputs = {Path(path).resolve() for path in read if path is not None}
+    outputs: set[Path] = set()
     for target in targets:
         if target is None or str(target) == "-":
             continue
         path = Path(target)
+        whole = path.resolve()
+        if whole in inputs:
+            raise ValueError(f"{target}: the command reads this file; name another one to write")
+        if whole in outputs and not (path.exists() and not path.is_file()):  # /dev/null takes anything
+            raise ValueError(f"{target}: two results cannot go to one file; name another one")
+        outputs.add(whole)
         if not path.parent.is_dir():
             raise ValueError(f"{target}: the folder {path.parent} does not exist; create it first")
         if path.is_dir():

@@ -116,7 +116,7 @@ def run(
 
     Exit status 1 if no policy keeps both promises.
     """
-    check_writable(json_target, plot)
+    check_writable(json_target, plot, read=[trace, cost, models])
     if plot is not None and plot.suffix not in PICTURES:
         raise ValueError(f"plot: {plot.name!r} does not end in {', '.join(PICTURES)}; name a picture")
     config = ControllerConfig(pass_budget=pass_budget, slo_p95_ms=slo_p95_ms)

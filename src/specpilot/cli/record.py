@@ -51,9 +51,7 @@ def run(
     from specpilot.simulation.record import Recorder
     from specpilot.trace import write_agreement
 
-    check_writable(out, costs, json_target)
-    if costs is not None and costs.resolve() == out.resolve():
-        raise ValueError(f"costs: {costs}: trace and costs cannot go to one file; name another one")
+    check_writable(out, costs, json_target, read=[prompts])
     if limit is not None and limit < 1:
         raise ValueError(f"limit: {limit} is not ≥ 1; give a count, or leave it out")
     check_text("prompts", prompts)

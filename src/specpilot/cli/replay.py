@@ -79,7 +79,7 @@ def run(
     names = [check_policy(name, known) for name in policy or known]
     if no_ledger:
         refuse(context, "together with --no-ledger, which has no budget", "pass_budget")
-    check_writable(json_target)
+    check_writable(json_target, read=[trace, cost])
     check_text("trace", trace)
     with reading("cost", cost, COSTS_WANTED):
         costs = costs_from(cost, draft_ms, verify_ms, verify_token_ms)

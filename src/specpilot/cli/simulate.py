@@ -121,7 +121,7 @@ def run(
     from specpilot.simulation.stream import costs_from
 
     names = [check_policy(name, SIMULATED_NAMES) for name in policy or DEFAULT_POLICIES]
-    check_writable(json_target)
+    check_writable(json_target, read=[arrivals, cost])
     if rate is not None:
         refuse(context, "together with --rate, which replaces it", "load")
     if arrivals is None:

@@ -43,7 +43,7 @@ def validate_command(
     from specpilot.trace.validate import validate
 
     check_file("trace", trace)
-    check_writable(json_target)
+    check_writable(json_target, read=[trace])
     found = validate(trace, partial=partial)
     screen = console(json_target)
     result: dict[str, Any] = {
@@ -102,11 +102,9 @@ def export_command(
 
     second = requests or cycles.with_name(f"{cycles.stem}-requests{cycles.suffix}")
     check_file("trace", trace)
-    check_writable(cycles, second)
+    check_writable(cycles, second, read=[trace])
     check_suffix("cycles", cycles, PARQUET)
     check_suffix("requests", second, PARQUET)
-    if second == cycles:
-        raise ValueError(f"{second}: both tables cannot go to one file; name another one")
     count = export_parquet(trace, cycles, second, partial=partial)
     console(None).print(f"{count} cycles: {cycles}; their requests: {second}", soft_wrap=True)
 
@@ -131,7 +129,7 @@ def import_command(
     from specpilot.trace.foreign import KINDS, read_log
 
     check_text("log", log)
-    check_writable(trace, json_target)
+    check_writable(trace, json_target, read=[log])
     check_suffix("trace", trace, TRACES)
     try:
         found = read_log(log, kind)

@@ -34,7 +34,7 @@ from specpilot.serving.errors import ApiError
 from specpilot.serving.gate import Gate
 from specpilot.serving.metrics import EngineState, Metrics
 from specpilot.serving.service import CompletionService
-from specpilot.serving.state import SnapshotFile, measure_engine
+from specpilot.serving.state import SnapshotFile, keep_aside, measure_engine
 from specpilot.serving.tracing import TraceFile
 from specpilot.targets.model import ModelTarget
 from specpilot.trace.traced import header_for
@@ -175,7 +175,8 @@ class Server:
         known = self._snapshot is not None and self._snapshot.restore(self.controller)
         if self.config.measure and not known:
             await asyncio.to_thread(measure_engine, self.controller, self.pair.target, self.pair.draft)
-        if self._trace is not None:
+        if self._trace is not None and self.config.trace is not None:
+            keep_aside(self.config.trace)
             models = {"target": self.pair.target.name, "draft": self.pair.draft.name}
             self._trace.open(header_for(self.controller, "serve", **models))
         self.engine.start()

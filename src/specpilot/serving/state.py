@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from itertools import count
 from pathlib import Path
 
 from specpilot.atomic import replace_file
@@ -41,6 +42,7 @@ class SnapshotFile:
             controller.restore(data)
         except ValueError as error:
             LOG.warning("snapshot %s cannot be used (%s); learning starts anew", self._path, error)
+            keep_aside(self._path)  # it may be of another version, or no snapshot at all
             return False
         return True
 
@@ -54,6 +56,26 @@ class SnapshotFile:
             LOG.error("snapshot %s cannot be written (%s)", self._path, error)
             return False
         return True
+
+
+def keep_aside(path: Path) -> Path | None:
+    """Give a file that is about to be written anew another name, with a number before its endings: what an
+    earlier run wrote is not lost by a restart. None, and nothing is done, where there is no such file or it
+    is empty.
+    """
+    if not path.is_file() or not path.stat().st_size:
+        return None
+    endings = "".join(path.suffixes[-2:] if path.suffix in (".gz", ".zst") else path.suffixes[-1:])
+    stem = path.name.removesuffix(endings)
+    free = (path.with_name(f"{stem}.{number}{endings}") for number in count(1))
+    other = next(name for name in free if not name.exists())
+    try:
+        path.rename(other)
+    except OSError as error:
+        LOG.warning("%s cannot be renamed (%s); it is written anew", path, error)
+        return None
+    LOG.warning("%s was there already; it is %s now", path, other.name)
+    return other
 
 
 def measure_engine(controller: Controller, target: CausalLM, draft: CausalLM) -> None:
