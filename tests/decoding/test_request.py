@@ -50,6 +50,11 @@ def test_a_character_that_the_prompt_breaks_off_is_shown_once_it_is_whole() -> N
     stream = TextStream(Bytes(), [first])
     assert stream.push(second) == "é"
     assert stream.push(ord("a")) == "a"
+    whole = TextStream(Bytes(), [first, second])
+    assert whole.push(ord("a")) == "a"
+    cut = DecodingRequest("r", [*"日".encode()[:2]], 10, detokenizer=Bytes())
+    cut.emit([*"日".encode()[2:], *b" end"])
+    assert cut.text == "日 end"
 
 
 def test_text_that_depends_on_the_token_before() -> None:

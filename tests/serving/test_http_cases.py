@@ -97,6 +97,7 @@ def test_unknown_paths_and_methods_say_what_they_are(letters: Running) -> None:
     for method, path, allowed in (
         ("OPTIONS", "/v1/completions", "POST"),
         ("DELETE", "/v1/models/specpilot", "GET"),
+        ("POST", "/admin/mode", "GET, PUT"),
         ("TRACE", "/v1/completions", "POST"),
     ):
         refused = letters.fetch(method, path)

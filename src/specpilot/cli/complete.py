@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from specpilot.cli.options import DraftOption, MaxNodesOption, TargetOption, real, refuse, whole
+from specpilot.cli.options import DraftOption, MaxNodesOption, TargetOption, given, real, refuse, whole
 from specpilot.cli.output import JsonOption, check_writable, console, write_json
 from specpilot.control import ControllerConfig, StopCause
 
@@ -57,6 +57,8 @@ def run(
         refuse(context, "at temperature 0, where nothing is drawn", "seed")
     if drafter == "lookup":
         refuse(context, "together with --drafter lookup, which proposes chains", "max_nodes")
+    if drafter == "both" and given(context, "max_nodes") and not max_nodes:
+        raise ValueError("max_nodes: 0 is not in 1…256: --drafter both proposes trees; use --drafter model")
     screen = console(json_target)
     config = ControllerConfig(pass_budget=pass_budget, slo_p95_ms=slo_p95_ms, max_nodes=max_nodes)
     pair = load_pair(target, draft, engine, config=config, drafter=drafter)

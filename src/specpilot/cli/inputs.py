@@ -61,7 +61,8 @@ def reading(name: str, path: Path | None, wanted: str) -> Iterator[None]:
     except ValueError as error:
         if path is None:
             raise
-        raise ValueError(f"{name}: {error} (wanted: {wanted})") from None
+        problem = str(error).removeprefix(f"{name}: ")
+        raise ValueError(f"{name}: {problem} (wanted: {wanted})") from None
 
 
 def numbers(name: str, text: str, kind: Callable[[str], N], example: str, separator: str = ",") -> list[N]:

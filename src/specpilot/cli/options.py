@@ -100,7 +100,9 @@ def refuse(context: typer.Context, where: str, *names: str) -> None:
         ValueError: naming those that are given.
     """
     useless = [
-        parameter.opts[0]
+        (parameter.secondary_opts or parameter.opts)[0]
+        if context.params[str(parameter.name)] is False
+        else parameter.opts[0]
         for parameter in context.command.params
         if parameter.name in names and given(context, parameter.name)
     ]

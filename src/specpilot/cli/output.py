@@ -58,7 +58,11 @@ def write_json(target: str | None, result: Mapping[str, Any]) -> None:
     if target == "-":
         sys.stdout.write(text)
     else:
-        Path(target).write_text(text, encoding="utf-8")
+        try:
+            Path(target).write_text(text, encoding="utf-8")
+        except OSError as error:
+            error.filename = error.filename or target  # a full disk does not say which file
+            raise
 
 
 def check_writable(*targets: str | Path | None, read: Iterable[str | Path | None] = ()) -> None:

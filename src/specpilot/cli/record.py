@@ -52,6 +52,8 @@ def run(
     from specpilot.trace import write_agreement
 
     check_writable(out, costs, json_target, read=[prompts])
+    if out.suffix in (".gz", ".zst"):
+        raise ValueError(f"out: {out.name!r}: an agreement trace is plain text; leave {out.suffix} out")
     if limit is not None and limit < 1:
         raise ValueError(f"limit: {limit} is not ≥ 1; give a count, or leave it out")
     check_text("prompts", prompts)
@@ -64,7 +66,10 @@ def run(
         tokens = {name: loaded.encode(text) for name, _, text in wanted}
         recordings = {}
         for name, label, _ in wanted:
-            recordings[name] = recorder.record(name, tokens[name], max_tokens, label=label)
+            try:
+                recordings[name] = recorder.record(name, tokens[name], max_tokens, label=label)
+            except ValueError as error:
+                raise ValueError(f"prompts: {name}: {error}") from None
             bar.advance(task)
         if costs is not None:
             bar.update(task, description="measuring the engine")

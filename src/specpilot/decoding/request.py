@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from specpilot.control.types import Reason, RequestInfo, StopCause
 from specpilot.decoding.acceptance import make_rule
 from specpilot.decoding.rule import AcceptanceRule
-from specpilot.decoding.text import Detokenizer, StopStrings, TextStream
+from specpilot.decoding.text import LONGEST, Detokenizer, StopStrings, TextStream
 from specpilot.decoding.types import Block, SamplingParams
 from specpilot.models.base import ContextLimitError
 
@@ -90,7 +90,7 @@ class DecodingRequest:
         self.error: str | None = None
         self.details: list[CycleDetail] = []
         self._eos = eos_token_ids
-        self._stream = None if detokenizer is None else TextStream(detokenizer, self.prompt[-1:])
+        self._stream = None if detokenizer is None else TextStream(detokenizer, self.prompt[-LONGEST:])
         self._stops = StopStrings(stop)
         self._pieces: list[str] = []
 
@@ -193,7 +193,7 @@ def fit_prompt(
     if not truncate:
         raise ContextLimitError(
             f"prompt: {len(tokens)} tokens and max_tokens {max_tokens} exceed the context of "
-            f"{context_limit}; shorten the prompt to {room} tokens, ask for fewer, or pass "
-            "truncate=True to cut it on the left"
+            f"{context_limit}; shorten the prompt to {room} tokens, or ask for fewer (in Python "
+            "truncate=True cuts it on the left)"
         )
     return tokens[-room:]

@@ -17,6 +17,10 @@ class Detokenizer(Protocol):
         ...
 
 
+LONGEST = 4
+"""Tokens that a character is spread over at most: its bytes in UTF-8."""
+
+
 class TextStream:
     """Appends tokens, answers with the text that is new.
 
@@ -26,14 +30,15 @@ class TextStream:
 
     Args:
         detokenizer: the tokenizer.
-        before: the last token before the first one pushed (the prompt's), if any: its text is not given
-            out, but without it a tokenizer that marks words by a leading space would drop the first one.
+        before: the last tokens before the first one pushed (the prompt's), if any: their text is not given
+            out, but without it a tokenizer that marks words by a leading space would drop the first one, and
+            of a character that the prompt breaks off the rest could not be told from one that is whole.
     """
 
     def __init__(self, detokenizer: Detokenizer, before: Sequence[int] = ()) -> None:
         self._detokenizer = detokenizer
         self._tokens = list(before)
-        # Given out, or the prompt's; a character that the prompt breaks off is shown by whoever completes it.
+        # Given out, or the prompt's; a character that the prompt breaks off is shown once it is whole.
         self._known = detokenizer.decode(self._tokens).removesuffix(_PARTIAL) if before else ""
 
     def push(self, token: int) -> str:

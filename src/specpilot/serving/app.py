@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
@@ -249,7 +250,9 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     # For a union pydantic lists each alternative; the one that came furthest says most.
     problem = max(problems, key=lambda one: len(one["loc"]))
     if problem["type"] == "json_invalid":
-        return ApiError(400, "the body is not valid JSON", code="invalid_json").response()
+        why = problem.get("ctx", {}).get("error", "send an object with the request's fields")
+        where = f" (at character {problem['loc'][-1]}: {why})"
+        return ApiError(400, f"the body is not valid JSON{where}", code="invalid_json").response()
     path = [part for part in problem["loc"][1:] if isinstance(part, str | int)]
     param = _field(path)
     if problem["type"] == "extra_forbidden":
@@ -263,6 +266,8 @@ async def _validation_error(request: Request, error: Exception) -> Response:
         message = f"{param or 'body'}: it is required"
         return ApiError(400, message, param=param or None, code="missing_parameter").response()
     message = f"{param or 'body'}: {problem['msg'][:1].lower()}{problem['msg'][1:]}"
+    if isinstance(problem["input"], bool | int | float | str):
+        message += f"; it is {json.dumps(problem['input'])[:80]}"
     return ApiError(400, message, param=param or None, code="invalid_value").response()
 
 
@@ -297,8 +302,12 @@ async def _http_error(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         message, code = f"there is no {what}; see /openapi.json", "unknown_url"
     elif error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
+        # Starlette names the methods of one route; another of the same path may take others (/admin/mode).
+        known = {*(error.headers or {}).get("Allow", "").split(", ")}
+        known |= {method.upper() for method in request.app.openapi()["paths"].get(request.url.path, ())}
+        allowed = ", ".join(sorted(known - {""}))
         message, code = f"{what} is not allowed, {allowed} is", "method_not_allowed"
+        return ApiError(405, message, headers={"Allow": allowed}, code=code).response()
     elif error.status_code == 400:  # FastAPI's only one: the body could not be parsed, for whatever reason
         if (unsupported := _unsupported(request)) is not None:
             return unsupported.response()

@@ -101,6 +101,10 @@ class ServerConfig:
         ):
             if not getattr(self, name) > 0.0:
                 raise ValueError(f"{name}: {getattr(self, name)} is not > 0; give a duration")
+        if not self.model_name.strip():
+            raise ValueError(
+                f"model_name: {self.model_name!r} is empty; clients need a name to give as model"
+            )
         if self.default_max_tokens > self.max_tokens_limit:
             raise ValueError(
                 f"default_max_tokens: {self.default_max_tokens} exceeds max_tokens_limit "
