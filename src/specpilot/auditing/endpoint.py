@@ -6,12 +6,12 @@ any other one needs a reference: the same target served elsewhere without specul
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import openai
 
+from specpilot.auditing.beginnings import beginning, homogeneity_table
 from specpilot.auditing.checks import Answer, Check, Subject
 from specpilot.auditing.distribution import FALSE_ALARM
 
@@ -19,6 +19,8 @@ SAMPLED_TOKENS = 3
 LEAST_EXPECTED = 5.0
 """Beginnings that are expected less often share one bin."""
 TIMEOUT_S = 60.0
+_CUT = "\ufffd"
+"""What stands for a character whose bytes are not all there."""
 
 
 class EndpointSubject:
@@ -28,7 +30,7 @@ class EndpointSubject:
         url: where the server listens, without ``/v1``.
         model: its name; default: the first that the server lists.
         token: bearer token.
-        extension: whether it knows the ``speculation`` and ``slo_ms`` fields.
+        extension: whether it knows specpilot's fields (``speculation``, ``slo_ms``, …).
 
     Raises:
         ValueError: if the server does not answer, or has no model.
@@ -78,6 +80,8 @@ class EndpointSubject:
             extra["top_k"] = top_k
             # An output served from the cache says nothing of the engine that is audited.
             extra["continuation"] = False
+            # A last word that is not all there was verified too.
+            extra["whole_words"] = False
             if max_draft is not None:
                 on = {"mode": "auto", "max_draft": max_draft}
                 extra["speculation"] = on if max_draft else {"mode": "off"}
@@ -94,7 +98,10 @@ class EndpointSubject:
             )
         except openai.OpenAIError as error:
             raise ValueError(f"url: {self.name} refuses a completion ({error})") from None
-        return Answer(answer.choices[0].text, None, answer.choices[0].finish_reason)
+        choice = answer.choices[0]
+        # A longer answer has the character itself there, and would seem to differ.
+        text = choice.text if choice.finish_reason == "stop" else choice.text.rstrip(_CUT)
+        return Answer(text, None, choice.finish_reason)
 
 
 def audit_endpoint(
@@ -199,22 +206,16 @@ def _seeds(subject: Subject, prompts: Sequence[str]) -> Check:
 
 
 def _distribution(subject: Subject, reference: Subject, prompt: str, samples: int) -> Check:
-    """Two samples of short texts, one from each side: a χ² test of homogeneity on their first words."""
+    """Two samples of short texts, one from each side: a χ² test of homogeneity on their beginnings."""
     from scipy import stats
 
-    def draw(side: Subject, draft: int | None) -> Counter[str]:
-        found: Counter[str] = Counter()
-        for _ in range(samples):
-            text = side.complete(prompt, SAMPLED_TOKENS, temperature=1.0, max_draft=draft).text
-            found[text.split(" ")[1] if text.startswith(" ") and " " in text[1:] else text[:6]] += 1
-        return found
+    def draw(side: Subject, draft: int | None) -> list[str]:
+        answers = (
+            side.complete(prompt, SAMPLED_TOKENS, temperature=1.0, max_draft=draft) for _ in range(samples)
+        )
+        return [beginning(answer.text, ended=answer.stop_cause == "stop") for answer in answers]
 
-    ours, theirs = draw(subject, 2), draw(reference, 0)
-    frequent = [word for word, times in (ours + theirs).items() if times >= 2 * LEAST_EXPECTED]
-    rows = [[side[word] for word in frequent] for side in (ours, theirs)]
-    for row, side in zip(rows, (ours, theirs), strict=True):
-        row.append(side.total() - sum(row))
-    table = [list(column) for column in zip(*rows, strict=True) if sum(column) > 0]
+    table = homogeneity_table(draw(subject, 2), draw(reference, 0), 2 * LEAST_EXPECTED)
     if len(table) < 2:
         return Check("distribution", "skipped", {"why": f"{samples} samples give no two frequent beginnings"})
     value = float(stats.chi2_contingency(list(zip(*table, strict=True))).pvalue)
