@@ -23,6 +23,7 @@ from specpilot.trace import (
     write_trace,
 )
 from specpilot.trace.replay import replay_decisions
+from specpilot.trace.validate import validate
 
 Served = TypeVar("Served", Controller, TracedController)
 Whole = tuple[TraceHeader, list[TraceRecord]]
@@ -139,6 +140,7 @@ def test_any_run_replays(data: st.DataObject, tmp_path_factory: pytest.TempPathF
     driver.run(data)
     path = tmp_path_factory.getbasetemp() / "any.jsonl"
     write_trace(path, driver.header, driver.records)
+    validate(path)
     replayed = replay_decisions(read_trace(path))
     assert replayed.differences == []
 

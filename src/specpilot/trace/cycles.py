@@ -28,7 +28,6 @@ COUNTS = (
     "verified_tokens",
     "context_tokens",
     "draft_prefill_tokens",
-    "batch_size",
     "batch_tokens",
     "cycle",
     "max_nodes",
@@ -38,17 +37,8 @@ COUNTS = (
     "end_call",
     "end_place",
 )
-NUMBERS = (
-    "start_s",
-    "end_s",
-    "draft_ms",
-    "draft_prefill_ms",
-    "verify_ms",
-    "host_ms",
-    "queue_ms",
-    "planned_s",
-    "deadline_s",
-)
+INSTANTS = ("start_s", "end_s", "planned_s", "deadline_s")
+DURATIONS = ("draft_ms", "draft_prefill_ms", "verify_ms", "host_ms", "queue_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +170,8 @@ class CycleRecord:
         reasons = lines.mapping(record, "numbers")
         ended = lines.optional_text(record, "ended")
         counts: dict[str, Any] = {name: lines.count(record, name) for name in COUNTS}
-        times: dict[str, Any] = {name: lines.number(record, name) for name in NUMBERS}
+        times: dict[str, Any] = {name: lines.number(record, name) for name in INSTANTS}
+        times |= {name: lines.duration(record, name) for name in DURATIONS}
         if not counts["accepted"] <= counts["proposed"]:
             raise ValueError(
                 f"accepted: {counts['accepted']} exceeds proposed={counts['proposed']}; leave out the token "
@@ -189,6 +180,7 @@ class CycleRecord:
         return cls(
             **counts,
             **times,
+            batch_size=lines.count(record, "batch_size", least=1),
             request=lines.text(record, "request"),
             from_pool=lines.flag(record, "from_pool"),
             binding=Binding(lines.one_of(record, "binding", tuple(Binding))),

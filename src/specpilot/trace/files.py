@@ -1,27 +1,32 @@
 """Trace files: plain JSON Lines, or compressed where the name ends in ``.gz`` or ``.zst``.
 
-Writing is made for the serving loop: a record is encoded and handed to a buffered file, nothing is flushed
-on the way. Reading is strict: a file that is cut, damaged or of another version is refused with the line's
-number, and ``partial`` (for the trace of a server that still runs) says how much was left out.
+Writing is made for the serving loop: a record is encoded and handed to a buffered file. Only every so many
+lines, and where the loop asks for it, what was written is made readable: a trace of a server that still
+runs, or was killed, lacks its last lines alone. Reading is strict: a file that is cut, damaged or of another
+version is refused with the line's number, and ``partial`` (for such a trace) says how much was left out.
 """
 
 from __future__ import annotations
 
-import gzip
-import io
 import json
-import zlib
+import math
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from specpilot.trace import lines, schema
+from specpilot.trace.compressed import COMPRESSED, damages, open_read, open_write, release
 from specpilot.trace.schema import CloseRecord, TraceHeader, TraceRecord, to_json
 
 Checked = TypeVar("Checked")
-BUFFER_BYTES = 1 << 18
+HELD_LINES = 64
+"""At most so many lines of a trace are not readable yet: 0.5 % of a gzip file, 1 % of a zstd one."""
+FEW_LINES, FLUSH_S = 16, 1.0
+"""A flush of a compressed file waits while fewer lines than that are new and the last one is not as long ago:
+after each of many short requests it would make a zstd file larger by a fifth."""
 _ENCODE = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
@@ -31,19 +36,26 @@ class TraceWriter:
     Args:
         path: ``.gz`` and ``.zst`` (needs ``zstandard``) are compressed.
         header: the first line.
+        clock: seconds, monotonic; :meth:`flush` alone looks at it, so the same records give the same bytes.
 
     Raises:
         OSError: if the file cannot be written.
         ModuleNotFoundError: for ``.zst`` without ``zstandard``.
     """
 
-    def __init__(self, path: Path, header: TraceHeader) -> None:
-        self._file = _open_write(path)
-        self._lines = 0
+    def __init__(
+        self, path: Path, header: TraceHeader, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._file = open_write(path)
+        self._compressed = path.suffix in COMPRESSED
+        self._clock = clock
+        self._lines = self._held = 0
+        self._released_s = -math.inf
         self.write(header)
+        self._release()
 
     def write(self, record: TraceRecord) -> None:
-        """Add a record."""
+        """Add a record; at most :data:`HELD_LINES` are then not readable yet."""
         content = to_json(record)
         try:
             line = _ENCODE(content)
@@ -51,10 +63,22 @@ class TraceWriter:
             line = _ENCODE(lines.finite(content))
         self._file.write(line.encode() + b"\n")
         self._lines += 1
+        self._held += 1
+        if self._held >= HELD_LINES:
+            self._release()
 
     def flush(self) -> None:
-        """Hand everything written so far to the operating system."""
-        self._file.flush()
+        """Make everything written so far readable; a few lines of the last second may wait if compressed."""
+        if not self._held:
+            return
+        now_s = self._clock()
+        if not self._compressed or self._held >= FEW_LINES or now_s - self._released_s >= FLUSH_S:
+            self._released_s = now_s
+            self._release()
+
+    def _release(self) -> None:
+        release(self._file)
+        self._held = 0
 
     def close(self) -> None:
         """Write the last line and close the file; a second call does nothing."""
@@ -93,15 +117,20 @@ class TraceReader:
             OSError: if the file cannot be read.
         """
         closed: int | None = None
-        with _open_read(self.path) as file:
+        damaged: tuple[type[Exception], ...] = (OSError, ValueError, *damages())
+        with open_read(self.path) as file:
             iterator = iter(file)
             while True:
                 try:
                     raw = next(iterator, None)
-                except (EOFError, OSError, ValueError, zlib.error, _zstd_error()) as error:
-                    if self._cut(f"the compressed data ends early or is damaged ({error})"):
-                        return
-                    raise
+                except damaged as error:
+                    why = f"the compressed data ends early or is damaged ({error})"
+                    if not self.line:
+                        raise ValueError(
+                            f"{self.path.name}, line 1: {why} before its first line ends; use the whole file"
+                        ) from None
+                    self._cut(why)
+                    return
                 if raw is None:
                     break
                 self.line += 1
@@ -134,10 +163,7 @@ class TraceReader:
                     continue
                 yield record
         if not self.line:
-            raise ValueError(
-                f"{self.path.name}, line 1: the file is empty or cut before its first line ends; a trace has "
-                "at least a header line"
-            )
+            raise self._empty()
         if closed is None:
             self._cut("there is no closing line: the trace was cut, or its writer still runs")
 
@@ -149,16 +175,25 @@ class TraceReader:
         try:
             return lines.parse_object(raw)
         except ValueError as error:
-            if not raw.endswith(b"\n") and self._cut("the last line is cut in the middle"):
-                return None
-            raise self.error(error) from None
+            if raw.endswith(b"\n"):
+                raise self.error(error) from None
+            if self.line == 1:
+                raise self._empty() from None
+            self._cut("the last line is cut in the middle", self.line - 1)
+            return None
 
-    def _cut(self, why: str) -> bool:
-        """Whether the file may end here; raises if it may not."""
+    def _cut(self, why: str, whole: int | None = None) -> None:
+        """Let the file end here after so many whole lines (default: all that were read), or raise."""
         if not self.partial:
             raise self.error(f"{why}; read what is whole with --partial, or use the whole file")
+        self.line = self.line if whole is None else whole
         self.left_out = f"{self.path.name}, after line {self.line}: {why}"
-        return True
+
+    def _empty(self) -> ValueError:
+        return ValueError(
+            f"{self.path.name}, line 1: the file is empty or cut before its first line ends; a trace has at "
+            "least a header line"
+        )
 
     def _check(self, parse: Callable[[Mapping[str, Any]], Checked], record: Mapping[str, Any]) -> Checked:
         try:
@@ -193,58 +228,13 @@ def write_trace(path: Path, header: TraceHeader, records: Iterable[TraceRecord])
 
 def is_trace(path: Path) -> bool:
     """Whether a file's first line is a trace's header (of any version)."""
+    damaged: tuple[type[Exception], ...] = (ValueError, *damages())
     try:
-        with _open_read(path) as file:
+        with open_read(path) as file:
             return lines.parse_object(next(iter(file), b"")).get("kind") == "trace"
-    except (ValueError, EOFError, gzip.BadGzipFile, zlib.error, _zstd_error()):
+    except damaged:
         return False
 
 
 def _same_version(record: Mapping[str, Any]) -> None:
     lines.check_version(record, schema.VERSION, "trace")
-
-
-def _open_write(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        # The name and the time are left out: the same run gives the same bytes.
-        raw = path.open("wb")
-        return io.BufferedWriter(_Owning(raw), BUFFER_BYTES)
-    if path.suffix == ".zst":
-        import zstandard
-
-        stream: Any = zstandard.ZstdCompressor(level=3).stream_writer(path.open("wb"), closefd=True)
-        return io.BufferedWriter(stream, BUFFER_BYTES)
-    return path.open("wb", buffering=BUFFER_BYTES)
-
-
-class _Owning(gzip.GzipFile):
-    """A gzip stream that also closes the file below it."""
-
-    def __init__(self, raw: IO[bytes]) -> None:
-        super().__init__(filename="", mode="wb", compresslevel=6, fileobj=raw, mtime=0)
-        self._raw = raw
-
-    def close(self) -> None:
-        super().close()
-        self._raw.close()
-
-
-def _open_read(path: Path) -> IO[bytes]:
-    if path.suffix == ".gz":
-        return io.BufferedReader(gzip.open(path, "rb"), BUFFER_BYTES)
-    if path.suffix == ".zst":
-        import zstandard
-
-        return io.BufferedReader(
-            zstandard.ZstdDecompressor().stream_reader(path.open("rb"), closefd=True), BUFFER_BYTES
-        )
-    return path.open("rb", buffering=BUFFER_BYTES)
-
-
-def _zstd_error() -> type[Exception]:
-    try:
-        import zstandard
-    except ModuleNotFoundError:
-        return EOFError
-    error: type[Exception] = zstandard.ZstdError
-    return error

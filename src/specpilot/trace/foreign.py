@@ -187,17 +187,10 @@ def _step(row: Mapping[str, Any], told: set[str]) -> Step:
         accepted=accepted,
         confidences=lines.numbers(row, "confidence", low=0.0, high=1.0) or (),
         prompt_tokens=lines.count(row, "prompt_tokens") if "prompt_tokens" in row else 0,
-        draft_ms=_ms(row, "draft_ms"),
-        verify_ms=_ms(row, "verify_ms"),
+        draft_ms=lines.duration(row, "draft_ms") if "draft_ms" in row else 0.0,
+        verify_ms=lines.duration(row, "verify_ms") if "verify_ms" in row else 0.0,
         time_s=lines.number(row, "time_s") if "time_s" in row else None,
     )
-
-
-def _ms(row: Mapping[str, Any], name: str) -> float:
-    value = lines.number(row, name) if name in row else 0.0
-    if value < 0.0:
-        raise ValueError(f"{name}: {value} is not ≥ 0; give milliseconds")
-    return value
 
 
 def _vllm_request(record: Mapping[str, Any]) -> list[Step]:

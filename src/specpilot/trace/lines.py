@@ -140,6 +140,14 @@ def optional_number(record: Mapping[str, Any], field: str) -> float | None:
     return None if record.get(field) is None else number(record, field)
 
 
+def duration(record: Mapping[str, Any], field: str) -> float:
+    """A required finite number of milliseconds, ≥ 0."""
+    value = number(record, field)
+    if value < 0.0:
+        raise ValueError(f"{field}: {value} is not ≥ 0; give milliseconds")
+    return value
+
+
 def one_of(record: Mapping[str, Any], field: str, allowed: Sequence[str]) -> str:
     """A required string out of a few."""
     value = text(record, field)

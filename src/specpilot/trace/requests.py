@@ -47,7 +47,7 @@ class AdmitRecord:
             prompt_tokens=lines.count(record, "prompt_tokens"),
             max_tokens=lines.count(record, "max_tokens", least=1),
             cached_tokens=lines.count(record, "cached_tokens"),
-            slo_ms=lines.optional_number(record, "slo_ms"),
+            slo_ms=_slo_ms(record),
             max_draft=lines.optional_count(record, "max_draft"),
             prefill_passes=lines.count(record, "prefill_passes"),
             drafter=lines.text(record, "drafter"),
@@ -58,6 +58,13 @@ class AdmitRecord:
             prefill_drafts="prefill_drafts" not in record or lines.flag(record, "prefill_drafts"),
             acceptance=_acceptance(record),
         )
+
+
+def _slo_ms(record: Mapping[str, Any]) -> float | None:
+    value = lines.optional_number(record, "slo_ms")
+    if value is not None and value <= 0.0:
+        raise ValueError(f"slo_ms: {value} is not > 0; give milliseconds, or null where none was asked for")
+    return value
 
 
 def _acceptance(record: Mapping[str, Any]) -> AcceptanceName:
@@ -124,6 +131,6 @@ class EndRecord:
             target_passes=lines.count(record, "target_passes"),
             pool_passes=lines.count(record, "pool_passes"),
             cycles=lines.count(record, "cycles"),
-            e2e_ms=lines.number(record, "e2e_ms"),
+            e2e_ms=lines.duration(record, "e2e_ms"),
             met_slo=lines.flag(record, "met_slo"),
         )

@@ -80,7 +80,7 @@ def _check(
         else:
             lives[record.request] = _Life(line)
     elif isinstance(record, CycleRecord):
-        _check_cycle(record, _life(lives, record.request), seen)
+        _check_cycle(record, _life(lives, record.request), seen, result.header.lacks)
         result.cycles += 1
         result.plain_cycles += record.proposed == 0
     elif isinstance(record, EndRecord):
@@ -96,7 +96,7 @@ def _check(
         _life(lives, record.request)
 
 
-def _check_cycle(record: CycleRecord, life: _Life, seen: set[int]) -> None:
+def _check_cycle(record: CycleRecord, life: _Life, seen: set[int], lacks: tuple[str, ...]) -> None:
     if record.cycle in seen:
         raise ValueError(f"cycle: {record.cycle} occurs twice; ids are unique in a trace")
     seen.add(record.cycle)
@@ -110,8 +110,18 @@ def _check_cycle(record: CycleRecord, life: _Life, seen: set[int]) -> None:
             f"start_s: planned {record.planned_s}, started {record.start_s}, ended {record.end_s}; a clock "
             "that only goes forward is needed"
         )
-    if record.drafted and record.proposed > record.drafted:
-        raise ValueError(f"proposed: {record.proposed} exceeds drafted={record.drafted}; count draft steps")
+    if record.proposed > record.drafted and "drafted" not in lacks:
+        raise ValueError(
+            f"drafted: {record.drafted} is below proposed={record.proposed}; count every draft step, at "
+            "least one per proposed token"
+        )
+    # More would be asked for too, but a pass that did not cover what was emitted is a fault of the engine
+    # that `diagnose` is there to find.
+    if record.proposed and not record.verified_tokens and "verified_tokens" not in lacks:
+        raise ValueError(
+            f"verified_tokens: 0 is not ≥ 1 with proposed={record.proposed}; give the width of this "
+            "request's part of the pass"
+        )
     evidence = record.evidence
     for name in ("verdicts", "proposed_ids"):
         values = getattr(evidence, name)
