@@ -40,6 +40,7 @@ def test_overlaps_are_the_acceptance_probabilities_of_judged_tokens() -> None:
     fails with odds of 6e-7 on another seed.
     """
     promised = happened = variance = 0.0
+    beyond = 0
     for cycle in _cycles(0.8):
         told = cycle.evidence
         assert told.verdicts is None
@@ -48,13 +49,16 @@ def test_overlaps_are_the_acceptance_probabilities_of_judged_tokens() -> None:
             continue
         assert told.overlaps is not None
         assert told.accepted_at is not None
-        assert len(told.overlaps) == min(len(told.accepted_at) + 1, cycle.proposed)
+        # Of a block in which the output ended what lies beyond was not judged.
+        assert len(told.overlaps) == min(len(told.accepted_at) + 1, cycle.proposed, cycle.emitted)
+        beyond += len(told.accepted_at) > cycle.accepted
         assert told.proposal_q is not None
         assert all(
             q <= top * (1.0 + 1e-4) for q, top in zip(told.proposal_q, cycle.confidences, strict=False)
         )
         promised += sum(told.overlaps)
-        happened += len(told.accepted_at)
+        happened += cycle.accepted
         variance += sum(value * (1.0 - value) for value in told.overlaps)
     assert promised > 100.0
+    assert beyond, "no output ended inside a block with more of it accepted"
     assert happened == pytest.approx(promised, abs=5.0 * variance**0.5)
