@@ -144,7 +144,7 @@ def test_command_from_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (("--acceptance", "0.7", "--draft-ms", "1"), "draft_ms, verify_ms: one of the two is missing"),
         (("--models", "missing.toml"), "missing.toml"),
         (("--models", "x.toml", "--acceptance", "0.7"), "--acceptance: given together with --models"),
-        (("--models", "x.toml", "--no-sensitivity"), "--sensitivity: given together with --models"),
+        (("--models", "x.toml", "--no-sensitivity"), "--no-sensitivity: given together with --models"),
         (("--models", "x.toml", "--map"), "--map: given together with --models"),
         (
             ("--models", "x.toml", "--load", "0", "--seed", "2"),
