@@ -12,6 +12,7 @@ from live_server import UNHURRIED, Gated, Running, Serve, scripted, scripted_pai
 from specpilot.control import ControllerConfig
 from specpilot.control.types import Admission, RequestInfo
 from specpilot.decoding.types import Block
+from specpilot.serving.app import Server
 from specpilot.serving.config import Keys, ServerConfig
 from specpilot.serving.http import MAX_HEADER_BYTES, listen
 from specpilot.targets.base import VerifyItem
@@ -68,6 +69,12 @@ def test_malformed_keys_are_refused_without_repeating_them() -> None:
     with pytest.raises(ValueError, match=r"SPECPILOT_API_KEYS\[1\]") as caught:
         Keys({"SPECPILOT_API_KEYS": "ann:x,hidden"})
     assert "hidden" not in str(caught.value)
+
+
+def test_a_prompt_limit_beyond_the_context_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"max_prompt_tokens: 256 is not in 1…255"):
+        Server(scripted_pair(), ServerConfig(max_prompt_tokens=256))
+    Server(scripted_pair(), ServerConfig(max_prompt_tokens=255))
 
 
 @pytest.mark.parametrize(

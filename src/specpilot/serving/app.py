@@ -64,6 +64,11 @@ class Server:
         chat: ChatFormat | None = None,
     ) -> None:
         config = config or ServerConfig()
+        if (config.max_prompt_tokens or 0) >= pair.target.context_limit:
+            raise ValueError(
+                f"max_prompt_tokens: {config.max_prompt_tokens} is not in 1…{pair.target.context_limit - 1} (the "
+                "model's context, less a token of output); lower it, or leave it out"
+            )
         self.pair = pair
         self.config = config
         # Admission counts one pass after the other, whatever max_batch is: counting on shared ones let more
