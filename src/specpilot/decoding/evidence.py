@@ -71,8 +71,8 @@ def cycle_evidence(
         q = draft.q if request.rule.needs_q else None
         if q is not None or _looked_at(cycle_id):
             # What was accepted beyond the output's end does not count as accepted either.
-            along = (-1, *accepted.path)[:emitted]
-            p = [probabilities(verified.logits[node + 1], params) for node in along]
+            judged = (-1, *accepted.path)[:emitted]
+            p = [probabilities(verified.logits[node + 1], params) for node in judged]
             sampled = _sampled(p, request.context[len(request.context) - emitted - 1 :])
             if q is not None:
                 # Positions after the first rejection were never judged: there are no more of p than of those.

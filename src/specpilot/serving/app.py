@@ -66,8 +66,8 @@ class Server:
         config = config or ServerConfig()
         if (config.max_prompt_tokens or 0) >= pair.target.context_limit:
             raise ValueError(
-                f"max_prompt_tokens: {config.max_prompt_tokens} is not in 1…{pair.target.context_limit - 1} (the "
-                "model's context, less a token of output); lower it, or leave it out"
+                f"max_prompt_tokens: {config.max_prompt_tokens} is not in 1…{pair.target.context_limit - 1} "
+                "(the model's context, less a token of output); lower it, or leave it out"
             )
         self.pair = pair
         self.config = config
