@@ -50,9 +50,10 @@ def run(
     from specpilot.simulation.measure import measure_costs
     from specpilot.simulation.record import Recorder
     from specpilot.trace import write_agreement
+    from specpilot.trace.compressed import COMPRESSED
 
     check_writable(out, costs, json_target, read=[prompts])
-    if out.suffix in (".gz", ".zst"):
+    if out.suffix in COMPRESSED:
         raise ValueError(f"out: {out.name!r}: an agreement trace is plain text; leave {out.suffix} out")
     if limit is not None and limit < 1:
         raise ValueError(f"limit: {limit} is not ≥ 1; give a count, or leave it out")

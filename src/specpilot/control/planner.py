@@ -351,9 +351,9 @@ class OptimalPlanner:
 def _is_cold(context: Context, decision: Decision, *, trees: bool) -> bool:
     """Whether too little is known of the drafter to leave the static length for what was decided."""
     blocks = context.calibration.blocks
-    if blocks < COLD_BLOCKS or blocks >= UNSURE_BLOCKS:
-        return blocks < COLD_BLOCKS
-    return not trees and decision.lead < SURE_LEAD / math.sqrt(blocks)
+    if blocks < COLD_BLOCKS:
+        return True
+    return blocks < UNSURE_BLOCKS and not trees and decision.lead < SURE_LEAD / math.sqrt(blocks)
 
 
 def _gone_over(view: CycleView, context: Context) -> bool:

@@ -12,6 +12,7 @@ from specpilot.control.curves import KNOTS
 from specpilot.models.base import CausalLM
 from specpilot.serving.engine import Engine
 from specpilot.simulation.measure import measure_costs
+from specpilot.trace.compressed import COMPRESSED
 
 LOG = logging.getLogger("specpilot.serving")
 
@@ -65,7 +66,7 @@ def keep_aside(path: Path) -> Path | None:
     """
     if not path.is_file() or not path.stat().st_size:
         return None
-    endings = "".join(path.suffixes[-2:] if path.suffix in (".gz", ".zst") else path.suffixes[-1:])
+    endings = "".join(path.suffixes[-2:] if path.suffix in COMPRESSED else path.suffixes[-1:])
     stem = path.name.removesuffix(endings)
     free = (path.with_name(f"{stem}.{number}{endings}") for number in count(1))
     other = next(name for name in free if not name.exists())
