@@ -3,8 +3,9 @@
     python benchmarks/live_transformers.py [--workload long|mixed] [--requests 100] [--budget 2]
 
 One client that never waits (saturation). Policies take turns, a batch of requests each, on clocks of their
-own; ledger, deadlines, cycle and models are the same for all, and learning is included. On this engine a
-draft step costs about a fifth of a target pass, so τ matters.
+own; ledger, deadlines, cycle and models are the same for all, and learning is included. Short turns, so that
+a machine that is slow for some seconds is slow for all. On this engine a draft step costs about a fifth of a
+target pass, so τ matters.
 
 The best static τ in hindsight is found by exact replay of the agreement trace of the same requests, at
 costs fitted to cycles that really ran; it and its neighbours on the grid run live, and the best of these
@@ -193,7 +194,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0], allow_abbrev=False)
     parser.add_argument("--workload", choices=("mixed", "long"), default="mixed")
     parser.add_argument("--requests", type=int, default=100)
-    parser.add_argument("--batch", type=int, default=5, help="requests per turn")
+    parser.add_argument("--batch", type=int, default=1, help="requests per turn")
     parser.add_argument("--budget", type=float, default=2.0, help="passes per request; inf for none")
     parser.add_argument("--slo-p95-ms", type=float, default=2000.0)
     parser.add_argument("--max-tokens", type=int, default=24)
@@ -223,7 +224,7 @@ def main() -> int:
     share = costs.draft_step(200) / costs.verify_ms(1, 200)
     text = (
         f"{options.engine}, {options.workload} prompts, {options.requests} requests of at most "
-        f"{options.max_tokens} tokens in batches of {options.batch}, B = {options.budget:g}, SLO "
+        f"{options.max_tokens} tokens, {options.batch} in a turn, B = {options.budget:g}, SLO "
         f"{options.slo_p95_ms:g} ms, seed {options.seed}. Draft step ÷ one-token pass at 200 tokens: "
         f"{share:.2f}; replayed, static-2 makes {rates['static-2'] / rates['static-16']:.2f} of static-16's "
         f"goodput and {rates['static-2'] / rates[found]:.2f} of {found}'s, the best. Best static live: "
