@@ -108,6 +108,17 @@ def test_one_that_cannot_wait_for_the_others_ends_in_time() -> None:
     assert crowd(0, 38.0).plan(["old"], now=1.0).cycles
 
 
+def test_a_pass_fits_only_with_the_host_s_time_beside_it() -> None:
+    """A pass of 20 ms and 5 ms of the host's do not fit into 24 ms, and do into 26."""
+    for left_ms, fits in ((24.0, False), (26.0, True)):
+        controller = crowd(0, left_ms)
+        for _ in range(200):
+            controller.cost.observe_host(5.0)
+        answer = controller.plan(["old"], now=1.0)
+        assert bool(answer.cycles) is fits
+        assert [stop.cause for stop in answer.stops] == [StopCause.DEADLINE] * (not fits)
+
+
 def test_those_who_share_a_pass_keep_nobody_waiting() -> None:
     """A pass costs the same however many are in it."""
     controller = crowd(4, 38.0, max_batch=8)

@@ -139,7 +139,8 @@ def backlog_ms(cost: CostModel, requests: Iterable[OpenRequest], max_batch: int,
 def must_stop(
     cost: CostModel, request: OpenRequest, plain_ms: float, ahead_ms: float, now: float
 ) -> PlannedStop | None:
-    """Deadline check: is there time for one more plain pass, which takes ``plain_ms``, ``ahead_ms`` from now?
+    """Deadline check: is there time for one more plain pass, which takes ``plain_ms`` and what the host does
+    beside it, ``ahead_ms`` from now?
 
     A request whose output has ended stops too. The pass of one that was let in to measure it is made.
     """
@@ -156,7 +157,7 @@ def must_stop(
     else:
         # Nothing yet: an empty answer is a miss too, so only a hopeless pass is spared.
         need, left = plain_ms, (request.arrival_s - now) * 1000.0 + request.slo_ms
-    need += ahead_ms
+    need += cost.host_ms + ahead_ms
     if need <= left:
         return None
     numbers = {"need_ms": need, "left_ms": left}

@@ -144,7 +144,8 @@ class Controller:
             if waiting and sharing == 1 and request.emitted:
                 before_ms = ahead_ms(cost, request, known.values(), now)
             # Who has time for its upper quantile has it by any rule.
-            if before_ms + plain_ms * cost.verify_upper.ratio > left_ms or request.ended is not None:
+            need_ms = before_ms + plain_ms * cost.verify_upper.ratio + cost.host_ms
+            if need_ms > left_ms or request.ended is not None:
                 stop = must_stop(cost, request, plain_ms, before_ms, now)
                 if stop:
                     stops.append(stop)
