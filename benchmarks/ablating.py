@@ -33,7 +33,7 @@ from specpilot.trace.agreement import AgreementTrace
 THRESHOLD = 0.005
 FRESH_SEED = 7000
 """The first of those that confirm; no constant was tuned on any of them."""
-CONFIRMED = 3
+CONFIRMED = 8
 """Rows of a signal that are run on those."""
 
 

@@ -7,7 +7,7 @@ Each row switches one signal off by patching the estimator behind it (nothing in
 ablations) and replays the same arrivals; a cell is the change of specpilot's goodput, the least and the
 most over the three loads. A signal that costs less than 0.5 % everywhere and guards no invariant has no
 reason to stay. Simulated workloads. The worst of 45 rows is one or two per cent by chance alone: with
-``--confirm N`` each signal's three worst rows are run again on N seeds that nothing was seen on.
+``--confirm N`` each signal's eight worst rows are run again on N seeds that nothing was seen on.
 """
 
 from __future__ import annotations
