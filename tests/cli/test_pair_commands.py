@@ -69,6 +69,17 @@ def test_record_then_replay(tmp_path: Path) -> None:
     assert policies["oracle"]["discarded_draft_tokens"] == 0
 
 
+def test_record_says_what_the_context_cut(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    prompts, trace, out = (tmp_path / name for name in ("prompts.jsonl", "trace.jsonl", "out.json"))
+    prompts.write_text(json.dumps({"prompt": "and " * 1000}) + "\n")
+    arguments = ("record", str(trace), "--prompts", str(prompts), "--max-tokens", "5000", "--json", str(out))
+    assert status(*arguments) == 0
+    (item,) = read_agreement(trace)
+    assert item.ended is None
+    assert json.loads(out.read_text())["cut_by_context"] == 1
+    assert "1 of 1 outputs end where the context does" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -85,6 +85,9 @@ def run(
     screen.print(
         f"{len(traces)} requests, {len(bits)} positions: the draft agrees at {agreement:.1%} of them."
     )
+    cut = sum(trace.ended is None for trace in traces)
+    if cut:
+        screen.print(f"{cut} of {len(traces)} outputs end where the context does, before --max-tokens.")
     if inconsistent:
         screen.print(
             f"[bold red]Inconsistent[/]: at {inconsistent} positions another split of the passes differs."
@@ -96,6 +99,7 @@ def run(
             "positions": len(bits),
             "agreement": agreement,
             "inconsistent_positions": inconsistent,
+            "cut_by_context": cut,
             "near_ties": sum(trace.near_ties(len(trace.agree)) for trace in traces),
             "trace": str(out),
             "costs": None if costs is None else str(costs),
